@@ -1,0 +1,148 @@
+"""What the parts of genlab agree on: the image, the protocols, the two ways to fail.
+
+B images, C channels, H x W pixels, K levels, D features; T steps of c values each, T * c = C * H * W.
+An image is an integer tensor (B, C, H, W) with values in 0..K-1, into and out of every public method.
+Log-probabilities are nats, summed over the dimensions of an image: one number per image, (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class RequestError(ValueError):
+    """The request was wrong: one sentence for the user; the command line prints it and exits with status 2."""
+
+
+class RunError(RuntimeError):
+    """A run failed: one sentence for the user; the command line prints it and exits with status 1."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The one object that crosses from data to model: shape and alphabet of an image.
+
+    `levels` K: pixel values are the integers 0..K-1. `classes`: number of labels, 0 without labels.
+    """
+
+    channels: int
+    height: int
+    width: int
+    levels: int = 256
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1 or self.levels < 2 or self.classes < 0:
+            raise RequestError(f"an image needs at least 1 channel, 1x1 pixels, 2 levels and 0 classes, got {self}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def dims(self) -> int:
+        """C * H * W: what bits/dim divides by."""
+        return self.channels * self.height * self.width
+
+    def check(self, x: Tensor) -> None:
+        """Raise unless x is an integer image batch (B, C, H, W) of this spec. Values are not read (no device sync)."""
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(
+                f"expected integer images in 0..{self.levels - 1}, got {x.dtype}; scaling belongs inside the model"
+            )
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """Something with a loss."""
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Per-image training loss under the key "loss" (B,), in nats, beside anything worth plotting, each (B,)."""
+        ...
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Something that gives images a probability."""
+
+    exact: bool
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Nats per image (B,). If not `exact`: one draw of log w with E[w] = p(x)."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Something that makes images."""
+
+    def sample(
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n images (n, C, H, W), integers."""
+        ...
+
+
+class Completion(NamedTuple):
+    """Completed images (B, C, H, W) and, per image, the smallest effective number of particles on the way (B,)."""
+
+    images: Tensor
+    effective_particles: Tensor
+
+
+@runtime_checkable
+class Completer(Protocol):
+    """Something that draws unknown pixels given known ones."""
+
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        context: Tensor | None = None,
+        particles: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Completion:
+        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the rest given it."""
+        ...
+
+
+@runtime_checkable
+class Features(Protocol):
+    """Something whose inner representation can be looked at."""
+
+    def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Named representations of the images, each (B, ...)."""
+        ...
+
+
+def to_steps(x: Tensor, step_channels: int) -> Tensor:
+    """Images (B, C, H, W) -> values in generation order (B, T, c): raster order, the channels of a pixel together."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, step_channels)
+
+
+def from_steps(steps: Tensor, spec: ImageSpec) -> Tensor:
+    """Inverse of `to_steps`: (B, T, c) -> (B, C, H, W)."""
+    return steps.reshape(len(steps), spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean …?` with the closest choice, or the whole list when nothing is close."""
+    options = sorted(choices)
+    close = get_close_matches(name, options, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"

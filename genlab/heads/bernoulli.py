@@ -1,0 +1,61 @@
+"""Bernoulli head: one logit for a binary value, as for binarised MNIST (van den Oord et al. 2016, arXiv:1601.06759).
+
+A likelihood of two levels only. On grey values in [0, 1] the same formula is not one, so other alphabets are refused.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+
+
+class Bernoulli(nn.Module):
+    """Features (..., D) -> c independent binary values (..., c). Samples from one uniform number a value.
+
+    Several values a step are independent given the features: right for a decoder; a net that orders the colours
+    of a pixel asks for c = 1.
+    """
+
+    def __init__(self, *, width: int, channels: int, levels: int) -> None:
+        super().__init__()
+        if levels != 2:
+            raise RequestError(
+                f"model/head=bernoulli needs images of 2 levels, not {levels}: "
+                "use data=mnist_binary, or model/head=categorical"
+            )
+        self.noise_size = channels
+        self.proj = nn.Linear(width, channels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, h: Tensor) -> BernoulliPixels:
+        """Features (..., D) -> the distribution of the values."""
+        return BernoulliPixels(self.proj(h))
+
+
+class BernoulliPixels:
+    """Independent binary values; logits (..., c) of the value 1."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits if logits.dtype == torch.double else logits.float()
+
+    def tempered(self, temperature: float) -> BernoulliPixels:
+        """Proportional to p(x)^(1/temperature)."""
+        return BernoulliPixels(self.logits / temperature)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Integers x (..., c) -> nats (...,)."""
+        if x.shape != self.logits.shape:
+            raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
+        return F.logsigmoid(torch.where(x.bool(), self.logits, -self.logits)).sum(-1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Uniform noise (..., c) in [0, 1) -> integers (..., c)."""
+        return (noise < self.logits.sigmoid()).long()
+
+    def mean(self) -> Tensor:
+        """Expected level (..., c)."""
+        return self.logits.sigmoid()

@@ -1,0 +1,69 @@
+"""Categorical head: a softmax over the K levels of a value (van den Oord et al. 2016, arXiv:1601.06759, sec. 3).
+
+No assumption about the shape of the distribution: multimodal, spiked and one-sided pixels are all learnt. Ours starts
+the projection at zero, so that an untrained model costs exactly log2 K bits per value.
+
+Leading dimensions are free: a grid of pixels (B, T, D) and one sampling step (B, D) are the same code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+
+
+class Categorical(nn.Module):
+    """Features (..., D) -> K-way softmax of one value (..., 1). Samples from one uniform number a value."""
+
+    noise_size = 1
+
+    def __init__(self, *, width: int, channels: int, levels: int) -> None:
+        super().__init__()
+        if channels != 1:
+            raise RequestError(
+                f"the categorical head predicts one value a step, not {channels} at once: "
+                "it needs a net that orders the colours of a pixel"
+            )
+        self.proj = nn.Linear(width, levels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, h: Tensor) -> CategoricalPixels:
+        """Features (..., D) -> the distribution of the value."""
+        return CategoricalPixels(self.proj(h))
+
+
+class CategoricalPixels:
+    """A softmax over levels; logits (..., K)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits if logits.dtype == torch.double else logits.float()
+
+    def tempered(self, temperature: float) -> CategoricalPixels:
+        """Proportional to p(x)^(1/temperature)."""
+        return CategoricalPixels(self.logits / temperature)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Integers x (..., 1) -> nats (...,)."""
+        if x.shape[:-1] != self.logits.shape[:-1]:  # cross_entropy on flattened tensors would not notice
+            raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
+        nats = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
+        return -nats.view(x.shape[:-1])
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Uniform noise (..., 1) in [0, 1) -> integers (..., 1), through the inverse of the distribution function.
+
+        One number a value instead of K Gumbels: half the arithmetic, a hundredth of the random numbers.
+        """
+        cdf = self.logits.softmax(-1).cumsum(-1)
+        # Scaled by the last entry: rounding leaves it a little off 1, and u must fall below it.
+        x = torch.searchsorted(cdf, noise.to(cdf.dtype) * cdf[..., -1:], right=True)
+        return x.clamp_(max=cdf.shape[-1] - 1)
+
+    def mean(self) -> Tensor:
+        """Expected level (..., 1)."""
+        levels = torch.arange(self.logits.shape[-1], device=self.logits.device, dtype=self.logits.dtype)
+        return (self.logits.softmax(-1) @ levels).unsqueeze(-1)

@@ -1,0 +1,240 @@
+"""Autoregressive models: p(x) = prod_t p(x_t | x_<t), exact, for any causal net and any head.
+
+A net turns an image into features of every step that depend on earlier steps alone; a head turns the features of a
+step into the distribution of its values. Training and likelihood take one forward pass; sampling takes a step for each
+value, from the net's cache. Sampling is completion of nothing, so there is one ancestral loop.
+
+Completion. Clamping known pixels in that loop conditions only on earlier ones: exact when the known pixels come first
+in the generation order, wrong otherwise. Elsewhere `particles` copies run side by side: at a known pixel each copy is
+weighted by the probability it gave to it, copies are resampled when few of them carry the weight, and one is drawn at
+the end (a particle filter, Gordon et al. 1993). It tends to the exact conditional as `particles` grows; the smallest
+effective number of particles, (sum w)^2 / sum w^2, is returned beside the images.
+
+T steps of c values; a row has S = W * C / c of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from genlab.core import Completion, ImageSpec, from_steps, to_steps
+
+
+class Autoregressive(nn.Module):
+    """A causal net and a head. `net(spec=)` and `head(width=, channels=, levels=)` arrive unfinished."""
+
+    exact = True
+    conditioning = "none"
+
+    def __init__(self, spec: ImageSpec, *, net: Callable[..., nn.Module], head: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = net(spec=spec)
+        self.head = head(width=self.net.out_width, channels=self.net.step_channels, levels=spec.levels)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integer images (B, C, H, W) -> nats (B,), exact."""
+        self.spec.check(x)
+        return self.head(self.net(x)).log_prob(to_steps(x, self._step_channels)).sum(1)
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Negative log-likelihood in nats, "loss" (B,)."""
+        return {"loss": -self.log_prob(x, context)}
+
+    def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Output of every block of the net, "block0" … each (B, D, H, W)."""
+        found: dict[str, Tensor] = {}
+        hooks = [
+            block.register_forward_hook(lambda _, __, out, name=f"block{i}": found.__setitem__(name, out))
+            for i, block in enumerate(self.net.blocks)
+        ]
+        try:
+            self.net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def sample(
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n images (n, C, H, W). At a temperature, every conditional is p^(1/temperature), normalised."""
+        x = torch.zeros(n, *self.spec.shape, dtype=torch.long, device=self._device)
+        known = torch.zeros(n, *self.spec.shape[1:], dtype=torch.bool, device=self._device)
+        return self.complete(x, known, context=context, temperature=temperature, generator=generator).images
+
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        context: Tensor | None = None,
+        particles: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Completion:
+        """Keep x (B, C, H, W) where known (B, H, W) is True, draw the rest given it. Exact for a known prefix."""
+        self.spec.check(x)
+        given = to_steps(x.long(), self._step_channels).to(self._device)
+        fixed = to_steps(known[:, None].expand_as(x), self._step_channels).to(self._device)  # (B, T, c)
+        order = fixed[..., 0].long().cpu()
+        # Known steps after an unknown one: only then do the particles differ in weight.
+        weigh = bool((order.cummin(1).values < order).any())
+        rows = int(order.cummin(1).values.sum(1).min()) // self._row_steps
+        with torch.inference_mode():
+            if not weigh:
+                steps = self._clamp(given, fixed, rows, temperature, generator)
+                effective = torch.ones(len(x))
+            else:
+                steps, effective = self._filter(given, fixed, rows, particles, temperature, generator)
+        # A clone outside inference mode is an ordinary tensor, which the caller may change.
+        return Completion(from_steps(steps, self.spec).clone(), effective.clone())
+
+    def _clamp(
+        self, given: Tensor, fixed: Tensor, rows: int, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """The ancestral loop with known values put in place: (B, T, c)."""
+        state = self.net.start(len(given), self._device, (from_steps(given, self.spec), rows))  # type: ignore[operator]
+        out = given.clone()
+        run = Row(self, state, len(given), temperature, generator)
+        for row in range(rows, self.spec.height):
+            here = slice(row * self._row_steps, (row + 1) * self._row_steps)
+            out[:, here] = run(given[:, here], fixed[:, here])
+        return out
+
+    def _filter(
+        self,
+        given: Tensor,
+        fixed: Tensor,
+        rows: int,
+        particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The ancestral loop with weighted particles: (B, T, c) and the smallest effective number of particles (B,)."""
+        batch = len(given)
+        out, fixed = given.repeat_interleave(particles, 0), fixed.repeat_interleave(particles, 0)
+        state = self.net.start(len(out), self._device, (from_steps(out, self.spec), rows))  # type: ignore[operator]
+        log_w = torch.zeros(batch, particles, dtype=torch.double, device=self._device)
+        smallest = torch.full((batch,), float(particles), dtype=torch.double)
+        started = fixed.new_zeros(len(out))  # before its first unknown step all copies of an image are equal
+        previous = None
+        for t, noise in enumerate(self._noise(len(out), rows, generator), rows * self._row_steps):
+            h, state = self.net.step(previous, state)  # type: ignore[operator]
+            pixels = self.head(h)
+            pixels = pixels if temperature == 1 else pixels.tempered(temperature)
+            clamp = fixed[:, t]
+            previous = out[:, t] = torch.where(clamp, out[:, t], pixels.sample(noise))
+            started |= ~clamp[:, 0]
+            weigh = started & clamp[:, 0]
+            if weigh.any():
+                log_w += torch.where(weigh, pixels.log_prob(previous).double(), 0).view(batch, particles)
+                effective = log_w.softmax(1).square().sum(1).reciprocal()
+                smallest = torch.minimum(smallest, effective.cpu())
+                if (effective < particles / 2).any():
+                    index = self._resample(log_w, effective < particles / 2, generator)
+                    out, previous = out[index], previous[index]
+                    state.reorder(index)
+        index = self._draw(log_w.softmax(1), 1, generator)[:, 0]
+        return out.view(batch, particles, *out.shape[1:])[torch.arange(batch, device=self._device), index], smallest
+
+    def _resample(self, log_w: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Redraw the particles of the images `which` by weight, reset their weights; -> index into all copies."""
+        batch, particles = log_w.shape
+        keep = torch.arange(particles, device=log_w.device).expand(batch, -1)
+        chosen = torch.where(which[:, None], self._draw(log_w.softmax(1), particles, generator), keep)
+        log_w[which] = 0
+        return (chosen + torch.arange(batch, device=log_w.device)[:, None] * particles).flatten()
+
+    def _draw(self, weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        """n indices for each row of weights (B, P), systematically (one uniform a row): (B, n)."""
+        start = torch.rand(len(weights), 1, dtype=weights.dtype, generator=generator, device=_home(generator, weights))
+        points = (start.to(weights.device) + torch.arange(n, device=weights.device)) / n
+        cdf = weights.cumsum(1)
+        return torch.searchsorted(cdf, points * cdf[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
+
+    def _noise(self, n: int, rows: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Uniform noise (n, z) of every step after `rows` rows, a row at a time."""
+        for _ in range(rows, self.spec.height):
+            yield from self._row_noise(n, generator)
+
+    def _row_noise(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """(S, n, z). Drawn where the generator lives, so that a seed gives the same noise on every device."""
+        shape = self._row_steps, n, self.head.noise_size
+        return torch.rand(shape, generator=generator, device=_home(generator, self)).to(self._device)  # type: ignore[arg-type]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def _step_channels(self) -> int:
+        return self.net.step_channels  # type: ignore[return-value]
+
+    @property
+    def _row_steps(self) -> int:
+        return self.spec.width * self.spec.channels // self._step_channels
+
+
+class Row:
+    """One row of the ancestral loop. On a GPU its steps are captured as a graph when they serve every row."""
+
+    def __init__(
+        self, model: Autoregressive, state: object, n: int, temperature: float, generator: torch.Generator | None
+    ) -> None:
+        self.model, self.state, self.n = model, state, n
+        self.temperature, self.generator = temperature, generator
+        self.previous: Tensor | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.static: tuple[Tensor, ...] = ()
+        self.capture = model._device.type == "cuda" and model.net.rows_alike
+
+    def __call__(self, given: Tensor, fixed: Tensor) -> Tensor:
+        """Known values (n, S, c) and where they are known -> the row's values (n, S, c)."""
+        noise = self.model._row_noise(self.n, self.generator)
+        if not self.capture or self.previous is None:  # the first row also warms up what the graph will record
+            values = self._steps(noise, given, fixed if bool(fixed.any()) else None, self.previous)
+        else:
+            values = self._replay(noise, given, fixed)
+        self.previous = values[:, -1]
+        return values
+
+    def _steps(self, noise: Tensor, given: Tensor, fixed: Tensor | None, previous: Tensor | None) -> Tensor:
+        net, head, values = self.model.net, self.model.head, []
+        for s in range(len(noise)):
+            h, self.state = net.step(previous, self.state)  # type: ignore[operator]
+            pixels = head(h)
+            if self.temperature != 1:
+                pixels = pixels.tempered(self.temperature)
+            previous = pixels.sample(noise[s])
+            if fixed is not None:
+                previous = torch.where(fixed[:, s], given[:, s], previous)
+            values.append(previous)
+        return torch.stack(values, 1)
+
+    def _replay(self, noise: Tensor, given: Tensor, fixed: Tensor) -> Tensor:
+        inputs = noise, given, fixed, self.previous
+        if self.graph is None:
+            self.static = tuple(x.clone() for x in inputs)  # type: ignore[union-attr]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.values = self._steps(*self.static)
+        for buffer, value in zip(self.static, inputs, strict=True):
+            buffer.copy_(value)  # type: ignore[arg-type]
+        self.graph.replay()
+        return self.values.clone()
+
+
+def _home(generator: torch.Generator | None, where: nn.Module | Tensor) -> torch.device:
+    """The device to draw on: the generator's, or that of the tensors."""
+    if generator is not None:
+        return generator.device
+    return where.device if isinstance(where, Tensor) else next(where.parameters()).device

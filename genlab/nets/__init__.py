@@ -1,0 +1,5 @@
+"""Networks without probability: integer images in, features at every generation step out."""
+
+from genlab.nets.pixelcnn import PixelCNN
+
+__all__ = ["PixelCNN"]

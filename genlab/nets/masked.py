@@ -1,0 +1,65 @@
+"""Masked convolutions with colour groups (van den Oord et al. 2016, arXiv:1601.06759, sec. 3.4, fig. 2).
+
+Feature channels are split into one block per colour of the image: group 0 first, then group 1, …. A tap on a pixel
+above, or to the left in the same row, is free. On the centre pixel, output group o sees input group i
+    mask A (first layer): i < o        the colours already generated
+    mask B (all others):  i <= o       and what has been computed for the colour itself
+Ours differs only in that widths need not be divisible by the number of colours: the blocks are as even as possible.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+
+
+def group_sizes(width: int, groups: int) -> list[int]:
+    """Channels in each colour group: blocks as even as possible, larger ones first."""
+    if width < groups:
+        raise RequestError(f"a width of {width} cannot be split into {groups} colour groups: give at least {groups}")
+    return [width // groups + (g < width % groups) for g in range(groups)]
+
+
+def group_slices(width: int, groups: int) -> list[slice]:
+    """The block of channels of each colour group."""
+    ends = list(accumulate(group_sizes(width, groups)))
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def group_of_channel(width: int, groups: int) -> Tensor:
+    """Colour group of every channel (width,)."""
+    return torch.repeat_interleave(torch.arange(groups), torch.tensor(group_sizes(width, groups)))
+
+
+class MaskedConv2d(nn.Conv2d):
+    """An odd k x k convolution (B, D, H, W) -> (B, D', H, W) that sees only the past: mask A or B with colour groups."""
+
+    mask: Tensor
+
+    def __init__(self, kind: Literal["A", "B"], channels: int, out_channels: int, kernel: int, *, groups: int) -> None:
+        if kernel % 2 == 0:
+            raise RequestError(f"a masked convolution needs an odd kernel, got {kernel}")
+        super().__init__(channels, out_channels, kernel, padding=kernel // 2)
+        i, o = group_of_channel(channels, groups), group_of_channel(out_channels, groups)[:, None]
+        mask = torch.zeros(out_channels, channels, kernel, kernel)
+        mask[:, :, : kernel // 2] = 1
+        mask[:, :, kernel // 2, : kernel // 2] = 1
+        mask[:, :, kernel // 2, kernel // 2] = ((i < o) if kind == "A" else (i <= o)).float()
+        # Derived, so not part of the state; applied in the computation, so no optimiser or EMA can undo it.
+        self.register_buffer("mask", mask, persistent=False)
+        self.full = bool(mask.all())
+
+    @property
+    def masked_weight(self) -> Tensor:
+        """(D', D, k, k)."""
+        return self.weight if self.full else self.weight * self.mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D', H, W)."""
+        return F.conv2d(x, self.masked_weight, self.bias, padding=self.padding)  # type: ignore[arg-type]

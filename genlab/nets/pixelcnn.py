@@ -1,0 +1,89 @@
+"""PixelCNN (van den Oord, Kalchbrenner, Kavukcuoglu 2016, arXiv:1601.06759, sec. 3.3-3.4, table 1).
+
+A 7x7 convolution of mask A, `depth` residual bottleneck blocks of mask B (ReLU 1x1 to half the width, ReLU 3x3, ReLU
+1x1 back), then ReLU, 1x1, ReLU. No pooling: every pixel keeps its own features. The blind spot of the paper is here:
+pixels to the upper right beyond the kernel's slope are never seen, however deep the net.
+
+Differs from the paper: the last projection to levels belongs to the head and is shared by the colours of a pixel, each
+of which brings its own features.
+
+B images, C channels, H x W pixels, D features of a value. Steps are single values, T = C * H * W, in raster order with
+the colours of a pixel in turn. `width` is the paper's 2h.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.core import ImageSpec, RequestError
+from genlab.nets.masked import MaskedConv2d
+from genlab.nets.pixelcnn_cache import PixelCNNState, advance
+from genlab.nets.recompute import Recompute
+
+
+class Bottleneck(nn.Module):
+    """Residual block of mask B, (B, width, H, W) -> same (fig. 5 of the paper)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.reduce = MaskedConv2d("B", width, width // 2, 1, groups=groups)
+        self.conv = MaskedConv2d("B", width // 2, width // 2, 3, groups=groups)
+        self.expand = MaskedConv2d("B", width // 2, width, 1, groups=groups)
+
+    def narrow(self, h: Tensor) -> Tensor:
+        """What later pixels read of a pixel: (B, width, H, W) -> (B, width / 2, H, W), after the ReLU."""
+        return self.reduce(h.relu()).relu_()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, width, H, W) -> (B, width, H, W)."""
+        return h + self.expand(self.conv(self.narrow(h)).relu_())
+
+
+class PixelCNN(nn.Module, Recompute):
+    """Integer images (B, C, H, W) -> features of every value (B, T, D) that depend on earlier values alone.
+
+    `width`: channels of the residual stream; `depth`: blocks; `kernel`: of the first layer;
+    `feature_width`: D, features per value that the head gets.
+    """
+
+    step_channels = 1
+    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
+
+    def __init__(
+        self, *, spec: ImageSpec, width: int = 64, depth: int = 15, kernel: int = 7, feature_width: int = 64
+    ) -> None:
+        super().__init__()
+        if depth < 1 or width < 2 * spec.channels or feature_width < 1:
+            raise RequestError(
+                f"pixelcnn needs depth >= 1, width >= {2 * spec.channels} and feature_width >= 1, "
+                f"got depth={depth}, width={width}, feature_width={feature_width}"
+            )
+        self.spec, self.width, self.out_width = spec, width, feature_width
+        groups = spec.channels
+        self.first = MaskedConv2d("A", groups, width, kernel, groups=groups)
+        self.blocks = nn.ModuleList(Bottleneck(width, groups) for _ in range(depth))
+        self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
+        return x.to(self.first.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Integer images (B, C, H, W) -> (B, T, D)."""
+        h = self.first(self.embed(x))
+        for block in self.blocks:
+            h = block(h)
+        h = self.last(h.relu()).relu()
+        return h.permute(0, 2, 3, 1).reshape(len(x), self.spec.dims, self.out_width)  # colour groups are blocks
+
+    @torch.no_grad()
+    def start(  # type: ignore[override]
+        self, batch: int, device: torch.device, prefix: tuple[Tensor, int] | None = None
+    ) -> PixelCNNState:
+        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        return PixelCNNState(self, batch, device, prefix)
+
+    def step(self, previous: Tensor | None, state: PixelCNNState) -> tuple[Tensor, PixelCNNState]:  # type: ignore[override]
+        """Newest value (B, 1), None if the state has it -> features (B, D) of the next; the state changes in place."""
+        return advance(previous, state), state

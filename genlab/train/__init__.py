@@ -1,0 +1,1 @@
+"""Training: the Lightning side of genlab."""
