@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class BlockStep(NamedTuple):
     """Operands of one block at one value: views into the buffers and weights, in the order of use."""
 
-    stream: Tensor  # relu(stream), this colour (B, s)
+    relu: Tensor  # relu(stream), this colour (B, s)
     streams: Tensor  # ones and relu(stream), colours so far (B, 1 + S')
     reduce: Tensor  # (1 + S', n)
     narrow: Tensor  # bottleneck, this pixel and colour (B, n): what later pixels read
@@ -140,15 +140,14 @@ def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
         state.begin_row()
     state.t += 1
     stream = torch.addmm(step.above, step.left, step.first, out=step.stream)
-    for b in step.blocks:
-        torch.clamp_min(stream, 0, out=b.stream)
-        torch.mm(b.streams, b.reduce, out=b.narrow)
-        b.narrow.relu_()
-        torch.addmm(b.above, b.left, b.conv, out=b.middle)
-        b.middle.relu_()
-        stream.addmm_(b.middles, b.expand)
-    torch.clamp_min(stream, 0, out=step.relu)
-    return torch.mm(step.streams, step.last).relu_()
+    clamp_min, mm, addmm = torch.clamp_min, torch.mm, torch.addmm  # looked up once: a step is ninety operations
+    for relu, streams, reduce, narrow, above, left, conv, middle, middles, expand in step.blocks:
+        clamp_min(stream, 0, out=relu)
+        mm(streams, reduce, out=narrow).relu_()
+        addmm(above, left, conv, out=middle).relu_()
+        stream.addmm_(middles, expand)
+    clamp_min(stream, 0, out=step.relu)
+    return mm(step.streams, step.last).relu_()
 
 
 def _steps(net: PixelCNN, state: PixelCNNState) -> list[ValueStep]:
@@ -182,7 +181,7 @@ def _steps(net: PixelCNN, state: PixelCNNState) -> list[ValueStep]:
                     stream=state.stream[:, wide[c]],
                     blocks=[
                         BlockStep(
-                            stream=state.streams[i][:, stream],
+                            relu=state.streams[i][:, stream],
                             streams=state.streams[i][:, : stream.stop],
                             reduce=reduce[i],
                             narrow=state.narrow[i][:, j + 1, half[c]],

@@ -1,0 +1,147 @@
+"""From a config to a model, and from a checkpoint to a model: nothing else in genlab instantiates one.
+
+A model config comes back out of checkpoint files, also strangers'. So a `_target_` must name a class of
+genlab (or of a package the user trusts by `trust=`) that is a torch module: a checkpoint can compute, not execute.
+Files are read by torch's restricted unpickler (`weights_only=True`) alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.errors
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from genlab.core import ImageSpec, RequestError
+
+
+def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str] = ()) -> nn.Module:
+    """Model of `config` (its `_target_` and parts) for images of `spec`.
+
+    Raises RequestError, in one sentence, for a target outside genlab and `trust`, an unknown or a bad argument.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    _check_targets(plain, trust)
+    try:
+        # spec goes in behind Hydra's back: as an argument of instantiate it would become a DictConfig.
+        family: Callable[..., nn.Module] = instantiate(plain, _partial_=True)
+        return family(spec=spec)
+    except RequestError:
+        raise
+    except hydra.errors.InstantiationException as error:
+        raise RequestError(f"the model config does not fit: {_reason(error)}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"the model cannot be built: {_first_line(error)}") from error
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint file, or the best (else the last) checkpoint of a run folder."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        for name in ("best", "last"):
+            file = path / "checkpoints" / f"{name}.ckpt"
+            if file.is_file():
+                return file
+        raise RequestError(f"ckpt={path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+    if not path.is_file():
+        raise RequestError(f"ckpt={path} does not exist: give a checkpoint file or a run folder")
+    return path
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the whole checkpoint, its config as a plain dict). Runs no code of the file."""
+    file = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        raise RequestError(
+            f"ckpt={file} is not a readable checkpoint (damaged, cut off, or holding more than tensors and "
+            f"primitives): {type(error).__name__}"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("genlab"), dict):
+        raise RequestError(f"ckpt={file} is not a genlab checkpoint: it does not say which model it holds")
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(checkpoint["genlab"]["config"]), resolve=False)
+        ImageSpec(**checkpoint["genlab"]["spec"])
+    except Exception as error:
+        raise RequestError(f"ckpt={file} has a damaged description of its model") from error
+    if "${" in checkpoint["genlab"]["config"]:  # what is stored is resolved; an interpolation could read the machine
+        raise RequestError(f"ckpt={file} has a config with unresolved values, which genlab never writes")
+    return checkpoint, config  # type: ignore[return-value]
+
+
+def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
+    """(model in evaluation mode, its run config). `weights`: "ema", or "raw" as the optimiser left them."""
+    checkpoint, config = read_checkpoint(path)
+    if weights not in ("ema", "raw"):
+        raise RequestError(f"weights={weights} is not known: choose ema or raw")
+    spec = ImageSpec(**checkpoint["genlab"]["spec"])
+    model = build(config["model"], spec, trust)
+    state = checkpoint["state_dict"]
+    kept = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
+    try:
+        model.load_state_dict({key.removeprefix(kept): v for key, v in state.items() if key.startswith(kept)})
+    except RuntimeError as error:
+        raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
+    model.weights = "ema" if kept == "ema." else "raw"  # type: ignore[assignment]
+    return model.eval().requires_grad_(False), config
+
+
+def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: Sequence[str] = ()) -> nn.Module:
+    """The model of a run folder or checkpoint file, ready to `sample`, `complete` and give `log_prob`.
+
+    Needs nothing but the file. Averaged weights (EMA) unless `weights="raw"`. Packages other than genlab whose
+    classes the checkpoint may use are named in `trust`.
+    """
+    return restore(path, weights=weights, trust=trust)[0].to(device)
+
+
+def _check_targets(node: Any, trust: Sequence[str]) -> None:
+    """Refuse every `_target_` that is not a torch module class defined in genlab or a trusted package."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_target(node["_target_"], trust)
+        for value in node.values():
+            _check_targets(value, trust)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _check_targets(value, trust)
+
+
+def _check_target(target: Any, trust: Sequence[str]) -> None:
+    allowed = ("genlab", *trust)
+    refused = RequestError(
+        f"the config asks for {target!r}, which is not a model part of {' or '.join(allowed)}; nothing was run "
+        "(to use your own package, name it: trust=[package])"
+    )
+    # By name first: a module outside the allowed packages is not even imported.
+    if not isinstance(target, str) or target.split(".")[0] not in allowed:
+        raise refused
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RequestError(f"the config asks for {target!r}, which does not exist") from error
+    # By what it is: genlab.build.torch.hub.load also begins with "genlab.".
+    home = getattr(found, "__module__", "").split(".")[0]
+    if home not in allowed or not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise refused
+
+
+def _reason(error: BaseException) -> str:
+    """The cause below Hydra's wrapping, one line."""
+    cause = error.__cause__ or error
+    if isinstance(cause, RequestError):
+        raise cause
+    return _first_line(cause if not isinstance(cause, OmegaConfBaseException) else error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,56 @@
+"""The user's picture files as integer images of a model: read, checked, quantised; never resized silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from genlab.core import ImageSpec, RequestError
+
+
+def read_picture(path: Path, mode: str, *, key: str = "image") -> Tensor:
+    """Pixels (C, H, W) uint8 of a picture file in a PIL mode ("L", "LA", "RGB", "RGBA")."""
+    if not path.is_file():
+        raise RequestError(f"{key}={path} does not exist")
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert(mode))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{key}={path} is not a readable picture: {error}") from error
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(pixels))
+
+
+def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
+    """A picture -> (image (C, H, W) integers in 0..K-1, known (H, W) bool).
+
+    Transparent pixels are unknown; a picture smaller than the model's is its top left part.
+    """
+    pixels = read_picture(path, "RGBA")
+    colours, opaque = pixels[:3], pixels[3] == 255
+    height, width = opaque.shape
+    if height > spec.height or width > spec.width:
+        raise RequestError(
+            f"image={path} is {height}x{width} (height x width), larger than the model's {spec.height}x{spec.width}: "
+            "crop or shrink it first"
+        )
+    if spec.channels == 1:
+        if not (colours == colours[:1]).all(0)[opaque].all():
+            raise RequestError(f"image={path} has colours, the model's images are grey: convert it to grey first")
+        colours = colours[:1]
+    elif spec.channels != 3:
+        raise RequestError(f"image={path}: the model's images have {spec.channels} channels, a picture has 1 or 3")
+    image = torch.zeros(spec.shape, dtype=torch.long)
+    known = torch.zeros(spec.height, spec.width, dtype=torch.bool)
+    image[:, :height, :width] = quantise(colours, spec)
+    known[:height, :width] = opaque
+    return image, known
+
+
+def quantise(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """8-bit values -> integers in 0..K-1, each level an equal share of 0..255."""
+    return pixels.long() * spec.levels // 256
