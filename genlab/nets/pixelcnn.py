@@ -77,6 +77,16 @@ class PixelCNN(nn.Module, Recompute):
         h = self.last(h.relu()).relu()
         return h.permute(0, 2, 3, 1).reshape(len(x), self.spec.dims, self.out_width)  # colour groups are blocks
 
+    def receptive_field(self, row: int, column: int) -> Tensor:
+        """Pixels (H, W) bool that the features of a pixel depend on, itself aside: the past less the blind spot."""
+        seen = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)
+        seen[row, column] = True
+        for _ in self.blocks:
+            seen = seen | _past(seen, 1)
+        seen = _past(seen, self.first.kernel_size[0] // 2)
+        seen[row, column] = False
+        return seen
+
     @torch.no_grad()
     def start(  # type: ignore[override]
         self, batch: int, device: torch.device, prefix: tuple[Tensor, int] | None = None
@@ -87,3 +97,13 @@ class PixelCNN(nn.Module, Recompute):
     def step(self, previous: Tensor | None, state: PixelCNNState) -> tuple[Tensor, PixelCNNState]:  # type: ignore[override]
         """Newest value (B, 1), None if the state has it -> features (B, D) of the next; the state changes in place."""
         return advance(previous, state), state
+
+
+def _past(seen: Tensor, reach: int) -> Tensor:
+    """Pixels (H, W) that a masked convolution of that reach connects to the pixels `seen`, centre aside."""
+    height, width = seen.shape
+    found = torch.zeros_like(seen)
+    for y, x in seen.nonzero().tolist():
+        found[max(y - reach, 0) : y, max(x - reach, 0) : min(x + reach + 1, width)] = True
+        found[y, max(x - reach, 0) : x] = True
+    return found

@@ -1,0 +1,110 @@
+"""The command line: `genlab VERB key=value …`. Everything after the verb is Hydra.
+
+A wrong request is one sentence on standard error and status 2; a failed run one sentence and status 1; nothing is
+created before the request is understood. GENLAB_DEBUG=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+from genlab.core import RequestError, RunError, nearest
+
+VERBS = {
+    "train": "train a model on data, then evaluate its best weights once on the test split",
+    "resume": "go on with a run in its folder, as if it had never stopped",
+    "eval": "likelihood of a checkpoint over a whole split",
+    "sample": "draw images",
+    "complete": "fill in the unknown part of an image",
+    "list": "what there is: models, data sets, experiments",
+}
+USAGE = """\
+genlab: generative image models, exact, fast and safe.
+
+usage: genlab VERB key=value …
+
+{verbs}
+
+genlab VERB --help explains a verb's keys. First steps, with nothing to download:
+  genlab train
+  genlab sample ckpt=outputs/DATE/RUN n=64
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run the verb and exit with 0, 1 (a run failed) or 2 (the request was wrong)."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    try:
+        return _dispatch(arguments)
+    except (RequestError, RunError) as error:
+        if os.environ.get("GENLAB_DEBUG") == "1":
+            raise
+        print(f"genlab: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError) else 1
+    except KeyboardInterrupt:
+        print("genlab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = (f"  {verb:<10}{what}" for verb, what in VERBS.items())
+        print(USAGE.format(verbs="\n".join(lines)), end="")
+        return 0
+    if arguments[0] == "--version":
+        from genlab import __version__
+
+        print(f"genlab {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise RequestError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
+    if {"-h", "--help"} & set(rest):
+        _explain(verb)
+        return 0
+    task = importlib.import_module(f"genlab.tasks.{_module(verb)}")
+    if verb == "list":
+        return task.run(rest) or 0
+    from genlab.compose import Request  # Hydra takes a moment to import, so only for those who need it
+
+    request = Request(verb, rest, command=shlex.join(["genlab", *arguments]))
+    return task.command(request) or 0
+
+
+def _module(verb: str) -> str:
+    """Module of a verb: two verbs are Python words."""
+    return {"eval": "evaluate", "list": "catalogue"}.get(verb, verb)
+
+
+def _explain(verb: str) -> None:
+    """What a verb does and its keys: the verb's own config, comments and all."""
+    from genlab.compose import configs_folder
+
+    print(f"genlab {verb}: {VERBS[verb]}.\n")
+    if verb == "list":
+        print("usage: genlab list [model|data|experiment|trainer|…]")
+    elif verb == "resume":
+        print("usage: genlab resume run=DIR [trainer.max_steps=…]\n\nAny trainer.* and train.* key may be changed.")
+    else:
+        text = Path(configs_folder(), f"{verb}.yaml").read_text()
+        print("keys and defaults (key=value to change, group=choice to swap a part, see genlab list):\n")
+        print(textwrap.indent(text, "  "))
+        if verb == "train":
+            print("  -m key=a,b …    run every combination; sweep=joblib | optuna for other ways of running them")
+        print("  --config-dir D  look for configs in D as well")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the verbs that use a trained model share: checks of the request, the model on its device, whole files or none."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from genlab.build import restore
+from genlab.core import ImageSpec, RequestError
+
+
+def open_model(config: DictConfig, capability: type, does: str) -> tuple[nn.Module, dict[str, Any], ImageSpec]:
+    """(model on its device, run config, spec) of `ckpt=`. RequestError when the model cannot do what the verb needs."""
+    model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
+    if not isinstance(model, capability):
+        raise RequestError(f"{type(model).__name__} cannot {does}: it has no {capability.__name__.lower()} side")
+    return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
+
+
+def choose_device(name: str) -> torch.device:
+    """auto | cpu | cuda -> a device that is there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"device={name} is not known: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device=cuda: this machine has no usable CUDA device; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def at_least(config: DictConfig, key: str, least: int) -> None:
+    """RequestError unless config[key] is a whole number of at least `least`."""
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RequestError(f"{key}={value}: expected a whole number of at least {least}")
+
+
+def check_temperature(config: DictConfig) -> None:
+    """RequestError unless the temperature is a finite positive number."""
+    t = config.temperature
+    if not isinstance(t, (int, float)) or isinstance(t, bool) or not (0 < t < math.inf):
+        raise RequestError(f"temperature={t}: expected a number above 0 (1 is the model's own distribution)")
+
+
+def check_seed(config: DictConfig) -> None:
+    """RequestError unless the seed fits torch's generators."""
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**63:
+        raise RequestError(f"seed={config.seed}: expected a whole number from 0 to 2^63 - 1")
+
+
+def check_label(config: DictConfig, model: nn.Module, spec: ImageSpec) -> None:
+    """RequestError for a label that is no class, or that an unconditional model cannot use."""
+    label = config.label
+    if label is None:
+        return
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < max(spec.classes, 1):
+        classes = f"the data has classes 0 to {spec.classes - 1}" if spec.classes else "the data has no classes"
+        raise RequestError(f"label={label} is not a class: {classes}")
+    if getattr(model, "conditioning", "none") != "label":
+        raise RequestError(f"label={label}: this {type(model).__name__} is unconditional, it takes no label")
+
+
+def writable(key: str, value: str, *suffixes: str) -> Path:
+    """The output path of `key`, checked before any work: right ending, existing folder, permission."""
+    path = Path(str(value)).expanduser()
+    if path.suffix.lower() not in suffixes:
+        raise RequestError(f"{key}={value}: expected a file name ending in {' or '.join(suffixes)}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise RequestError(f"{key}={value}: the folder {folder} does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise RequestError(f"{key}={value}: no permission to write there")
+    return path
+
+
+def save_array(path: Path, x: Tensor, spec: ImageSpec) -> None:
+    """Integers (N, C, H, W) as .npy, uint8 when they fit: written under another name first."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, x.cpu().numpy().astype(np.uint8 if spec.levels <= 256 else np.int64))
+    os.replace(temporary, path)
+
+
+def with_progress(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:
+    """Run work(advance) under a progress bar on standard error when that is a terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return work(lambda done: None)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        return work(lambda done: progress.advance(task, done))

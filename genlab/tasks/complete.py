@@ -1,0 +1,76 @@
+"""`genlab complete`: what is unknown of an image, drawn given the rest; a PNG grid of the given part and n completions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from genlab.compose import Request, split_hydra
+from genlab.core import Completer, RequestError
+from genlab.masks import known_mask
+from genlab.pictures import partial_image
+from genlab.tasks.common import (
+    at_least, check_seed, check_temperature, open_model, save_array, with_progress, writable,
+)  # fmt: skip
+from genlab.viz import save_grid
+
+PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
+COPIES = 512  # images times particles at once
+
+
+def command(request: Request) -> None:
+    """Check everything, then draw, then write."""
+    config, _ = split_hydra(request.config())
+    at_least(config, "n", 1)
+    if config.particles is not None:
+        at_least(config, "particles", 1)
+    check_temperature(config)
+    check_seed(config)
+    out = writable("out", config.out, ".png")
+    writable("out", str(out.with_suffix(".npy")), ".npy")
+    model, _, spec = open_model(config, Completer, "complete images")
+    generator = torch.Generator().manual_seed(config.seed)
+
+    image, known = partial_image(Path(str(config.image)).expanduser(), spec)
+    if config.known is not None:
+        if not known.all():
+            raise RequestError(
+                f"known={config.known} describes a whole image, but image={config.image} already leaves pixels open "
+                "(transparent, or smaller than the model's): drop known=, or give the whole image"
+            )
+        known = known_mask(str(config.known), spec, generator)
+    if known.all():
+        raise RequestError(
+            f"every pixel of image={config.image} is known, nothing is left to complete: "
+            "say what to keep, for example known=top:0.5"
+        )
+
+    # Known pixels that come after an unknown one need weighted particles; a known prefix does not.
+    prefix = bool((known.flatten().long().diff() <= 0).all())
+    particles = config.particles or (1 if prefix else PARTICLES)
+    chunk = max(1, COPIES // (1 if prefix else particles))
+
+    def draw(advance):  # type: ignore[no-untyped-def]
+        images, effective = [], []
+        for start in range(0, config.n, chunk):
+            n = min(chunk, config.n - start)
+            done = model.complete(  # type: ignore[operator]
+                image.expand(n, -1, -1, -1), known.expand(n, -1, -1),
+                particles=particles, temperature=config.temperature, generator=generator,
+            )  # fmt: skip
+            images.append(done.images.cpu())
+            effective.append(done.effective_particles.cpu())
+            advance(n)
+        return torch.cat(images), torch.cat(effective)
+
+    images, effective = with_progress("completing", config.n, draw)
+    given = torch.where(known, image, spec.levels // 2)
+    save_grid(out, torch.cat([given[None], images]), spec, columns=config.n + 1 if config.n < 12 else None)
+    save_array(out.with_suffix(".npy"), images, spec)
+    how = (
+        "exact: the known pixels come first"
+        if prefix
+        else f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
+    )
+    print(f"{out} and {out.with_suffix('.npy').name}: {config.n} completions ({how})")
