@@ -1,0 +1,177 @@
+"""ImageData: the one data module. Any source, its three splits, and two ways to read them.
+
+    source -> official splits -> binarise -> cut validation off the training split -> first `limit` images
+    split("test") / batches("test")      the whole split, every image once: what numbers are computed on
+    training_batch(k)                    batch k of the endless training sequence, a function of (seed, k, process)
+
+Validation is cut with a seed of its own, so every run is judged by the same images; `seed` orders the training images
+and moves nothing else. The only state is `position`, the number of training batches already used: the learner advances
+it, the checkpoint keeps it, and a resumed run goes on with the batch the killed one would have seen next.
+
+N images, B a batch, C channels, H x W pixels. Images are uint8 in 0..levels - 1, labels int64.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+
+from genlab.core import ImageSpec, RequestError, nearest
+from genlab.data.batches import DRAW, Batch, Endless, WholeSplit, generator, rank_and_world, take, training_order
+from genlab.data.binarize import KINDS, fresh_draw, still
+from genlab.data.mnist import BinarizedMNIST
+from genlab.data.source import Source, Split, cut
+
+SPLITS = ("train", "valid", "test")
+AUGMENT = ("none", "hflip")
+
+
+class ImageData(LightningDataModule):
+    """The splits of a source, as whole splits and as a training sequence.
+
+    `validation`: how many training images are set aside to choose by, or which share of them if below 1; a source that
+    publishes a validation split keeps its own. `limit`: only the first images of every split. `root`: see
+    `files.data_root`. `binarize`: see `binarize.py`. `augment="hflip"`: mirror half of the training images.
+    """
+
+    # A few validation batches on many processes leave some without any; they wait for the others.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        validation: int | float,
+        batch_size: int = 64,
+        eval_batch_size: int = 200,
+        root: str | Path | None = None,
+        binarize: str = "none",
+        augment: str = "none",
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        choose("binarize", binarize, KINDS)
+        choose("augment", augment, AUGMENT)
+        at_least(1, "batch_size", batch_size)
+        at_least(1, "eval_batch_size", eval_batch_size)
+        at_least(0, "seed", seed)
+        if limit is not None:
+            at_least(1, "limit", limit)
+        if binarize == "larochelle":
+            if source.name != "mnist":
+                raise RequestError(f"data.binarize=larochelle is a draw of mnist, not of {source.name}")
+            source = BinarizedMNIST()
+        self.source, self.validation, self.root = source, validation, Path(root) if root else None
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.binarize, self.augment, self.limit, self.seed = binarize, augment, limit, seed
+        # Source and variant: numbers on different names do not compare.
+        self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
+        self.position = 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels mean; empty without classes."""
+        return self._loaded[1]
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and alphabet of an image."""
+        channels, height, width = self.split("train").images.shape[1:]
+        levels = 256 if self.binarize == "none" else 2
+        return ImageSpec(channels, height, width, levels, len(self.class_names))
+
+    def split(self, name: str) -> Split:
+        """All images (N, C, H, W) and labels (N,) of "train", "valid" or "test", the same at every call."""
+        choose("split", name, SPLITS)
+        return self._loaded[0][name]
+
+    def batches(self, split: str) -> WholeSplit:
+        """The whole split in fixed batches, for this process."""
+        return WholeSplit(self.split(split), self.eval_batch_size)
+
+    def training_batch(self, number: int) -> Batch:
+        """Batch `number` of the training sequence, for this process, augmented and drawn as the options say."""
+        rank, world = rank_and_world()
+        splits, _ = self._loaded
+        split = splits.get("grey", splits["train"])
+        start = (number * world + rank) * self.batch_size
+        images, labels, index = take(split, training_order(self.seed, len(split.labels), start, self.batch_size))
+        random = generator(self.seed, DRAW, number, rank)
+        if self.binarize == "dynamic":
+            images = fresh_draw(images, random)
+        if self.augment == "hflip":
+            mirror = torch.randint(0, 2, (len(images), 1, 1, 1), generator=random).to(images.device)
+            images = torch.where(mirror > 0, images.flip(-1), images)
+        return Batch(images, labels, index)
+
+    def train_dataloader(self) -> Endless:
+        """The training sequence from `position` on."""
+        return Endless(self.training_batch, lambda: self.position)
+
+    def val_dataloader(self) -> WholeSplit:
+        """The validation split."""
+        return self.batches("valid")
+
+    def test_dataloader(self) -> WholeSplit:
+        """The official test split."""
+        return self.batches("test")
+
+    def move_to(self, device: torch.device | str) -> None:
+        """Keep the images on a CUDA device if they fit in a quarter of its free memory; else leave them where they are.
+
+        Call it before asking for batches: a loader keeps the tensors that it was made with.
+        """
+        device, (splits, _) = torch.device(device), self._loaded
+        size = sum(tensor.nbytes for split in splits.values() for tensor in split)
+        if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] / 4:
+            for name, split in splits.items():
+                splits[name] = Split(split.images.to(device), split.labels.to(device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training sequence; everything else follows from the options."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run stopped."""
+        self.position = state_dict["position"]
+
+    @cached_property
+    def _loaded(self) -> tuple[dict[str, Split], tuple[str, ...]]:
+        """The splits, and "grey" where training draws from the 8-bit images; the names of the classes."""
+        official = self.source.load(self.root)
+        train = Split(still(self.binarize, official.train.images, "train"), official.train.labels)
+        test = Split(still(self.binarize, official.test.images, "test"), official.test.labels)
+        train, valid = (train, official.valid) if official.valid else self._cut(train)
+        splits = {"train": train, "valid": valid, "test": test}
+        if self.binarize == "dynamic":
+            splits["grey"], _ = self._cut(official.train)
+        return {name: split.take(slice(self.limit)) for name, split in splits.items()}, official.class_names
+
+    def _cut(self, train: Split) -> tuple[Split, Split]:
+        """Official training images -> the ones to train on, the ones to validate on."""
+        total = len(train.labels)
+        share = 0 < self.validation < 1
+        count = max(1, round(self.validation * total)) if share else self.validation
+        if not isinstance(count, int) or not 1 <= count < total:
+            raise RequestError(
+                f"data.validation={self.validation} is not possible with {total} training images: "
+                f"give a number from 1 to {total - 1}, or a share between 0 and 1"
+            )
+        return cut(train, count)
+
+
+def choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise RequestError(f"data.{key}={value} is not known; {nearest(str(value), choices)}")
+
+
+def at_least(least: int, key: str, value: int) -> None:
+    """Refuse what is not an integer from `least` on."""
+    if not isinstance(value, int) or value < least:
+        raise RequestError(f"data.{key}={value} is not possible; it is an integer, at least {least}")
