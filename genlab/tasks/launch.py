@@ -1,0 +1,181 @@
+"""Several processes, one per device: started here, or joined when torchrun or SLURM has started them.
+
+The command line of the user is never run again. A job is a function of genlab named by `module:function` with JSON
+arguments; each rank is `python -m genlab.tasks.rank JOB ARGUMENTS`. So sweeps (-m) work, and no rank makes a folder of
+its own. Ours starts the processes itself instead of through torchrun's agent, because a run that fails has one
+sentence for its user and the agent adds a page; the rendezvous is torchrun's own (a store held by the parent).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from genlab.core import RequestError, RunError
+
+HOST = "127.0.0.1"
+ERRORS = {"RequestError": RequestError, "RunError": RunError}
+
+
+def world() -> int:
+    """Number of processes of the job this process is a rank of; 1 if it stands alone."""
+    return int(os.environ.get("WORLD_SIZE") or _slurm("SLURM_NTASKS") or 1)
+
+
+def local_world() -> int:
+    """How many of them are on this machine."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return world() // int(_slurm("SLURM_NNODES") or 1)
+
+
+def environment() -> ClusterEnvironment:
+    """Lightning's view of who started this process. SLURM's requeueing would write checkpoints of its own: off."""
+    if "RANK" in os.environ:
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if world() > 1 else LightningEnvironment()
+
+
+def join(accelerator: str) -> None:
+    """Meet the other ranks; tensors on GPUs talk through NCCL, tensors on CPUs through gloo."""
+    if world() == 1 or dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        here = environment()
+        os.environ.update(MASTER_ADDR=here.main_address, MASTER_PORT=str(here.main_port))
+        rank, local_rank = here.global_rank(), here.local_rank()
+    else:
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator == "gpu":
+        torch.cuda.set_device(local_rank)
+    backend = "cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world())
+
+
+def is_zero() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def from_zero(function: Callable[[], Any]) -> Any:
+    """Call on rank zero only; every rank gets the value, or the RequestError or RunError, that came of it."""
+    if not dist.is_initialized():
+        return function()
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [(function(), None)]
+        except (RequestError, RunError) as error:
+            answer = [(None, error)]
+    dist.broadcast_object_list(answer, src=0)
+    value, failure = answer[0]
+    if failure is not None:
+        raise failure
+    return value
+
+
+def ranks(n: int, job: str, **arguments: Any) -> None:
+    """Run `job` ("genlab.tasks.train:work") with JSON-able arguments in n local processes and wait for them.
+
+    A RequestError or RunError of a rank is raised here. If one rank fails the others are ended; SIGINT and SIGTERM are
+    passed on to all ranks, which then stop in their own way.
+    """
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": HOST, "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # the parent holds the store: no rank has to find a free port
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // n),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "GENLAB_PARENT": os.getpid(),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "genlab.tasks.rank", job, json.dumps(arguments)]
+    started: list[subprocess.Popen] = []
+    try:
+        for rank in range(n):
+            own = {**common, "RANK": rank, "LOCAL_RANK": rank}
+            env = {**os.environ, **{key: str(value) for key, value in own.items()}}
+            # A session of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on once.
+            started.append(subprocess.Popen(command, env=env, start_new_session=True))
+        with _passing_on_signals(started):
+            while any(p.poll() is None for p in started) and not any(p.poll() for p in started):
+                time.sleep(0.05)
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if any(process.returncode for process in started):
+        if store.check(["error"]):
+            kind, sentence = json.loads(store.get("error"))
+            raise ERRORS[kind](sentence)
+        rank, status = next((i, p.returncode) for i, p in enumerate(started) if p.returncode)
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"stopped with status {status}"
+        raise RunError(f"rank {rank} of {n} {how}")
+
+
+def report(error: Exception) -> bool:
+    """From a rank to the parent: why it failed. True for the first rank to say so."""
+    if "GENLAB_PARENT" not in os.environ:
+        return True
+    store = dist.TCPStore(HOST, int(os.environ["MASTER_PORT"]), is_master=False)
+    first = store.add("failures", 1) == 1
+    if first:
+        kind = next((name for name, known in ERRORS.items() if isinstance(error, known)), "RunError")
+        sentence = str(error) if isinstance(error, tuple(ERRORS.values())) else f"{type(error).__name__}: {error}"
+        store.set("error", json.dumps([kind, sentence]))
+    return first
+
+
+def stop_with_parent() -> None:
+    """Ask this rank to save and stop, as SIGTERM does, when the process that started it is gone."""
+    parent = int(os.environ.get("GENLAB_PARENT", 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _passing_on_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have handlers
+        return
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _slurm(name: str) -> str | None:
+    """A SLURM variable if this process is one of several tasks started by srun."""
+    several = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return os.environ.get(name) if several else None

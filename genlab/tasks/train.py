@@ -1,0 +1,160 @@
+"""`genlab train`: one run folder from one config.
+
+The folder is the run: once it holds config.yaml, `work(folder)` goes on from wherever it stands, in one process or on
+every rank of several. `train` makes the folder, `resume` only checks it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from genlab import viz
+from genlab.build import build, restore
+from genlab.compose import Request, split_hydra
+from genlab.core import RequestError, RunError
+from genlab.tasks import launch
+from genlab.train import loggers, provenance
+from genlab.train.checkpoint import read, write_json, write_text
+from genlab.train.fit import Fit, check, fit, signal_name
+from genlab.train.judge import judge
+from genlab.train.optim import AdamW
+from genlab.train.plan import Plan
+
+
+def command(request: Request) -> int:
+    """`genlab train …`, or with -m every combination of what was given."""
+    if request.sweep:
+        from genlab.tasks import sweep  # it imports this module
+
+        return sweep.run(request)
+    config, hydra = split_hydra(request.config())
+    run(config, Path(hydra.run.dir), request.command)
+    return 0
+
+
+def run(config: DictConfig, folder: Path, command: str) -> dict[str, Any]:
+    """Train what `config` (resolved, without the hydra node) says in a new `folder`; the content of results.json.
+
+    RequestError for whatever can be known beforehand, and then nothing has been written.
+    """
+    plan = checked(config)
+    folder = Path(folder)
+    if launch.world() > 1:  # one of several processes started by torchrun or SLURM
+        launch.join(plan.accelerator)
+        folder = launch.from_zero(lambda: folder.absolute())
+        launch.from_zero(lambda: open_folder(folder, config, command))
+        return work(folder)
+    parts = prepare(config)
+    open_folder(folder, config, command)
+    return start(folder, plan, parts)
+
+
+def start(folder: Path, plan: Plan, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
+    """Bring the run in `folder` to its end, in this process or in several that are started for it."""
+    if launch.world() > 1 or plan.processes == 1:
+        return work(folder, parts)
+    launch.ranks(plan.devices, "genlab.tasks.train:work", folder=str(folder.absolute()))
+    return json.loads((folder / "results.json").read_text())
+
+
+def checked(config: DictConfig) -> Plan:
+    """The plan for this machine; a RequestError for everything in the config that cannot work."""
+    plan = Plan.of(config.trainer)
+    if plan.nodes > 1 and launch.world() == 1:
+        raise RequestError(f"trainer.num_nodes={plan.nodes}: start one process per device with torchrun or srun")
+    check(config.train)
+    loggers.check(config.logger.kind)
+    try:
+        AdamW(**config.optim)
+    except TypeError as error:
+        raise RequestError(f"optim: {error}") from error
+    return plan
+
+
+def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
+    """Data module and freshly initialised model: the same weights for the same seed, on every rank."""
+    data = instantiate(config.data)
+    torch.manual_seed(config.seed)
+    return data, build(config.model, data.spec, config.trust)
+
+
+def open_folder(folder: Path, config: DictConfig, command: str) -> None:
+    """Make the folder and write down what is about to be run."""
+    if (folder / "config.yaml").exists():
+        raise RequestError(
+            f"{folder} already holds a run: continue it with `genlab resume run={folder}` or give another hydra.run.dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "command.txt", command + "\n")
+        write_text(folder / "versions.txt", provenance.versions())
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    except OSError as error:
+        raise RequestError(f"hydra.run.dir={folder} cannot be written: {error.strerror}") from error
+
+
+def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
+    """Train from where the folder stands, then evaluate the best weights once on test; called on every rank."""
+    folder = Path(folder)
+    text = (folder / "config.yaml").read_text()
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    plan = Plan.of(config.trainer)
+    launch.join(plan.accelerator)
+    if launch.world() > 1:
+        plan = replace(plan, devices=launch.local_world(), nodes=launch.world() // launch.local_world())
+    data, model = parts or prepare(config)
+    card = {
+        "config": text,
+        "spec": asdict(data.spec),
+        "version": provenance.genlab_version(),
+        "commit": provenance.commit(),
+    }
+    settings: Any = OmegaConf.to_container(config)
+    outcome = fit(
+        model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment()
+    )  # fmt: skip
+    if outcome.interrupted:
+        raise RunError(
+            f"stopped by {signal_name(outcome.interrupted)} at step {outcome.step} of {plan.max_steps}; everything is "
+            f"saved, go on with `genlab resume run={folder}`"
+        )
+    return conclude(folder, config, plan, data, model, outcome)
+
+
+def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.Module, outcome: Fit) -> dict[str, Any]:
+    """Evaluate the best weights on the whole test split and write results.json."""
+    best = folder / "checkpoints" / "best.ckpt"
+    weights = "ema" if config.train.ema else "raw"
+    judged, _ = restore(best, weights=weights, trust=config.trust)
+    device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
+    with torch.no_grad():
+        judgement = judge(judged.to(device), data, "test", weights=weights, seed=config.seed)
+    results = {
+        "test": judgement.details,
+        "valid": outcome.valid,
+        **OmegaConf.to_container(config.names),  # type: ignore[dict-item]
+        "parameters": sum(p.numel() for p in judged.parameters()),
+        "steps": outcome.step,
+        "best_step": read(best)["genlab"]["step"],
+        "bad_steps": outcome.bad_steps,
+        "seconds": round(outcome.seconds, 3),
+        "images_per_second": round(outcome.images_per_second, 1),
+        "peak_memory_bytes": outcome.peak_memory,
+        "processes": plan.processes,
+        "precision": plan.precision,
+        "checkpoint": "checkpoints/best.ckpt",
+    }
+    if launch.is_zero():
+        write_json(folder / "results.json", results)
+        print(f"test {judgement.text}")
+        print(folder)
+    return results

@@ -1,0 +1,191 @@
+"""What happens every so many optimiser steps, in the order of the list given to the Trainer:
+
+    Log -> Validation -> Pictures -> Progress -> Checkpoints
+
+All of it happens at the end of an optimiser step, in this order, and the checkpoint comes last. So a checkpoint says
+"everything up to and including this step is done", and a resumed run neither repeats nor misses anything. This is why
+validation is not Lightning's loop, which runs after the point where its checkpoints are taken.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from genlab.bits import wants_label
+from genlab.core import Completer, Sampler
+from genlab.train.judge import judge
+from genlab.train.learner import Learner
+
+
+class Periodic(pl.Callback):
+    """Acts at optimiser steps that are multiples of `every` (0: never). `seconds` adds up the time it took."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.seconds = 0.0
+
+    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
+        """Whether to act at the end of optimiser step `step` = 1, 2, …"""
+        return self.every > 0 and step % self.every == 0
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Do it; called on every rank."""
+        raise NotImplementedError
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning calls this after every batch; with gradient accumulation only some of them end a step."""
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self.due(trainer, learner, step):
+            start = time.perf_counter()
+            self.act(trainer, learner, step)
+            self.seconds += time.perf_counter() - start
+
+
+class Log(Periodic):
+    """A row of training metrics: means since the previous row. `latest` is read by the progress display."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        self.latest: dict[str, Any] = {}
+
+    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
+        """The last step has a row as well."""
+        return super().due(trainer, learner, step) or step == learner.max_steps
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Average over ranks, write."""
+        rate = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+        self.latest = {**learner.train_metrics(), "train/lr": rate, "train/bad_steps": learner.bad_steps}
+        write(trainer, self.latest, step)
+
+
+class Validation(Periodic):
+    """Judge the averaged weights on the whole validation split, keep the best, stop when nothing improves.
+
+    Acts at the last step too, so that a best checkpoint always exists. `patience` counts validations; None: never stop.
+    """
+
+    def __init__(self, every: int, best: Path, patience: int | None = None) -> None:
+        super().__init__(every)
+        self.best, self.patience = best, patience
+        self.state: dict[str, Any] = {"value": float("inf"), "step": 0, "stale": 0, "details": {}}
+
+    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
+        """The last step is validated as well."""
+        return super().due(trainer, learner, step) or step == learner.max_steps
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Validate; write best.ckpt on a new best."""
+        with learner.judged() as model:
+            judgement = judge(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
+        write(trainer, {f"valid/{judgement.name}": judgement.value}, step)
+        if judgement.value < self.state["value"]:
+            self.state = {"value": judgement.value, "step": step, "stale": 0, "details": judgement.details}
+            trainer.save_checkpoint(self.best)
+            learner.last_good = str(self.best)
+        else:
+            self.state = {**self.state, "stale": self.state["stale"] + 1}
+            if self.patience is not None and self.state["stale"] >= self.patience:
+                learner.stopped_early = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value so far and how long ago it was."""
+        return dict(self.state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.state = dict(state_dict)
+
+
+class Pictures(Periodic):
+    """Grids of samples at fixed noise, and of completions of validation images whose top half is given.
+
+    `draw(path, images (N, C, H, W), spec, columns)` writes a grid; it is handed in because drawing is not training.
+    Every rank makes the images (sharded weights need them all), rank zero writes.
+    """
+
+    def __init__(self, every: int, folder: Path, count: int, draw: Callable[..., Any]) -> None:
+        super().__init__(every)
+        self.folder, self.count, self.draw = folder, count, draw
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Write samples/step=000500.png and completions/step=000500.png, whichever the model can make."""
+        with learner.judged() as model:
+            grids: dict[str, tuple[torch.Tensor, int | None]] = {}
+            if isinstance(model, Sampler):
+                grids["samples"] = self._samples(model, learner), None
+            if isinstance(model, Completer):
+                grids["completions"] = self._completions(model, learner, trainer.datamodule), 8  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            for kind, (images, columns) in grids.items():
+                path = self.folder / kind / f"step={step:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                self.draw(path, images.cpu(), learner.spec, columns=columns)
+
+    def _samples(self, model: Any, learner: Learner) -> torch.Tensor:
+        """`count` images at the same noise every time; a class-conditional model goes through its classes."""
+        labels = torch.arange(self.count, device=learner.device) % max(1, learner.spec.classes)
+        context = {"context": labels} if wants_label(model) else {}
+        return model.sample(self.count, generator=_generator(learner), **context)
+
+    def _completions(self, model: Any, learner: Learner, data: Any) -> torch.Tensor:
+        """Pairs of given and completed: up to `count` images, 2 pictures each."""
+        valid = data.split("valid")  # not its batches: a rank may have none
+        x = valid.images[: self.count].to(learner.device)
+        known = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
+        known[:, : x.shape[-2] // 2] = True
+        context = {"context": valid.labels[: self.count].to(x.device)} if wants_label(model) else {}
+        completed = model.complete(x, known, generator=_generator(learner), **context).images
+        return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1)
+
+
+class Checkpoints(Periodic):
+    """Writes last.ckpt, also at the end, and turns SIGTERM and Ctrl-C into "finish this step, save, stop"."""
+
+    def __init__(self, every: int, last: Path) -> None:
+        super().__init__(every)
+        self.last = last
+
+    def on_train_start(self, trainer: Any, learner: Any) -> None:
+        """Take over the signals; Lightning gives them back when training ends, however it ends."""
+
+        def handler(number: int, frame: object) -> None:
+            if learner.signal == signal.SIGINT == number:
+                raise KeyboardInterrupt  # asked twice: at once, without saving
+            learner.signal = number
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, handler)
+
+    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
+        """Whenever training stops here, for whichever reason, as well."""
+        stopping = step == learner.max_steps or trainer.should_stop or learner.interrupted
+        return super().due(trainer, learner, step) or bool(stopping)
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Metrics first: a checkpoint promises that its own step's row is in the file."""
+        if learner.interrupted:
+            trainer.should_stop = True
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.last)
+        learner.last_good = str(self.last)
+
+
+def write(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
+    """To every logger; ranks other than zero have none."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)
+
+
+def _generator(learner: Learner) -> torch.Generator:
+    return torch.Generator(learner.device).manual_seed(learner.seed)

@@ -1,0 +1,56 @@
+"""AdamW and its learning-rate schedule: what `configs/optim/adamw.yaml` says, as one value.
+
+Loshchilov & Hutter 2019 (arXiv:1711.05101); the cosine is Loshchilov & Hutter 2017 (arXiv:1608.03983) without
+restarts. Ours decays matrices and kernels only: pulling a bias or a gain towards zero regularises nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genlab.core import RequestError, nearest
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Settings of the optimiser; `warmup` is in optimiser steps."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: str = "cosine"
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise RequestError(f"optim.schedule={self.schedule} is unknown; {nearest(self.schedule, SCHEDULES)}")
+        if self.lr <= 0 or self.warmup < 0:
+            raise RequestError(f"optim.lr={self.lr} must be above 0 and optim.warmup={self.warmup} at least 0")
+
+    def optimizer(self, parameters: Iterable[Tensor], fused: bool) -> torch.optim.AdamW:
+        """The optimiser of these parameters; `fused` is what the precision allows."""
+        trained = [p for p in parameters if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        first, second = self.betas
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), fused=self.fused and fused)
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """What `lr` is multiplied by in optimiser step `step` (0, 1, …): linear warm-up, then decay to 0 at the end."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = min(1.0, (step - self.warmup) / max(1, max_steps - self.warmup))
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1 - done if self.schedule == "linear" else 1.0

@@ -1,0 +1,90 @@
+"""How a run is laid out on hardware: the `trainer` section of a config, checked against this machine.
+
+Every complaint is made here, before a folder is created or a process started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from genlab.core import RequestError, nearest
+
+PRECISIONS = {"auto": "", "32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`devices` processes on each of `nodes` machines; `precision` in Lightning's words."""
+
+    accelerator: str
+    devices: int
+    nodes: int
+    strategy: str
+    precision: str
+    max_steps: int
+    accumulate: int
+    clip: float | None
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any]) -> Plan:
+        """The plan for this machine, or a RequestError naming the key that cannot be met."""
+        accelerator = _one_of("accelerator", trainer["accelerator"], ("auto", "cpu", "gpu"))
+        gpus = torch.cuda.device_count()
+        if accelerator == "gpu" and not gpus:
+            raise RequestError("trainer.accelerator=gpu: this machine has no GPU that PyTorch can use; try trainer=cpu")
+        accelerator = ("gpu" if gpus else "cpu") if accelerator == "auto" else accelerator
+        devices = trainer["devices"]
+        if devices == "auto":
+            devices = gpus if accelerator == "gpu" else 1
+        devices = _positive("devices", devices, 'a number of devices or "auto"')
+        if accelerator == "gpu" and devices > gpus:
+            raise RequestError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus != 1)}")
+        strategy = _one_of("strategy", trainer["strategy"], ("auto", "ddp", "fsdp"))
+        clip = trainer["gradient_clip_val"]
+        if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
+            raise RequestError(f"trainer.gradient_clip_val={clip} must be above 0, or null for no clipping")
+        return cls(
+            accelerator=accelerator,
+            devices=devices,
+            nodes=_positive("num_nodes", trainer["num_nodes"], "a number of machines"),
+            strategy=strategy,
+            precision=_precision(str(trainer["precision"]), accelerator),
+            max_steps=_positive("max_steps", trainer["max_steps"], "a number of optimiser steps"),
+            accumulate=_positive("accumulate_grad_batches", trainer["accumulate_grad_batches"], "a number of batches"),
+            clip=clip,
+        )
+
+    @property
+    def processes(self) -> int:
+        """On all machines together."""
+        return self.devices * self.nodes
+
+
+def _positive(key: str, value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(f"trainer.{key}={value} must be {what}, at least 1")
+    return value
+
+
+def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise RequestError(f"trainer.{key}={value} is unknown; {nearest(str(value), choices)}")
+    return value
+
+
+def _precision(asked: str, accelerator: str) -> str:
+    if asked not in PRECISIONS:
+        raise RequestError(f"trainer.precision={asked} is unknown; {nearest(asked, PRECISIONS)}")
+    if asked == "fp16-mixed" and accelerator == "cpu":
+        raise RequestError("trainer.precision=fp16-mixed needs a GPU; on a CPU choose bf16-mixed or 32")
+    if asked != "auto":
+        return PRECISIONS[asked]
+    if accelerator == "gpu":
+        fast = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bf16-mixed" if fast else "32-true"

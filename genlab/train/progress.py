@@ -1,0 +1,70 @@
+"""How a run is going, on standard error: a rich bar in a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from genlab.train.callbacks import Log, Periodic
+from genlab.train.learner import Learner
+
+EVERY_SECONDS = 10.0
+
+
+class Progress(Periodic):
+    """Step, training and validation metric, images per second and time left. Only rank zero shows anything."""
+
+    def __init__(self, log: Log, batch_images: int) -> None:
+        super().__init__(every=1)
+        self.rows, self.batch_images = log, batch_images  # images of one optimiser step over all ranks
+        self._bar: Bar | None = None
+
+    def on_train_start(self, trainer: Any, learner: Any) -> None:
+        """Start the clock."""
+        self._start = self._shown = time.perf_counter()
+        self._first = trainer.global_step
+        if trainer.is_global_zero and sys.stderr.isatty():
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=learner.max_steps, completed=self._first)
+            self._bar.start()
+
+    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
+        """Show the newest numbers."""
+        now = time.perf_counter()
+        seconds_per_step = (now - self._start) / max(1, step - self._first)
+        text = " ".join([*self._numbers(), f"{self.batch_images / seconds_per_step:,.0f} images/s"])
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        elif trainer.is_global_zero and (now - self._shown >= EVERY_SECONDS or step == learner.max_steps):
+            self._shown = now
+            left = (learner.max_steps - step) * seconds_per_step
+            print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
+
+    def _numbers(self) -> list[str]:
+        for name, label in (("bits_per_dim", "bits/dim"), ("loss", "nats")):
+            if (value := self.rows.latest.get(f"train/{name}")) is not None:
+                return [f"{value:.4f} {label}"]
+        return []
+
+    def on_train_end(self, trainer: Any, learner: Any) -> None:
+        """Leave the finished bar on the screen."""
+        if self._bar:
+            self._bar.stop()
+
+    def on_exception(self, trainer: Any, learner: Any, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.on_train_end(trainer, learner)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
