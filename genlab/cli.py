@@ -12,8 +12,12 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genlab.core import RequestError, RunError, nearest
+
+if TYPE_CHECKING:
+    from genlab.compose import Request
 
 VERBS = {
     "train": "train a model on data, then evaluate its best weights once on the test split",
@@ -45,17 +49,28 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit status."""
     try:
         return _dispatch(arguments)
-    except (RequestError, RunError) as error:
-        if os.environ.get("GENLAB_DEBUG") == "1":
-            raise
-        print(f"genlab: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
     except KeyboardInterrupt:
         print("genlab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get("GENLAB_DEBUG") == "1":
+            raise
+        known = _sentence(error)
+        what = " ".join(str(known or error).split()) or "no message"
+        if known is None:
+            what = f"unexpected {type(error).__name__}: {what} (GENLAB_DEBUG=1 shows where)"
+        print(f"genlab: {what}", file=sys.stderr)
+        return 2 if isinstance(known, RequestError) else 1
+
+
+def _sentence(error: BaseException | None) -> BaseException | None:
+    """The RequestError or RunError that an error is or came from: Hydra wraps what its targets raise."""
+    while error is not None and not isinstance(error, (RequestError, RunError)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -74,18 +89,40 @@ def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         _explain(verb)
         return 0
-    task = importlib.import_module(f"genlab.tasks.{_module(verb)}")
     if verb == "list":
-        return task.run(rest) or 0
+        from genlab.tasks import catalogue
+
+        catalogue.run(rest)
+        return 0
     from genlab.compose import Request  # Hydra takes a moment to import, so only for those who need it
 
     request = Request(verb, rest, command=shlex.join(["genlab", *arguments]))
-    return task.command(request) or 0
+    if verb in ("train", "resume"):
+        return _train(request) if verb == "train" else _resume(request)
+    importlib.import_module(f"genlab.tasks.{'evaluate' if verb == 'eval' else verb}").command(request)
+    return 0
 
 
-def _module(verb: str) -> str:
-    """Module of a verb: two verbs are Python words."""
-    return {"eval": "evaluate", "list": "catalogue"}.get(verb, verb)
+def _train(request: Request) -> int:
+    from genlab.compose import split_hydra
+    from genlab.tasks import sweep, train
+
+    if request.sweep:
+        return sweep.run(request)
+    config, hydra = split_hydra(request.config())
+    train.run(config, Path(hydra.run.dir).expanduser(), request.command)
+    return 0
+
+
+def _resume(request: Request) -> int:
+    from genlab.tasks import resume
+
+    run = [word.partition("=")[2] for word in request.overrides if word.startswith("run=")]
+    if len(run) != 1 or not run[0]:
+        raise RequestError("genlab resume needs run=DIR: the folder that genlab train wrote")
+    others = [word for word in request.overrides if not word.startswith("run=")]
+    resume.run(Path(run[0]).expanduser(), others, request.command)
+    return 0
 
 
 def _explain(verb: str) -> None:

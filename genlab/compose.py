@@ -65,15 +65,14 @@ class Request:
             elif word.startswith("-"):
                 raise RequestError(f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help")
             else:
-                self.overrides.append(word)
+                self.overrides.append(_quoted(word))
 
     def config(self) -> DictConfig:
         """The composed config of the verb, with Hydra's own part under `hydra`. Raises RequestError."""
         if self.sweep:
             raise RequestError(f"genlab {self.verb} runs once: -m is for genlab train")
         config = self.check(self.overrides)
-        missing = sorted(OmegaConf.missing_keys(config))
-        missing = [key for key in missing if not key.startswith("hydra")]
+        missing = [key for key in _keys(_without_hydra(config)) if OmegaConf.is_missing(*_parent(config, key))]
         if missing:
             raise RequestError(
                 f"genlab {self.verb} needs {missing[0]}=…: see genlab {self.verb} --help"
@@ -85,12 +84,16 @@ class Request:
     def check(self, overrides: list[str]) -> DictConfig:
         """Compose, after every override has been checked against what there is."""
         parsed = self.parse(overrides)
-        known = groups(self.folders)
+        several = next((o for o in parsed if o.is_sweep_override()), None)
+        if several is not None:
+            raise RequestError(f"{several.input_line} gives several values: add -m to train once for each")
+        choices = self._compose([]).hydra.runtime.choices
+        known = {g: names for g, names in groups(self.folders).items() if g.split("/")[0] in choices}
         for o in parsed:
             self._check_choice(o, known)
         chosen = [o for o in parsed if o.key_or_group in known and not o.key_or_group.startswith("hydra")]
         base = self._compose([o.input_line for o in chosen if o.input_line])
-        keys = {key for key in _keys(base) if not key.startswith("hydra")}
+        keys = set(_keys(_without_hydra(base)))
         for o in parsed:
             if o not in chosen and not o.key_or_group.startswith("hydra") and not o.is_add() and not o.is_delete():
                 self._check_key(o, base, keys | set(known))
@@ -135,7 +138,7 @@ class Request:
             "a whole number": isinstance(value, int) and not isinstance(value, bool),
             "a number": isinstance(value, (int, float)) and not isinstance(value, bool),
         }
-        if kind and value is not None and not fits[kind]:
+        if kind and value is not None and value != "auto" and not fits[kind]:
             raise RequestError(f"{key}={value}: expected {kind}, like the default {default}")
 
     def _compose(self, overrides: list[str]) -> DictConfig:
@@ -151,15 +154,26 @@ class Request:
         return config
 
 
+# Keys whose value is a path or a text of its own: Hydra would read commas, spaces and = in it as grammar.
+_TEXTS = {"ckpt", "image", "known", "out", "data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
+
+
+def _quoted(word: str) -> str:
+    """A word with its value quoted, where the value is a text."""
+    key, equals, value = word.partition("=")
+    if key not in _TEXTS or not value or value == "null" or value[0] in "'\"":
+        return word
+    return f"{key}{equals}'{value.replace(chr(39), chr(92) + chr(39))}'"
+
+
 _KINDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"))
 
 
 def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
     """(the config resolved and without `hydra`, Hydra's own part). Fills in the names of model, data, experiment."""
     hydra = config.hydra
-    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        plain = OmegaConf.create(OmegaConf.to_container(task, resolve=True))
+        plain = OmegaConf.create(OmegaConf.to_container(_without_hydra(config), resolve=True))
     except OmegaConfBaseException as error:
         raise RequestError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
     if "names" in plain:
@@ -167,6 +181,16 @@ def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
             plain.names = {name: hydra.runtime.choices.get(name) for name in ("model", "data", "experiment")}
     assert isinstance(plain, DictConfig)
     return plain, hydra
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
+    """(the node that holds a dotted key, the last part of the key)."""
+    above, _, name = key.rpartition(".")
+    return (OmegaConf.select(config, above) if above else config), name
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,12 @@ def writable(key: str, value: str, *suffixes: str) -> Path:
     folder = path.parent
     if not folder.is_dir():
         raise RequestError(f"{key}={value}: the folder {folder} does not exist")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise RequestError(f"{key}={value}: no permission to write there")
+    try:
+        if path.is_dir():
+            raise OSError
+        tempfile.TemporaryFile(dir=folder).close()  # trying is the only test that no file system fools
+    except OSError as error:
+        raise RequestError(f"{key}={value}: cannot write there") from error
     return path
 
 

@@ -1,0 +1,89 @@
+"""`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from genlab import bits
+from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.compose import Request, split_hydra
+from genlab.core import Likelihood, RequestError, nearest
+from genlab.data.module import SPLITS
+from genlab.tasks import launch
+from genlab.tasks.common import at_least, check_seed, with_progress, writable
+from genlab.train.checkpoint import write_json
+from genlab.train.plan import Plan
+
+
+def command(request: Request) -> None:
+    """Check everything, then evaluate here or on `trainer.devices` processes."""
+    config, _ = split_hydra(request.config())
+    if config.split not in SPLITS:
+        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    at_least(config, "draws", 1)
+    check_seed(config)
+    for key in ("batch_size",):
+        if config[key] is not None:
+            at_least(config, key, 1)
+    writable("out", config.out, ".json")
+    plan = Plan.of(config.trainer)
+    model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
+    if not isinstance(model, Likelihood):
+        raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
+    _data(config, run).split(config.split)  # a missing file is told now, and not by every process
+    if launch.world() == 1 and plan.devices > 1:
+        settings = OmegaConf.to_container(config)
+        launch.ranks(plan.devices, "genlab.tasks.evaluate:work", settings=settings)
+    else:
+        work(OmegaConf.to_container(config))
+
+
+def work(settings: Any) -> None:
+    """Evaluate this process's share; rank zero writes and prints."""
+    config = OmegaConf.create(settings)
+    assert isinstance(config, DictConfig)
+    plan = Plan.of(config.trainer)
+    launch.join(plan.accelerator)
+    model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
+    assert isinstance(model, Likelihood)
+    data = _data(config, run)
+    if plan.accelerator == "gpu":
+        device = torch.device("cuda", torch.cuda.current_device())
+        data.move_to(device)
+        model.to(device)  # type: ignore[attr-defined]
+    torch.manual_seed(config.seed)
+    total = len(data.split(config.split).labels)
+
+    def evaluate(advance):  # type: ignore[no-untyped-def]
+        return bits.evaluate(
+            model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
+            weights=model.weights, precision="32", expected=total, on_batch=advance,  # type: ignore[attr-defined]
+        )  # fmt: skip
+
+    result = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
+    if launch.is_zero():
+        out = Path(config.out)
+        names = {key: run["names"][key] for key in ("model", "data")}
+        step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
+        checkpoint = str(find_checkpoint(config.ckpt))
+        write_json(out, {**result.as_dict(), **names, "checkpoint": checkpoint, "step": step})
+        print(f"{config.split} bits/dim {result}")
+
+
+def _data(config: DictConfig, run: dict[str, Any]) -> Any:
+    """The data set the checkpoint was trained on, from where it is on this machine."""
+    data = OmegaConf.create(run["data"])
+    with open_dict(data):
+        for key, value in config.data.items():
+            if value is not None:
+                if key == "path" and "path" not in data:
+                    raise RequestError(f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root=")
+                data[key] = value
+        if config.batch_size is not None:
+            data.eval_batch_size = config.batch_size
+    return instantiate(data)
