@@ -12,6 +12,7 @@ from genlab.compose import Request
 from genlab.core import RequestError, nearest
 from genlab.tasks import launch, train
 from genlab.train.checkpoint import read, write_text
+from genlab.train.fit import is_complete
 
 SECTIONS = ("trainer", "train")
 
@@ -42,11 +43,11 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         apply(config, override)
     plan = train.checked(config)
     last = folder / "checkpoints" / "last.ckpt"
-    state = read(last)["genlab"] if last.exists() else None
-    if state and state["finished"] and (folder / "results.json").exists() and plan.max_steps <= state["step"]:
-        raise RequestError(
-            f"run={folder} is finished at step {state['step']}: train longer with trainer.max_steps={2 * state['step']}"
-        )
+    state = read(last) if last.exists() and (folder / "results.json").exists() else None
+    if state and is_complete(state, config.train, plan.max_steps):
+        step = state["genlab"]["step"]
+        longer = "train.patience=null" if state["genlab"]["stopped_early"] else f"trainer.max_steps={2 * step}"
+        raise RequestError(f"run={folder} is finished at step {step}: train longer with {longer}")
     launch.join(plan.accelerator)
     launch.from_zero(lambda: record(folder, config, bool(overrides), command))
     return train.start(folder, plan)

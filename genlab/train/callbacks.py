@@ -62,8 +62,7 @@ class Log(Periodic):
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Average over ranks, write."""
-        rate = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
-        self.latest = {**learner.train_metrics(), "train/lr": rate, "train/bad_steps": learner.bad_steps}
+        self.latest = {**learner.train_metrics(), "train/lr": learner.rate, "train/bad_steps": learner.bad_steps}
         write(trainer, self.latest, step)
 
 

@@ -29,7 +29,7 @@ from torch import nn
 from genlab.core import RequestError
 from genlab.train import loggers
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
-from genlab.train.checkpoint import AtomicCheckpointIO
+from genlab.train.checkpoint import AtomicCheckpointIO, read
 from genlab.train.learner import Learner
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
@@ -86,9 +86,12 @@ def fit(
     pictures = Pictures(train["sample_every"], folder, train["samples"], draw)
     progress = Progress(log, data.batch_size * plan.accumulate * plan.processes)
     saving = Checkpoints(train["checkpoint_every"], last)
-    resumed = AtomicCheckpointIO().load_checkpoint(last)["genlab"] if last.exists() else None
+    state = read(last) if last.exists() else None
+    resumed = state["genlab"] if state else None
     if resumed:
         learner.last_good = str(last)
+    # A run that has nothing left to do is only loaded.
+    max_steps = resumed["step"] if resumed and is_complete(state, train, plan.max_steps) else plan.max_steps
     zero = not dist.is_initialized() or dist.get_rank() == 0
     log_to = loggers.make(config["logger"], folder, resumed["step"] if resumed else 0, dict(config)) if zero else []
     start = time.perf_counter()
@@ -99,7 +102,7 @@ def fit(
         trainer = pl.Trainer(
             accelerator=plan.accelerator, devices=plan.devices, num_nodes=plan.nodes, strategy=_strategy(plan, sharded),
             precision=plan.precision,  # type: ignore[arg-type]
-            max_steps=plan.max_steps, max_epochs=-1,
+            max_steps=max_steps, max_epochs=-1,
             accumulate_grad_batches=plan.accumulate, gradient_clip_val=plan.clip,
             callbacks=[log, validation, pictures, progress, saving], logger=log_to,
             plugins=[AtomicCheckpointIO(), environment], default_root_dir=folder,
@@ -118,6 +121,13 @@ def fit(
         peak_memory=peak_memory(),
         valid=validation.state["details"],
     )
+
+
+def is_complete(state: Any, train: Mapping[str, Any], max_steps: int) -> bool:
+    """Whether the run of this checkpoint has had all its steps, or stopped early and would do so again."""
+    stale, patience = state["callbacks"]["Validation"]["stale"], train["patience"]
+    given_up = state["genlab"]["stopped_early"] and patience is not None and stale >= patience
+    return given_up or state["genlab"]["step"] >= max_steps
 
 
 def peak_memory() -> int:

@@ -67,6 +67,7 @@ class Learner(pl.LightningModule):
             model.net.compile()  # in place: torch.compile(net) would rename the weights
         self.spec, self.optim, self.max_steps, self.seed = spec, optim, max_steps, seed
         self.decay, self.max_bad_steps, self.card, self.sharded = decay, max_bad_steps, card or {}, sharded
+        self.rate = 0.0  # learning rate of the newest step
         self.bad_steps = 0  # optimiser steps skipped so far
         self.updates = 0  # averaging updates so far, the t of ema.decay_at
         self.last_good: str | None = None  # newest checkpoint, for the message of a failing run
@@ -103,6 +104,7 @@ class Learner(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Agree with the other ranks whether this step is sound and whether to stop after it: the one host sync."""
+        self.rate = float(optimizer.param_groups[0]["lr"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         bad_loss, bad_norm = ~self._step_sums["loss"].isfinite(), ~self.grad_norm.isfinite()
@@ -158,6 +160,12 @@ class Learner(pl.LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.optim.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """A resumed run may have been given more steps: its learning rate follows the schedule as it is now."""
+        scheduler: Any = self.lr_schedulers()
+        for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * self.optim.factor(scheduler.last_epoch, self.max_steps)
+
     # ---- what callbacks read
 
     @contextmanager
@@ -201,11 +209,9 @@ class Learner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `checkpoint["genlab"]`: what rebuilds this model, and the counters that are not tensors."""
-        step = self.global_step
         checkpoint["genlab"] = {
             **self.card,
-            "step": step,
-            "finished": self.stopped_early or step >= self.max_steps,
+            "step": self.global_step,
             "stopped_early": self.stopped_early,
             "bad_steps": self.bad_steps,
             "updates": self.updates,

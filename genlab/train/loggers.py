@@ -98,7 +98,7 @@ class MetricsFile(Logger):
             self._columns += new
             self._rewrite(rows)
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(self._row)
+            self._writer(file).writerow(self._row)
         self._row = {}
 
     def _read(self) -> list[dict[str, Any]]:
@@ -107,9 +107,13 @@ class MetricsFile(Logger):
         with open(self.path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def _writer(self, file: Any) -> csv.DictWriter:
+        # "ignore": rows read back may still have the columns of rows that were dropped, all empty
+        return csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
+
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         with atomically(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             if self._columns:
-                writer = csv.DictWriter(file, self._columns, restval="")
+                writer = self._writer(file)
                 writer.writeheader()
                 writer.writerows(rows)
