@@ -62,6 +62,14 @@ class Tiny(nn.Module):
         return Completion(torch.where(known[:, None], x.long(), drawn), torch.ones(len(x)))
 
 
+class Netless(Tiny):
+    """A model that cannot be compiled."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        super().__init__(spec)
+        del self.net
+
+
 class Dots:
     """Random 4 x 4 images."""
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -117,30 +118,31 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
             while any(p.poll() is None for p in started) and not any(p.poll() for p in started):
                 time.sleep(0.05)
     finally:
+        ended = {rank: process.poll() for rank, process in enumerate(started)}
         for process in started:
-            if process.poll() is None:
-                process.kill()
+            process.kill()  # those that wait for a rank that is gone
             process.wait()
-    if any(process.returncode for process in started):
-        if store.check(["error"]):
-            kind, sentence = json.loads(store.get("error"))
-            raise ERRORS[kind](sentence)
-        rank, status = next((i, p.returncode) for i, p in enumerate(started) if p.returncode)
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"stopped with status {status}"
-        raise RunError(f"rank {rank} of {n} {how}")
+    killed = next((rank for rank, status in ended.items() if status and status < 0), None)
+    if killed is not None:  # out of memory, most often; what the others then said is only the echo
+        raise RunError(f"rank {killed} of {n} was killed by {signal.Signals(-started[killed].returncode).name}")
+    if store.check(["error"]):
+        kind, sentence, trace = json.loads(store.get("error"))
+        print(trace, end="", file=sys.stderr)
+        raise ERRORS[kind](sentence)
+    if any(ended.values()):
+        raise RunError(f"a rank stopped with status {max(filter(None, ended.values()))}")
 
 
-def report(error: Exception) -> bool:
-    """From a rank to the parent: why it failed. True for the first rank to say so."""
-    if "GENLAB_PARENT" not in os.environ:
-        return True
+def report(error: Exception) -> None:
+    """From a rank to the parent: why it failed. The first word counts; the other ranks fail because this one did."""
     store = dist.TCPStore(HOST, int(os.environ["MASTER_PORT"]), is_master=False)
-    first = store.add("failures", 1) == 1
-    if first:
-        kind = next((name for name, known in ERRORS.items() if isinstance(error, known)), "RunError")
-        sentence = str(error) if isinstance(error, tuple(ERRORS.values())) else f"{type(error).__name__}: {error}"
-        store.set("error", json.dumps([kind, sentence]))
-    return first
+    if store.add("failures", 1) > 1:
+        return
+    expected = isinstance(error, (RequestError, RunError))
+    kind = "RequestError" if isinstance(error, RequestError) else "RunError"
+    sentence = str(error) if expected else f"{type(error).__name__}: {error}"
+    trace = "" if expected and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
+    store.set("error", json.dumps([kind, sentence, trace]))
 
 
 def stop_with_parent() -> None:

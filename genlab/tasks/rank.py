@@ -6,14 +6,13 @@ import importlib
 import json
 import os
 import sys
-import traceback
 
-from genlab.core import RequestError, RunError
+from genlab.core import RequestError
 from genlab.tasks import launch
 
 
 def main() -> int:
-    """Call the function; on failure tell the parent in one sentence and exit with status 2 or 1."""
+    """Call the function; on failure tell the parent why and exit with status 2 or 1."""
     job, arguments = sys.argv[1:]
     module, _, name = job.partition(":")
     launch.stop_with_parent()
@@ -21,10 +20,7 @@ def main() -> int:
         getattr(importlib.import_module(module), name)(**json.loads(arguments))
         return 0
     except Exception as error:
-        first = launch.report(error)  # the others fail because this one did: one report is enough
-        expected = isinstance(error, (RequestError, RunError)) and not os.environ.get("GENLAB_DEBUG")
-        if first and not expected:
-            traceback.print_exc()
+        launch.report(error)
         return 2 if isinstance(error, RequestError) else 1
 
 

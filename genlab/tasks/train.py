@@ -83,7 +83,10 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     """Data module and freshly initialised model: the same weights for the same seed, on every rank."""
     data = instantiate(config.data)
     torch.manual_seed(config.seed)
-    return data, build(config.model, data.spec, config.trust)
+    model = build(config.model, data.spec, config.trust)
+    if config.compile and not isinstance(getattr(model, "net", None), nn.Module):
+        raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
+    return data, model
 
 
 def open_folder(folder: Path, config: DictConfig, command: str) -> None:

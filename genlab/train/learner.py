@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from genlab.bits import bits_per_dim, wants_label
-from genlab.core import ImageSpec, Likelihood, RequestError, RunError
+from genlab.core import ImageSpec, Likelihood, RunError
 from genlab.train import ema
 from genlab.train.guard import first_non_finite
 from genlab.train.optim import AdamW
@@ -41,7 +41,8 @@ class Learner(pl.LightningModule):
     """Trains `model` on batches (images (B, C, H, W) uint8, labels (B,), index (B,)).
 
     `decay` is the EMA decay, 0 for none. `card` goes into every checkpoint under "genlab" and must hold primitives
-    only. `sharded` splits weights over the ranks (FSDP2). state_dict keys are `model.*` and `ema.*`.
+    only. `compile` compiles `model.net`; `sharded` splits the weights over the ranks (FSDP2).
+    state_dict keys are `model.*` and `ema.*`.
     """
 
     def __init__(
@@ -62,8 +63,6 @@ class Learner(pl.LightningModule):
         self.model: Any = model if sharded else model.to(memory_format=torch.channels_last)  # FSDP2: contiguous
         self.ema = ema.frozen_copy(self.model) if decay else None
         if compile:
-            if not isinstance(getattr(model, "net", None), nn.Module):
-                raise RequestError(f"compile=true needs a model with a network, {type(model).__name__} has no `net`")
             model.net.compile()  # in place: torch.compile(net) would rename the weights
         self.spec, self.optim, self.max_steps, self.seed = spec, optim, max_steps, seed
         self.decay, self.max_bad_steps, self.card, self.sharded = decay, max_bad_steps, card or {}, sharded
