@@ -93,7 +93,9 @@ class Tally:
                 f"of the split ({nats[~nats.isfinite()][0].item()} nats)"
             )
         if len(index.unique()) != len(index) or (expected is not None and len(index) != expected):
-            raise RunError(f"evaluation counted {len(index)} values for {expected} images: an image is missing or double")
+            raise RunError(
+                f"evaluation counted {len(index)} values for {expected} images: an image is missing or double"
+            )
         return index, nats
 
     def result(

@@ -63,7 +63,9 @@ class Request:
                     raise RequestError(f"--config-dir {folder} is not a folder")
                 self.folders.append(folder.resolve())
             elif word.startswith("-"):
-                raise RequestError(f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help")
+                raise RequestError(
+                    f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help"
+                )
             else:
                 self.overrides.append(_quoted(word))
 
@@ -145,9 +147,7 @@ class Request:
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(config_dir=str(self.folders[0]), version_base="1.3"):
-                config = compose(
-                    self.verb, [*overrides, *self.compose_arguments()], return_hydra_config=True
-                )
+                config = compose(self.verb, [*overrides, *self.compose_arguments()], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise RequestError(f"the request does not compose: {str(error).splitlines()[0]}") from error
         HydraConfig.instance().set_config(config)  # so that ${hydra:…} resolves

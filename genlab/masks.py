@@ -1,6 +1,6 @@
 """Which pixels are known: the `known=` argument of completion, as a mask (H, W), True = given.
 
-    top:0.5   left:0.25   box:y,x,h,w (the box is unknown)   random:0.3 (that share is known)   mask.png (white = known)
+top:0.5   left:0.25   box:y,x,h,w (the box is unknown)   random:0.3 (that share is known)   mask.png (white = known)
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from genlab.core import ImageSpec
 
 def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:
     """Integers in 0..K-1 -> 0..255, rounding; 8-bit images are unchanged."""
-    return x.to("cpu", torch.uint8) if spec.levels == 256 else (x.cpu() * 255 / (spec.levels - 1)).round().to(torch.uint8)
+    return (
+        x.to("cpu", torch.uint8) if spec.levels == 256 else (x.cpu() * 255 / (spec.levels - 1)).round().to(torch.uint8)
+    )
 
 
 def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Every model yaml with every legal head, shrunk to sizes at which all questions can be asked: the tests' model list."""
+"""Every model yaml with every legal head, shrunk to sizes at which all questions can be asked."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiny(
 
 
 def cases(specs: dict[str, ImageSpec]):
-    """(id, model, head, spec) for every model yaml, head yaml and spec that build together; every yaml at least once."""
+    """(id, model, head, spec) for all model and head yamls and specs that build together; each model at least once."""
     known = groups([configs_folder()])
     found = []
     for model in known["model"]:

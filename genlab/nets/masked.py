@@ -38,7 +38,7 @@ def group_of_channel(width: int, groups: int) -> Tensor:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """An odd k x k convolution (B, D, H, W) -> (B, D', H, W) that sees only the past: mask A or B with colour groups."""
+    """An odd k x k convolution (B, D, H, W) -> (B, D', H, W) that sees only the past: mask A or B, colour groups."""
 
     mask: Tensor
 

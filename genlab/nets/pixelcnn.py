@@ -101,9 +101,8 @@ class PixelCNN(nn.Module, Recompute):
 
 def _past(seen: Tensor, reach: int) -> Tensor:
     """Pixels (H, W) that a masked convolution of that reach connects to the pixels `seen`, centre aside."""
-    height, width = seen.shape
     found = torch.zeros_like(seen)
     for y, x in seen.nonzero().tolist():
-        found[max(y - reach, 0) : y, max(x - reach, 0) : min(x + reach + 1, width)] = True
+        found[max(y - reach, 0) : y, max(x - reach, 0) : x + reach + 1] = True
         found[y, max(x - reach, 0) : x] = True
     return found

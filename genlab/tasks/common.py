@@ -1,4 +1,4 @@
-"""What the verbs that use a trained model share: checks of the request, the model on its device, whole files or none."""
+"""What the verbs that use a trained model share: checks of the request, the model on its device, whole files."""
 
 from __future__ import annotations
 

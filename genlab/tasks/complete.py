@@ -1,4 +1,4 @@
-"""`genlab complete`: what is unknown of an image, drawn given the rest; a PNG grid of the given part and n completions."""
+"""`genlab complete`: what is unknown of an image, drawn given the rest: a PNG grid of the given, then completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from genlab.core import Completer, RequestError
 from genlab.masks import known_mask
 from genlab.pictures import partial_image
 from genlab.tasks.common import (
-    at_least, check_seed, check_temperature, open_model, save_array, with_progress, writable,
+    at_least,
+    check_seed,
+    check_temperature,
+    open_model,
+    save_array,
+    with_progress,
+    writable,
 )  # fmt: skip
 from genlab.viz import save_grid
 

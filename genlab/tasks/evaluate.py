@@ -27,9 +27,8 @@ def command(request: Request) -> None:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     at_least(config, "draws", 1)
     check_seed(config)
-    for key in ("batch_size",):
-        if config[key] is not None:
-            at_least(config, key, 1)
+    if config.batch_size is not None:
+        at_least(config, "batch_size", 1)
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
@@ -56,13 +55,14 @@ def work(settings: Any) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
         data.move_to(device)
         model.to(device)  # type: ignore[attr-defined]
+    weights = str(model.weights)  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
     total = len(data.split(config.split).labels)
 
     def evaluate(advance):  # type: ignore[no-untyped-def]
         return bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
-            weights=model.weights, precision="32", expected=total, on_batch=advance,  # type: ignore[attr-defined]
+            weights=weights, precision="32", expected=total, on_batch=advance,
         )  # fmt: skip
 
     result = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
@@ -82,7 +82,9 @@ def _data(config: DictConfig, run: dict[str, Any]) -> Any:
         for key, value in config.data.items():
             if value is not None:
                 if key == "path" and "path" not in data:
-                    raise RequestError(f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root=")
+                    raise RequestError(
+                        f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
+                    )
                 data[key] = value
         if config.batch_size is not None:
             data.eval_batch_size = config.batch_size

@@ -9,7 +9,14 @@ import torch
 from genlab.compose import Request, split_hydra
 from genlab.core import Sampler
 from genlab.tasks.common import (
-    at_least, check_label, check_seed, check_temperature, open_model, save_array, with_progress, writable,
+    at_least,
+    check_label,
+    check_seed,
+    check_temperature,
+    open_model,
+    save_array,
+    with_progress,
+    writable,
 )  # fmt: skip
 from genlab.viz import save_grid
 

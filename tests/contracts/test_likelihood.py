@@ -67,7 +67,7 @@ def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf
 @pytest.mark.parametrize(("head", "levels"), [("categorical", 256), ("bernoulli", 2)])
 @pytest.mark.parametrize("model", sorted({c[1] for c in zoo.cases({"grey": zoo.GREY, "binary": zoo.BINARY})}))
 def test_eight_images_can_be_learnt_by_heart(model, head, levels):
-    """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: the optimisation plumbing is sound."""
+    """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: optimisation works."""
     spec = ImageSpec(1, 6, 5, levels)
     made = zoo.tiny(model, head, spec, scale=None, dtype=torch.float, sizes=zoo.MEDIUM).train()
     x = zoo.random_images(spec, 8)

@@ -1,0 +1,132 @@
+"""Configs and checkpoints become models through one gate: strangers' files compute, they never execute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genlab.build import build, load
+from genlab.core import ImageSpec, RequestError
+
+SPEC = ImageSpec(1, 4, 4, 2)
+GOOD = {
+    "_target_": "genlab.models.Autoregressive",
+    "net": {"_target_": "genlab.nets.PixelCNN", "_partial_": True, "width": 8, "depth": 1},
+    "head": {"_target_": "genlab.heads.Bernoulli", "_partial_": True},
+}
+
+
+def checkpoint(path, config="", **changes):
+    """A file like genlab's, with a hand-made description."""
+    from omegaconf import OmegaConf
+
+    model = build(GOOD, SPEC)
+    content = {
+        "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
+        "genlab": {
+            "config": config or OmegaConf.to_yaml({"model": GOOD}),
+            "spec": {"channels": 1, "height": 4, "width": 4, "levels": 2, "classes": 0},
+        },
+    }
+    content.update(changes)
+    torch.save(content, path)
+    return path
+
+
+def with_target(target):
+    """The good config with another net."""
+    return {**GOOD, "net": {**GOOD["net"], "_target_": target}}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "torch.hub.load", "torch.nn.Linear",
+        "genlab.build.torch.hub.load", "genlab.build.importlib.import_module", "genlab.cli.os.system",
+        "genlab.build.load", "genlab.core.ImageSpec", "genlab", "", 3, None, ["os.system"],
+    ],
+)  # fmt: skip
+def test_targets_outside_genlab_are_refused_and_run_nothing(target, monkeypatch, tmp_path):
+    ran = []
+    for name in ("os.system", "builtins.eval"):
+        module, _, attribute = name.rpartition(".")
+        monkeypatch.setattr(__import__(module), attribute, lambda *a, name=name: ran.append(name))
+    with pytest.raises(RequestError) as caught:
+        build(with_target(target), SPEC)
+    assert "\n" not in str(caught.value)
+    assert not ran
+
+
+@pytest.mark.parametrize("place", ["model", "net", "hidden"])
+def test_a_strangers_checkpoint_computes_but_does_not_execute(place, tmp_path):
+    marker = tmp_path / "executed"
+    call = f"{{_target_: os.system, command: 'touch {marker}'}}"
+    text = {
+        "model": f"model: {call}",
+        "net": f"model: {{_target_: genlab.models.Autoregressive, net: {call}, head: {call}}}",
+        "hidden": f"model: {{_target_: genlab.models.Autoregressive, net: {{a: [1, {{b: {call}}}]}}, head: {{}}}}",
+    }[place]
+    with pytest.raises(RequestError, match=r"os\.system"):
+        load(checkpoint(tmp_path / "bad.ckpt", text))
+    assert not marker.exists()
+
+
+def test_interpolations_in_a_checkpoint_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="unresolved"):
+        load(checkpoint(tmp_path / "bad.ckpt", "model: {_target_: '${oc.env:HOME}'}"))
+
+
+class Payload:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        """What unpickling would call."""
+        import os
+
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "pickle", "other", "spec", "weights"])
+def test_damaged_or_foreign_files_are_one_sentence(kind, tmp_path):
+    path = checkpoint(tmp_path / "x.ckpt")
+    whole = path.read_bytes()
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "pickle":
+        torch.save({"genlab": Payload()}, path)
+    elif kind == "other":
+        torch.save({"state_dict": {}}, path)
+    elif kind == "spec":
+        checkpoint(path, genlab={"config": "model: 3", "spec": {"channels": -1}})
+    elif kind == "weights":
+        checkpoint(path, state_dict={"model.net.nothing": torch.zeros(1)})
+    with pytest.raises(RequestError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_good_checkpoint_loads_with_torch_alone(tmp_path):
+    path = checkpoint(tmp_path / "x.ckpt")
+    content = torch.load(path, weights_only=True)
+    model = load(path)
+    assert torch.equal(model.state_dict()["net.first.weight"], content["state_dict"]["model.net.first.weight"])
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"net": {**GOOD["net"], "widht": 3}}, "widht"),
+        ({"net": {**GOOD["net"], "width": 1}}, "width >= 2"),
+        ({"head": {"_target_": "genlab.heads.Nothing", "_partial_": True}}, "does not exist"),
+        ({"_target_": "genlab.nowhere.Thing"}, "does not exist"),
+    ],
+)
+def test_configs_that_do_not_fit_say_why(change, answer):
+    with pytest.raises(RequestError, match=answer):
+        build({**GOOD, **change}, SPEC)

@@ -1,0 +1,279 @@
+"""The command line: requests are checked before anything is made, and answered in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genlab import cli
+
+FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu", "model.net.width=8", "model.net.depth=1"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A smoke run of the default model."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    assert cli.run(["train", *FAST, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pictures(here):
+    """Pictures of MNIST's size, and half of one."""
+    x = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(x).save(here / "whole.png")
+    Image.fromarray(x[:14]).save(here / "half.png")
+    Image.fromarray(np.stack([x] * 3 + [np.where(np.arange(28) < 9, 255, 0).astype(np.uint8).repeat(28).reshape(28, 28)], -1)).save(
+        here / "transparent.png"
+    )  # fmt: skip
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(here / "colour.png")
+    Image.fromarray(np.zeros((40, 28), np.uint8)).save(here / "tall.png")
+    (here / "corrupt.png").write_bytes((here / "whole.png").read_bytes()[:100])
+    return x
+
+
+WRONG = [
+    (["trian"], "did you mean 'train'"),
+    (["train", "model=pixelcn"], "did you mean 'pixelcnn'"),
+    (["train", "data=cifar"], "did you mean 'cifar10'"),
+    (["train", "modle=pixelcnn"], "did you mean 'model'"),
+    (["train", "trainer.max_stps=3"], "did you mean 'trainer.max_steps'"),
+    (["train", "max_steps=3"], "did you mean 'trainer.max_steps'"),
+    (["train", "seed=abc"], "expected a whole number"),
+    (["train", "seed"], "key=value"),
+    (["train", "--fast"], "unknown option"),
+    (["train", "model.net.width=-3"], "width >= 2"),
+    (["train", "model.net.width=16,32"], "add -m"),
+    (["train", "+model.net.foo=3"], "unexpected keyword"),
+    (["train", "model/head=bernoulli"], "2 levels"),
+    (["train", "model._target_=os.system"], "nothing was run"),
+    (["train", "data.binarize=foo"], "choose from"),
+    (["train", "data.batch_size=0"], "at least 1"),
+    (["train", "data=folder"], "data.path"),
+    (["train", "trainer.max_steps=0"], "at least 1"),
+    (["train", "trainer.devices=99", "trainer.accelerator=gpu"], "GPU"),
+    (["train", "hydra.run.dir=/proc/nowhere"], "cannot be written"),
+    (["train", "-m", "model=pixelcnn,pixelsnial"], "pixelsnial"),
+    (["resume"], "needs run=DIR"),
+    (["resume", "run=nowhere"], "does not exist"),
+    (["sample"], "needs ckpt="),
+    (["sample", "ckpt=nowhere"], "does not exist"),
+    (["sample", "ckpt=.", "m=3"], "no key 'm'"),
+    (["sample", "ckpt=.", "-m"], "runs once"),
+    (["sample", "ckpt=."], "without checkpoints"),
+    (["complete", "ckpt=."], "needs image="),
+    (["list", "modl"], "did you mean 'model'"),
+]
+
+
+@pytest.mark.parametrize(("words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, here, capsys):
+    assert cli.run(words) == 2
+    err = capsys.readouterr().err
+    assert answer in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert list(here.iterdir()) == []
+
+
+WRONG_WITH_CHECKPOINT = [
+    (["sample", "n=-1"], "at least 1"),
+    (["sample", "n=0"], "at least 1"),
+    (["sample", "n=2.5"], "whole number"),
+    (["sample", "temperature=-1"], "above 0"),
+    (["sample", "temperature=0"], "above 0"),
+    (["sample", "label=12"], "classes 0 to 9"),
+    (["sample", "label=3"], "unconditional"),
+    (["sample", "seed=-1"], "from 0"),
+    (["sample", "out=/proc/x.png"], "cannot write"),
+    (["sample", "out=nowhere/x.png"], "does not exist"),
+    (["sample", "out=x.jpeg"], ".png"),
+    (["sample", "weights=best"], "ema or raw"),
+    (["sample", "device=gpu"], "auto, cpu or cuda"),
+    (["complete", "image=missing.png"], "does not exist"),
+    (["complete", "image=corrupt.png"], "not a readable picture"),
+    (["complete", "image=colour.png"], "grey"),
+    (["complete", "image=tall.png"], "40x28"),
+    (["complete", "image=whole.png"], "known=top:0.5"),
+    (["complete", "image=whole.png", "known=top"], "not understood"),
+    (["complete", "image=whole.png", "known=top:2"], "from 0 to 1"),
+    (["complete", "image=whole.png", "known=box:1,2,3"], "y,x,h,w"),
+    (["complete", "image=whole.png", "known=box:20,20,20,20"], "inside 28x28"),
+    (["complete", "image=whole.png", "known=half.png"], "14x28"),
+    (["complete", "image=half.png", "known=top:0.5"], "already leaves pixels open"),
+    (["complete", "image=half.png", "n=0"], "at least 1"),
+    (["complete", "image=half.png", "particles=0"], "at least 1"),
+    (["eval", "split=tset"], "did you mean 'test'"),
+    (["eval", "draws=0"], "at least 1"),
+    (["eval", "trainer.devices=0"], "at least 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"), WRONG_WITH_CHECKPOINT, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
+def test_wrong_requests_of_a_checkpoint(words, answer, run_folder, here, capsys):
+    pictures(here)
+    before = sorted(here.iterdir())
+    assert cli.run([words[0], f"ckpt={run_folder}", *words[1:]]) == 2
+    err = capsys.readouterr().err
+    assert answer in err
+    assert err.count("\n") == 1
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_run_folder_holds_what_the_design_lists(run_folder):
+    for name in ("config.yaml", "command.txt", "versions.txt", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+                 "metrics.csv", "results.json"):  # fmt: skip
+        assert (run_folder / name).stat().st_size > 0
+    assert list((run_folder / "samples").glob("step=*.png"))
+    results = json.loads((run_folder / "results.json").read_text())
+    assert results["test"]["kind"] == "exact"
+    assert results["test"]["data"] == "mnist_mini"
+    assert results["model"] == "pixelcnn"
+
+
+def test_sampling_twice_gives_the_same_files(run_folder, here, capsys):
+    for out in ("a.png", "b.png"):
+        assert cli.run(["sample", f"ckpt={run_folder}", "n=3", f"out={out}", "device=cpu"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    images = np.load(here / "a.npy")
+    assert images.shape == (3, 1, 28, 28)
+    assert images.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "columns"),
+    [
+        (["image=half.png"], 14, 28),
+        (["image=transparent.png"], 9, 28),
+        (["image=whole.png", "known=top:0.25"], 7, 28),
+        (["image=whole.png", "known=left:0.5", "particles=2"], 28, 14),
+    ],
+)
+def test_completion_keeps_what_is_given(words, rows, columns, run_folder, here):
+    x = pictures(here)
+    assert cli.run(["complete", f"ckpt={run_folder}", "n=2", *words]) == 0
+    images = np.load(here / "completion.npy")
+    assert (images[:, 0, :rows, :columns] == x[:rows, :columns]).all()
+    assert (images[0] != images[1]).any()
+    assert (here / "completion.png").exists()
+
+
+def test_file_names_may_hold_what_hydra_reads_as_grammar(run_folder, here):
+    pictures(here)
+    os.rename("half.png", "step=1, (a)'s {half}.png")
+    assert cli.run(["complete", f"ckpt={run_folder}", "image=step=1, (a)'s {half}.png", "n=1", "out=b c.png"]) == 0
+    assert (here / "b c.png").exists()
+
+
+def test_evaluation_repeats_the_test_number_of_the_run(run_folder, here, capsys):
+    assert cli.run(["eval", f"ckpt={run_folder}", "trainer=cpu"]) == 0
+    assert "exact, 64 images" in capsys.readouterr().out
+    again = json.loads((here / "eval.json").read_text())
+    first = json.loads((run_folder / "results.json").read_text())["test"]
+    assert again["bits_per_dim"] == pytest.approx(first["bits_per_dim"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_evaluation_is_the_same_on_one_two_and_three_processes(run_folder, here, capfd):
+    """61 images in batches of 7: no number of processes divides anything."""
+    values = []
+    for devices in (1, 2, 3):
+        words = [
+            "trainer=ddp_cpu",
+            f"trainer.devices={devices}",
+            "data.limit=61",
+            "batch_size=7",
+            f"out={devices}.json",
+        ]
+        assert cli.run(["eval", f"ckpt={run_folder}", *words]) == 0
+        result = json.loads((here / f"{devices}.json").read_text())
+        assert result["n"] == 61
+        values.append(result["bits_per_dim"])
+    assert values[1] == pytest.approx(values[0], abs=1e-9)
+    assert values[2] == pytest.approx(values[0], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["model.net.width=8,16", "seed=0,1"], 4),
+        (["sweep=joblib", "seed=0,1"], 2),
+        (["sweep=optuna", "hydra.sweeper.n_trials=5"], 5),
+        (["trainer.devices=2", "trainer.strategy=ddp", "seed=0,1"], 2),
+    ],
+    ids=["grid", "joblib", "optuna", "ddp"],
+)
+def test_a_sweep_ends_in_one_table_best_first(words, runs, here, capfd):
+    assert (
+        cli.run(["train", "-m", *FAST, "data.limit=32", "train.sample_every=0", *words, "hydra.sweep.dir=sweep"]) == 0
+    )
+    with open(here / "sweep" / "sweep.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == runs
+    assert [float(row["valid"]) for row in rows] == sorted(float(row["valid"]) for row in rows)
+    folders = {path.name for path in (here / "sweep").iterdir() if path.is_dir()}
+    assert folders == {str(i) for i in range(runs)}
+    assert {path.name for path in here.iterdir()} == {"sweep"}
+    assert "sweep.csv" in capfd.readouterr().out
+
+
+def test_a_failing_job_is_named_and_the_others_go_on(here, capfd):
+    words = [*FAST, "data.limit=32", "train.sample_every=0", "model.net.kernel=4,3", "hydra.sweep.dir=sweep"]
+    assert cli.run(["train", "-m", *words]) == 1
+    with open(here / "sweep" / "sweep.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "odd kernel" in rows[-1]["failed"]
+    assert float(rows[0]["valid"]) < 9
+
+
+def test_list_and_help_explain_themselves(capsys):
+    assert cli.run(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "model=pixelcnn" in out
+    assert "data=mnist_mini" in out
+    for verb in cli.VERBS:
+        assert cli.run([verb, "--help"]) == 0
+        assert verb in capsys.readouterr().out
+    assert cli.run(["--help"]) == 0
+    assert cli.run(["--version"]) == 0
+
+
+def test_configs_and_packages_of_the_user(here, run_folder, monkeypatch):
+    """--config-dir adds a model whose class lives in the user's package; it is used only when trusted."""
+    (here / "mine.py").write_text("from genlab.nets import PixelCNN\nclass Net(PixelCNN):\n    '''Ours.'''\n")
+    (here / "conf" / "model").mkdir(parents=True)
+    (here / "conf" / "model" / "ours.yaml").write_text("defaults: [pixelcnn, _self_]\nnet: {_target_: mine.Net}\n")
+    monkeypatch.syspath_prepend(str(here))
+    words = ["train", "--config-dir", "conf", "model=ours", *FAST, "train.sample_every=0", "hydra.run.dir=run"]
+    assert cli.run(words) == 2
+    assert not (here / "run").exists()
+    assert cli.run([*words, "trust=[mine]"]) == 0
+    assert cli.run(["sample", "ckpt=run", "n=1"]) == 2
+    assert cli.run(["sample", "ckpt=run", "n=1", "trust=[mine]"]) == 0
+
+
+def test_python_api(run_folder):
+    import genlab
+
+    model = genlab.load(run_folder)
+    images = model.sample(2, generator=torch.Generator().manual_seed(0))
+    assert images.shape == (2, *model.spec.shape)
+    assert model.log_prob(images).shape == (2,)
+    assert model.spec == genlab.ImageSpec(1, 28, 28, 256, 10)
