@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,32 +22,7 @@ from genlab.tasks import launch, resume
 TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
 
-# ---- jobs: functions that the ranks call by name
-
-
-def write_rank(folder):
-    """Meet the others; write down who is here."""
-    launch.join("cpu")
-    total = torch.tensor([float(dist.get_rank() + 1)])
-    dist.all_reduce(total)
-    Path(folder, str(dist.get_rank())).write_text(f"{launch.world()} {total.item():.0f} {launch.is_zero()}")
-
-
-def fail(how, folder):
-    """Rank 1 fails, rank 0 waits for it."""
-    launch.join("cpu")
-    if dist.get_rank() == 1:
-        if how == "signal":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise {"request": RequestError, "run": RunError, "bug": ZeroDivisionError}[how](f"because of {how}")
-    Path(folder, "pid").write_text(str(os.getpid()))
-    dist.barrier()
-
-
-def fail_on_zero():
-    """An error of rank zero reaches all."""
-    launch.join("cpu")
-    launch.from_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))
+# ---- jobs that need more than jobs.py
 
 
 def same_weights(folder):
@@ -70,7 +44,7 @@ def same_weights(folder):
 
 
 def test_ranks_meet(tmp_path):
-    launch.ranks(2, "test_launch:write_rank", folder=str(tmp_path))
+    launch.ranks(2, "jobs:write_rank", folder=str(tmp_path))
     assert (tmp_path / "0").read_text() == "2 3 True"
     assert (tmp_path / "1").read_text() == "2 3 False"
 
@@ -85,7 +59,7 @@ def test_ranks_meet(tmp_path):
 )
 def test_a_failing_rank_is_one_sentence(tmp_path, capfd, how, kind, sentence):
     with pytest.raises(kind) as caught:
-        launch.ranks(2, "test_launch:fail", how=how, folder=str(tmp_path))
+        launch.ranks(2, "jobs:fail", how=how, folder=str(tmp_path))
     assert str(caught.value) == sentence
     assert capfd.readouterr().err.count("Traceback") == (1 if how == "bug" else 0)
     if (tmp_path / "pid").exists():
@@ -95,7 +69,7 @@ def test_a_failing_rank_is_one_sentence(tmp_path, capfd, how, kind, sentence):
 
 def test_rank_zero_speaks_for_all():
     with pytest.raises(RequestError, match="zero says no"):
-        launch.ranks(2, "test_launch:fail_on_zero")
+        launch.ranks(2, "jobs:fail_on_zero")
 
 
 # ---- training on two
@@ -119,8 +93,8 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     assert float(logged[-1]) == pytest.approx(alone.value, rel=1e-12)
 
 
-def test_guard_and_resume_on_two_ranks(tmp_path):
-    """One rank's poison skips the step on both; too much of it stops both; then the run goes on."""
+def test_guard_on_two_ranks(tmp_path):
+    """One rank's poison skips the step on both; too much of it stops both with one sentence."""
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"stopped at step 10: 3 steps .* came first out of trap; .*last\.ckpt"):
         trained(folder, **TWO, data__poison=[2, 6, 9], data__poisoned_rank=1)
@@ -128,13 +102,20 @@ def test_guard_and_resume_on_two_ranks(tmp_path):
     assert state["genlab"]["bad_steps"] == 2
     assert state["genlab"]["updates"] == 6
     assert all(value.isfinite().all() for value in state["state_dict"].values())
-    whole = trained(tmp_path / "whole", **TWO, data__poison=[2, 6], data__poisoned_rank=1)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(RunError, match="a rank stopped with status 1"):
+        trained(folder, **TWO, data__crash_at=7)
+    whole = trained(tmp_path / "whole", **TWO)
     (folder / "config.yaml").write_text((whole / "config.yaml").read_text())
     resume.run(folder, [], "genlab resume")
-    same(outcome(folder)["last"]["state_dict"], outcome(whole)["last"]["state_dict"])
-    assert outcome(folder)["samples/step=000012.png"] == outcome(whole)["samples/step=000012.png"]
+    same(outcome(folder), outcome(whole))
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_parent_saves_and_ends_all(tmp_path):
     folder, asked = tmp_path / "run", tmp_path / "asked.yaml"
     asked.write_text(OmegaConf.to_yaml(config(**TWO, data__sleep=0.2)))

@@ -80,7 +80,9 @@ def wait_for(path):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_real_signals(tmp_path, whole, number):
     folder = tmp_path / "run"
     process = start(folder, data__sleep=0.1)

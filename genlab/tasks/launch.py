@@ -22,12 +22,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_lightning.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 
 from genlab.core import RequestError, RunError
 
@@ -47,8 +41,11 @@ def local_world() -> int:
     return world() // int(_slurm("SLURM_NNODES") or 1)
 
 
-def environment() -> ClusterEnvironment:
+def environment() -> Any:
     """Lightning's view of who started this process. SLURM's requeueing would write checkpoints of its own: off."""
+    # Lightning takes seconds to import, and whoever only launches or evaluates can do without it.
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
     if "RANK" in os.environ:
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if world() > 1 else LightningEnvironment()

@@ -33,8 +33,8 @@ class Periodic(pl.Callback):
         self.seconds = 0.0
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """Whether to act at the end of optimiser step `step` = 1, 2, …"""
-        return self.every > 0 and step % self.every == 0
+        """Whether to act at the end of optimiser step `step` = 1, 2, …: every so often, and at the last one."""
+        return self.every > 0 and (step % self.every == 0 or step == learner.max_steps)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Do it; called on every rank."""
@@ -56,10 +56,6 @@ class Log(Periodic):
         super().__init__(every)
         self.latest: dict[str, Any] = {}
 
-    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """The last step has a row as well."""
-        return super().due(trainer, learner, step) or step == learner.max_steps
-
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Average over ranks, write."""
         self.latest = {**learner.train_metrics(), "train/lr": learner.rate, "train/bad_steps": learner.bad_steps}
@@ -76,10 +72,6 @@ class Validation(Periodic):
         super().__init__(every)
         self.best, self.patience = best, patience
         self.state: dict[str, Any] = {"value": float("inf"), "step": 0, "stale": 0, "details": {}}
-
-    def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """The last step is validated as well."""
-        return super().due(trainer, learner, step) or step == learner.max_steps
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Validate; write best.ckpt on a new best."""
@@ -187,4 +179,4 @@ def write(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
 
 
 def _generator(learner: Learner) -> torch.Generator:
-    return torch.Generator(learner.device).manual_seed(learner.seed)
+    return torch.Generator().manual_seed(learner.seed)  # on the CPU: the same noise for every device

@@ -90,7 +90,7 @@ class Learner(pl.LightningModule):
         return self.model.objective(batch.images, batch.labels if wants_label(self.model) else None)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss of a batch in nats per image."""
+        """Mean loss in bits/dim: a scale at which one clipping norm and learning rate suit every image size."""
         if not self._batches:
             self._buffers_before = [b.clone() for b in self.model.buffers()]
         self._batches.append((batch_idx, batch))
@@ -99,7 +99,7 @@ class Learner(pl.LightningModule):
             _add(self._step_sums, name, values.detach().double().sum())
         _add(self._step_sums, "images", torch.full((), len(batch.images), dtype=torch.double, device=self.device))
         self.trainer.datamodule.position += 1  # type: ignore[attr-defined]
-        return terms["loss"].mean()
+        return bits_per_dim(-terms["loss"], self.spec).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Agree with the other ranks whether this step is sound and whether to stop after it: the one host sync."""

@@ -1,0 +1,38 @@
+"""What the ranks of test_launch.py do: kept apart, because they start in half the time without Lightning."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from genlab.core import RequestError, RunError
+from genlab.tasks import launch
+
+
+def write_rank(folder):
+    """Meet the others; write down who is here."""
+    launch.join("cpu")
+    total = torch.tensor([float(dist.get_rank() + 1)])
+    dist.all_reduce(total)
+    Path(folder, str(dist.get_rank())).write_text(f"{launch.world()} {total.item():.0f} {launch.is_zero()}")
+
+
+def fail(how, folder):
+    """Rank 1 fails, rank 0 waits for it."""
+    launch.join("cpu")
+    if dist.get_rank() == 1:
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {"request": RequestError, "run": RunError, "bug": ZeroDivisionError}[how](f"because of {how}")
+    Path(folder, "pid").write_text(str(os.getpid()))
+    dist.barrier()
+
+
+def fail_on_zero():
+    """An error of rank zero reaches all."""
+    launch.join("cpu")
+    launch.from_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))
