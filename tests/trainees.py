@@ -148,7 +148,7 @@ def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything a run leaves behind except clocks, command lines and its own config."""
+    """Everything a run leaves behind except clocks, command lines, its config and the commit it ran on."""
     kept: dict[str, Any] = {"metrics": (folder / "metrics.csv").read_text()}
     for picture in sorted(folder.glob("*/*.png")):
         kept[str(picture.relative_to(folder))] = picture.read_bytes()
@@ -156,7 +156,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     kept["results"] = {k: results[k] for k in ("test", "valid", "steps", "best_step", "bad_steps")}
     for name in ("last", "best"):
         state = checkpoint(folder, name)
-        state["genlab"] = {k: v for k, v in state["genlab"].items() if k not in ("seconds", "config")}
+        state["genlab"] = {k: v for k, v in state["genlab"].items() if k not in ("seconds", "config", "commit")}
         kept[name] = state
     return kept
 

@@ -132,6 +132,8 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
 
 def report(error: Exception) -> None:
     """From a rank to the parent: why it failed. The first word counts; the other ranks fail because this one did."""
+    if os.getppid() != int(os.environ["GENLAB_PARENT"]):
+        return  # nobody is left to tell
     store = dist.TCPStore(HOST, int(os.environ["MASTER_PORT"]), is_master=False)
     if store.add("failures", 1) > 1:
         return
