@@ -2,10 +2,14 @@
 
 The idea of Ramachandran et al. 2017 (arXiv:1704.06001): keep the activations that later pixels read. Ours goes further:
 
-- All that comes from the rows above enters once a row, as one batched product over all blocks.
+- All that comes from the rows above enters once a row, as one batched product over all blocks, written to where the
+  3x3 convolution of every pixel then adds the rest in place.
 - What is left of a block at one value is six in-place operations on preallocated buffers, half of them a product of
-  (B, k) with (k, k'). Biases ride along as a column of ones, masks are sliced away: the block-triangular weights
-  of colour c read exactly the groups <= c, so three colours cost what one masked pixel would.
+  (B, k) with (k, k'). Masks are sliced away: the block-triangular weights of colour c read exactly the groups <= c, so
+  three colours cost what one masked pixel would.
+- No operation is spent on a bias. Those of `expand` never enter the stream: where it lacks their sum b, relu(stream + b)
+  is max(stream, -b) + b, and what this b adds to the next product is known beforehand. It joins the bias there, which
+  rides along as a column of ones.
 - Every view into the buffers is made once, at the start: at small widths Python is the cost.
 
 Nothing in a row depends on which row it is, so the operations of one row can be captured as a CUDA graph and replayed.
@@ -30,29 +34,29 @@ if TYPE_CHECKING:
 class BlockStep(NamedTuple):
     """Operands of one block at one value: views into the buffers and weights, in the order of use."""
 
-    relu: Tensor  # relu(stream), this colour (B, s)
-    streams: Tensor  # ones and relu(stream), colours so far (B, 1 + S')
+    floor: Tensor  # minus the biases that the stream lacks (s,)
+    relu: Tensor  # max(stream, floor), this colour (B, s)
+    streams: Tensor  # ones and max(stream, floor), colours so far (B, 1 + S')
     reduce: Tensor  # (1 + S', n)
     narrow: Tensor  # bottleneck, this pixel and colour (B, n): what later pixels read
-    above: Tensor  # contribution of the row above, and the bias (B, n)
+    middle: Tensor  # from the row above and the bias; then after the 3x3, this colour (B, n)
     left: Tensor  # bottleneck of the left pixel, and of this one, colours so far (B, N + N')
     conv: Tensor  # (N + N', n)
-    middle: Tensor  # after the 3x3, this colour (B, n)
-    middles: Tensor  # ones and after the 3x3, colours so far (B, 1 + N')
-    expand: Tensor  # (1 + N', s)
+    middles: Tensor  # after the 3x3, colours so far (B, N')
+    expand: Tensor  # (N', s)
 
 
 class ValueStep(NamedTuple):
     """Operands of one value of a row: first layer, blocks, last layer."""
 
     previous: Tensor  # where the previous value belongs in the input row (B, 1)
-    above: Tensor  # contribution of the rows above, and the bias (B, s)
+    stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
     left: Tensor  # input values to the left, and the colours so far (B, p C + c)
     first: Tensor  # (p C + c, s)
-    stream: Tensor  # the residual stream, this colour (B, s)
     blocks: list[BlockStep]
-    relu: Tensor  # relu(stream), this colour (B, s)
-    streams: Tensor  # ones and relu(stream), colours so far (B, 1 + S')
+    floor: Tensor  # the next three: as in a block
+    relu: Tensor
+    streams: Tensor
     last: Tensor  # (1 + S', D)
 
 
@@ -60,6 +64,7 @@ class PixelCNNState:
     """Buffers, weights as the steps read them, and the steps of a row. `t` is the step to come.
 
     With `prefix` (images (B, C, H, W), rows), one forward pass fills in the known rows. The state changes in place.
+    `serial`: the products of a step are too small for several CPU threads (measured: 2 threads gain nothing below).
     """
 
     def __init__(
@@ -68,26 +73,27 @@ class PixelCNNState:
         self.t, self.pad = 0, net.first.kernel_size[0] // 2
         self.columns, self.colours = net.spec.width, net.spec.channels
         depth, width, half = len(net.blocks), net.width, net.width // 2
+        self.serial = device.type == "cpu" and batch * width * half <= 2**22
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=net.first.weight.dtype, device=device)
 
         self.row = zeros(batch, (self.pad + self.columns) * self.colours)  # input, the colours of a pixel together
         self.rows = zeros(batch, self.colours, self.pad, self.columns)  # input of the rows above
-        self.first_above = zeros(self.columns, batch, width)
         self.narrow = zeros(depth, batch, self.columns + 2, half)  # bottlenecks of this row; zeros left and right
-        self.above = zeros(depth, self.columns, batch, half)
-        self.stream = zeros(batch, width)
+        self.finished = zeros(depth, self.columns + 2, batch, half)  # those of the row above, pixel by pixel
+        self.stream = zeros(self.columns, batch, width)
         self.streams = zeros(depth + 1, batch, 1 + width)
-        self.middles = zeros(depth, batch, 1 + half)
-        self.streams[..., 0] = self.middles[..., 0] = 1
+        self.streams[..., 0] = 1
+        self.middle = zeros(depth, self.columns, batch, half)
 
         convs = [block.conv for block in net.blocks]
         self.scale, self.black = 2 / (net.spec.levels - 1), zeros(1, 1) - 1  # as PixelCNN.embed
         self.first_weight, self.first_bias = net.first.masked_weight[:, :, : self.pad], net.first.bias.detach()
         self.above_weight = torch.stack([c.masked_weight[:, :, 0].permute(2, 1, 0) for c in convs], 1).contiguous()
         self.above_bias = torch.stack([c.bias for c in convs])[:, None, None]
-        self.steps = _steps(net, self)
+        colours = [_steps(net, self, c) for c in range(self.colours)]
+        self.steps = [step for pixel in zip(*colours, strict=True) for step in pixel]
         if prefix is not None and prefix[1] > 0:
             self._prefill(net, *prefix)
 
@@ -96,23 +102,23 @@ class PixelCNNState:
         batch = len(self.row)
         if self.pad:
             if self.t:
-                finished = self.row.view(batch, -1, self.colours)[:, self.pad :].transpose(1, 2)
-                self.rows.copy_(torch.cat([self.rows[:, :, 1:], finished[:, :, None]], 2))
+                newest = self.row.view(batch, -1, self.colours)[:, self.pad :].transpose(1, 2)
+                self.rows.copy_(torch.cat([self.rows[:, :, 1:], newest[:, :, None]], 2))
             first = F.conv2d(F.pad(self.rows, (self.pad, self.pad)), self.first_weight, self.first_bias)
-            self.first_above.copy_(first[:, :, 0].permute(2, 0, 1))
+            self.stream.copy_(first[:, :, 0].permute(2, 0, 1))
         else:
-            self.first_above.copy_(self.first_bias.expand_as(self.first_above))
-        narrow = self.narrow.transpose(1, 2).contiguous()  # (L, W + 2, B, N): the row above, pixel by pixel
-        self.above.copy_(self.above_bias.expand_as(self.above))
+            self.stream.copy_(self.first_bias)
+        self.finished.copy_(self.narrow.transpose(1, 2))
+        self.middle.copy_(self.above_bias)
         for d, weight in enumerate(self.above_weight):
-            self.above.flatten(1, 2).baddbmm_(narrow[:, d : d + self.columns].flatten(1, 2), weight)
+            self.middle.flatten(1, 2).baddbmm_(self.finished[:, d : d + self.columns].flatten(1, 2), weight)
 
     def reorder(self, index: Tensor) -> None:
         """Keep the images `index` (B,), in that order: what resampling particles needs."""
         for dim, buffers in (
-            (0, (self.row, self.rows, self.stream)),
-            (1, (self.first_above, self.narrow, self.streams, self.middles)),
-            (2, (self.above,)),
+            (0, (self.row, self.rows)),
+            (1, (self.stream, self.narrow, self.streams)),
+            (2, (self.middle,)),
         ):
             for buffer in buffers:
                 buffer.copy_(buffer.index_select(dim, index))
@@ -139,72 +145,66 @@ def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
     if column == 0:
         state.begin_row()
     state.t += 1
-    stream = torch.addmm(step.above, step.left, step.first, out=step.stream)
-    clamp_min, mm, addmm = torch.clamp_min, torch.mm, torch.addmm  # looked up once: a step is ninety operations
-    for relu, streams, reduce, narrow, above, left, conv, middle, middles, expand in step.blocks:
-        clamp_min(stream, 0, out=relu)
+    stream = step.stream.addmm_(step.left, step.first)
+    maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
+    for floor, relu, streams, reduce, narrow, middle, left, conv, middles, expand in step.blocks:
+        maximum(stream, floor, out=relu)
         mm(streams, reduce, out=narrow).relu_()
-        addmm(above, left, conv, out=middle).relu_()
+        middle.addmm_(left, conv).relu_()
         stream.addmm_(middles, expand)
-    clamp_min(stream, 0, out=step.relu)
+    maximum(stream, step.floor, out=step.relu)
     return mm(step.streams, step.last).relu_()
 
 
-def _steps(net: PixelCNN, state: PixelCNNState) -> list[ValueStep]:
-    """The steps of a row: W pixels of C colours."""
-    colours, pad, blocks = state.colours, state.pad, list(net.blocks)
-    wide, half = group_slices(net.width, colours), group_slices(net.width // 2, colours)
-    features = group_slices(net.out_width * colours, colours)
-    n = net.width // 2
-    narrow = state.narrow.flatten(2)
-    row = [
-        [
-            _row_weight(net.first, wide[c], c),
-            [_pointwise(b.reduce, half[c], wide[c].stop) for b in blocks],  # type: ignore[arg-type]
-            [_row_weight(b.conv, half[c], half[c].stop) for b in blocks],  # type: ignore[arg-type]
-            [_pointwise(b.expand, wide[c], half[c].stop) for b in blocks],  # type: ignore[arg-type]
-            _pointwise(net.last, features[c], wide[c].stop),
-        ]
-        for c in range(colours)
-    ]
+def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
+    """The steps of one colour in a row, one for each of the W columns."""
+    colours, pad, n = state.colours, state.pad, net.width // 2
+    wide, half, out = (group_slices(k, colours)[colour] for k in (net.width, n, net.out_width * colours))
+    biases = torch.stack([block.expand.bias for block in net.blocks]).cumsum(0)
+    lacking = torch.cat([torch.zeros_like(biases[:1]), biases])  # before each block and the last layer (L + 1, S)
+    reduce = [_pointwise(b.reduce, half, lack[: wide.stop]) for b, lack in zip(net.blocks, lacking[:-1], strict=True)]
+    last = _pointwise(net.last, out, lacking[-1, : wide.stop])
+    conv = [_row_weight(block.conv, half, half.stop) for block in net.blocks]
+    expand = [block.expand.masked_weight[wide, : half.stop, 0, 0].T.contiguous() for block in net.blocks]
+    first = _row_weight(net.first, wide, colour)
+
+    *floor, last_floor = (-lacking[:, wide]).contiguous().unbind()
+    *relu, last_relu = state.streams[..., 1:][..., wide].unbind()
+    *streams, last_streams = state.streams[..., : 1 + wide.stop].unbind()
+    windows = state.narrow.flatten(2).unfold(2, 2 * n, n).transpose(1, 2)  # a pixel, its right one (L, W + 1, B, 2N)
+    narrow = _by_column(state.narrow.transpose(1, 2)[:, 1:-1, :, half])
+    left = _by_column(windows[:, :-1, :, : n + half.stop])
+    middle, middles = _by_column(state.middle[..., half]), _by_column(state.middle[..., : half.stop])
+
     steps = []
-    for j in range(state.columns):
-        for c, (first, reduce, conv, expand, last) in enumerate(row):
-            stream, middle = (slice(s[c].start + 1, s[c].stop + 1) for s in (wide, half))  # behind the ones
-            here = (pad + j) * colours + c
-            steps.append(
-                ValueStep(
-                    previous=state.row[:, here - 1, None] if here > pad * colours else state.row[:, -1:],
-                    above=state.first_above[j][:, wide[c]],
-                    left=state.row[:, j * colours : here],
-                    first=first,
-                    stream=state.stream[:, wide[c]],
-                    blocks=[
-                        BlockStep(
-                            relu=state.streams[i][:, stream],
-                            streams=state.streams[i][:, : stream.stop],
-                            reduce=reduce[i],
-                            narrow=state.narrow[i][:, j + 1, half[c]],
-                            above=state.above[i, j][:, half[c]],
-                            left=narrow[i][:, j * n : (j + 1) * n + half[c].stop],
-                            conv=conv[i],
-                            middle=state.middles[i][:, middle],
-                            middles=state.middles[i][:, : middle.stop],
-                            expand=expand[i],
-                        )
-                        for i in range(len(blocks))
-                    ],
-                    relu=state.streams[-1][:, stream],
-                    streams=state.streams[-1][:, : stream.stop],
-                    last=last,
-                )
+    for j, stream in enumerate(state.stream[..., wide].unbind()):
+        here = (pad + j) * colours + colour
+        blocks = zip(floor, relu, streams, reduce, narrow[j], middle[j], left[j], conv, middles[j], expand, strict=True)
+        steps.append(
+            ValueStep(
+                previous=state.row[:, here - 1, None] if here > pad * colours else state.row[:, -1:],
+                stream=stream,
+                left=state.row[:, j * colours : here],
+                first=first,
+                blocks=[BlockStep(*operands) for operands in blocks],
+                floor=last_floor,
+                relu=last_relu,
+                streams=last_streams,
+                last=last,
             )
+        )
     return steps
 
 
-def _pointwise(conv: MaskedConv2d, out: slice, stop: int) -> Tensor:
-    """Bias and 1x1 weights of the output channels `out`, which read the first `stop` inputs: (1 + stop, n)."""
-    return torch.cat([conv.bias[out][None], conv.masked_weight[out, :stop, 0, 0].T]).contiguous()  # type: ignore[index]
+def _by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:
+    """(L, W, B, n) -> for every column the views (B, n) of every block."""
+    return [column.unbind() for column in buffer.unbind(1)]
+
+
+def _pointwise(conv: MaskedConv2d, out: slice, lacking: Tensor) -> Tensor:
+    """Bias and 1x1 weights of the output channels `out`, for inputs that lack the biases `lacking` (S',): (1 + S', n)."""
+    weight = conv.masked_weight[out, : len(lacking), 0, 0].T
+    return torch.cat([(conv.bias[out] + lacking @ weight)[None], weight])  # type: ignore[index]
 
 
 def _row_weight(conv: MaskedConv2d, out: slice, stop: int) -> Tensor:
@@ -212,4 +212,4 @@ def _row_weight(conv: MaskedConv2d, out: slice, stop: int) -> Tensor:
     pad = conv.kernel_size[0] // 2
     weight = conv.masked_weight[out, :, pad]  # (n, D, k)
     left = weight[:, :, :pad].permute(2, 1, 0).flatten(0, 1)
-    return torch.cat([left, weight[:, :stop, pad].T]).contiguous()
+    return torch.cat([left, weight[:, :stop, pad].T])
