@@ -1,14 +1,15 @@
 """From a config to a model, and from a checkpoint to a model: nothing else in genlab instantiates one.
 
-A model config comes back out of checkpoint files, also strangers'. So a `_target_` must name a class of
-genlab (or of a package the user trusts by `trust=`) that is a torch module: a checkpoint can compute, not execute.
+Configs come back out of checkpoint files, also strangers'. So a `_target_` of a model must name a class of genlab (or
+of a package the user trusts by `trust=`) that is a torch module, one of a data set something that genlab.data
+defines: a checkpoint can compute, not execute.
 Files are read by torch's restricted unpickler (`weights_only=True`) alone.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ import hydra.errors
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from genlab.core import ImageSpec, RequestError
+from genlab.core import ImageSpec, RequestError, RunError
 
 
 def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str] = ()) -> nn.Module:
@@ -27,18 +27,19 @@ def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequen
 
     Raises RequestError, in one sentence, for a target outside genlab and `trust`, an unknown or a bad argument.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    _check_targets(plain, trust)
-    try:
-        # spec goes in behind Hydra's back: as an argument of instantiate it would become a DictConfig.
-        family: Callable[..., nn.Module] = instantiate(plain, _partial_=True)
-        return family(spec=spec)
-    except RequestError:
-        raise
-    except hydra.errors.InstantiationException as error:
-        raise RequestError(f"the model config does not fit: {_reason(error)}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(f"the model cannot be built: {_first_line(error)}") from error
+    plain = _checked(
+        config, trust, "model part", lambda found: isinstance(found, type) and issubclass(found, nn.Module)
+    )
+    # spec goes in behind Hydra's back: as an argument of instantiate it would become a DictConfig.
+    return _made("model", lambda: instantiate(plain, _partial_=True)(spec=spec))
+
+
+def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = ()) -> Any:
+    """Data module of a config, through the same gate: of genlab, only what genlab.data defines."""
+    plain = _checked(
+        config, trust, "data set", lambda found: found.__module__.startswith("genlab.data.") or not _is_ours(found)
+    )
+    return _made("data", lambda: instantiate(plain))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -103,22 +104,32 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: 
     return restore(path, weights=weights, trust=trust)[0].to(device)
 
 
-def _check_targets(node: Any, trust: Sequence[str]) -> None:
-    """Refuse every `_target_` that is not a torch module class defined in genlab or a trusted package."""
+def _checked(
+    config: DictConfig | Mapping[str, Any], trust: Sequence[str], what: str, fits: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """The config as a plain dict, once every `_target_` in it names something allowed that `fits`."""
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    for target in _targets(plain):
+        _check_target(target, trust, what, fits)
+    return plain  # type: ignore[return-value]
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Every `_target_` at any depth."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_target(node["_target_"], trust)
+            yield node["_target_"]
         for value in node.values():
-            _check_targets(value, trust)
+            yield from _targets(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _check_targets(value, trust)
+            yield from _targets(value)
 
 
-def _check_target(target: Any, trust: Sequence[str]) -> None:
+def _check_target(target: Any, trust: Sequence[str], what: str, fits: Callable[[Any], bool]) -> None:
     allowed = ("genlab", *trust)
     refused = RequestError(
-        f"the config asks for {target!r}, which is not a model part of {' or '.join(allowed)}; nothing was run "
+        f"the config asks for {target!r}, which is not a {what} of {' or '.join(allowed)}; nothing was run "
         "(to use your own package, name it: trust=[package])"
     )
     # By name first: a module outside the allowed packages is not even imported.
@@ -129,18 +140,28 @@ def _check_target(target: Any, trust: Sequence[str]) -> None:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RequestError(f"the config asks for {target!r}, which does not exist") from error
-    # By what it is: genlab.build.torch.hub.load also begins with "genlab.".
-    home = getattr(found, "__module__", "").split(".")[0]
-    if home not in allowed or not isinstance(found, type) or not issubclass(found, nn.Module):
+    # By what it is: genlab.cli.os.system also begins with "genlab.".
+    if getattr(found, "__module__", "").split(".")[0] not in allowed or not fits(found):
         raise refused
 
 
-def _reason(error: BaseException) -> str:
-    """The cause below Hydra's wrapping, one line."""
-    cause = error.__cause__ or error
-    if isinstance(cause, RequestError):
-        raise cause
-    return _first_line(cause if not isinstance(cause, OmegaConfBaseException) else error)
+def _is_ours(found: Any) -> bool:
+    return found.__module__.split(".")[0] == "genlab"
+
+
+def _made(what: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns; whatever goes wrong in a constructor as one sentence."""
+    try:
+        return make()
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (RequestError, RunError)):
+            raise cause from error
+        raise RequestError(f"the {what} config does not fit: {_first_line(cause)}") from error
+    except RequestError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"the {what} cannot be built: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,12 +12,8 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from genlab.core import RequestError, RunError, nearest
-
-if TYPE_CHECKING:
-    from genlab.compose import Request
 
 VERBS = {
     "train": "train a model on data, then evaluate its best weights once on the test split",
@@ -97,32 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
     from genlab.compose import Request  # Hydra takes a moment to import, so only for those who need it
 
     request = Request(verb, rest, command=shlex.join(["genlab", *arguments]))
-    if verb in ("train", "resume"):
-        return _train(request) if verb == "train" else _resume(request)
-    importlib.import_module(f"genlab.tasks.{'evaluate' if verb == 'eval' else verb}").command(request)
-    return 0
-
-
-def _train(request: Request) -> int:
-    from genlab.compose import split_hydra
-    from genlab.tasks import sweep, train
-
-    if request.sweep:
-        return sweep.run(request)
-    config, hydra = split_hydra(request.config())
-    train.run(config, Path(hydra.run.dir).expanduser(), request.command)
-    return 0
-
-
-def _resume(request: Request) -> int:
-    from genlab.tasks import resume
-
-    run = [word.partition("=")[2] for word in request.overrides if word.startswith("run=")]
-    if len(run) != 1 or not run[0]:
-        raise RequestError("genlab resume needs run=DIR: the folder that genlab train wrote")
-    others = [word for word in request.overrides if not word.startswith("run=")]
-    resume.run(Path(run[0]).expanduser(), others, request.command)
-    return 0
+    task = importlib.import_module(f"genlab.tasks.{'evaluate' if verb == 'eval' else verb}")
+    return task.command(request) or 0
 
 
 def _explain(verb: str) -> None:

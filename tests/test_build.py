@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genlab.build import build, load
+from genlab.build import build, build_data, load
 from genlab.core import ImageSpec, RequestError
 
 SPEC = ImageSpec(1, 4, 4, 2)
@@ -130,3 +130,13 @@ def test_a_good_checkpoint_loads_with_torch_alone(tmp_path):
 def test_configs_that_do_not_fit_say_why(change, answer):
     with pytest.raises(RequestError, match=answer):
         build({**GOOD, **change}, SPEC)
+
+
+@pytest.mark.parametrize("target", ["os.system", "genlab.build.load", "genlab.data.files.os.remove", "torch.load"])
+@pytest.mark.parametrize("place", ["top", "source"])
+def test_the_data_section_of_a_strangers_checkpoint_executes_nothing_either(target, place):
+    good = {"_target_": "genlab.data.ImageData", "source": {"_target_": "genlab.data.MNISTMini"}, "validation": 10}
+    bad = {**good, "_target_": target} if place == "top" else {**good, "source": {"_target_": target}}
+    with pytest.raises(RequestError, match="does not exist|nothing was run"):
+        build_data(bad)
+    assert build_data(good).name == "mnist_mini"

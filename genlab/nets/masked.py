@@ -41,6 +41,7 @@ class MaskedConv2d(nn.Conv2d):
     """An odd k x k convolution (B, D, H, W) -> (B, D', H, W) that sees only the past: mask A or B, colour groups."""
 
     mask: Tensor
+    bias: nn.Parameter
 
     def __init__(self, kind: Literal["A", "B"], channels: int, out_channels: int, kernel: int, *, groups: int) -> None:
         if kernel % 2 == 0:

@@ -13,6 +13,8 @@ the colours of a pixel in turn. `width` is the paper's 2h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,8 @@ class PixelCNN(nn.Module, Recompute):
         self.spec, self.width, self.out_width = spec, width, feature_width
         groups = spec.channels
         self.first = MaskedConv2d("A", groups, width, kernel, groups=groups)
-        self.blocks = nn.ModuleList(Bottleneck(width, groups) for _ in range(depth))
+        blocks = nn.ModuleList(Bottleneck(width, groups) for _ in range(depth))
+        self.blocks: Sequence[Bottleneck] = blocks  # type: ignore[assignment]  # so that the parts keep their types
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class PixelCNN(nn.Module, Recompute):
 
     def forward(self, x: Tensor) -> Tensor:
         """Integer images (B, C, H, W) -> (B, T, D)."""
-        # One channel in leaves the memory format open; left to itself the stream would be copied to and fro at every block.
+        # A single channel leaves the memory format open, and the stream would be copied to and fro at every block.
         h = self.first(self.embed(x)).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h)

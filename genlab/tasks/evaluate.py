@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genlab import bits
-from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.build import build_data, find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
@@ -88,4 +87,4 @@ def _data(config: DictConfig, run: dict[str, Any]) -> Any:
                 data[key] = value
         if config.batch_size is not None:
             data.eval_batch_size = config.batch_size
-    return instantiate(data)
+    return build_data(data, config.trust)

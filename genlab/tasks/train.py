@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from genlab import viz
-from genlab.build import build, restore
+from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import RequestError, RunError
 from genlab.tasks import launch
@@ -81,7 +80,7 @@ def checked(config: DictConfig) -> Plan:
 
 def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     """Data module and freshly initialised model: the same weights for the same seed, on every rank."""
-    data = instantiate(config.data)
+    data = build_data(config.data, config.trust)
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
     if config.compile and not isinstance(getattr(model, "net", None), nn.Module):
