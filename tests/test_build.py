@@ -137,6 +137,6 @@ def test_configs_that_do_not_fit_say_why(change, answer):
 def test_the_data_section_of_a_strangers_checkpoint_executes_nothing_either(target, place):
     good = {"_target_": "genlab.data.ImageData", "source": {"_target_": "genlab.data.MNISTMini"}, "validation": 10}
     bad = {**good, "_target_": target} if place == "top" else {**good, "source": {"_target_": target}}
-    with pytest.raises(RequestError, match="does not exist|nothing was run"):
+    with pytest.raises(RequestError, match=r"does not exist|nothing was run"):
         build_data(bad)
     assert build_data(good).name == "mnist_mini"

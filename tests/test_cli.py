@@ -36,9 +36,8 @@ def pictures(here):
     x = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(x).save(here / "whole.png")
     Image.fromarray(x[:14]).save(here / "half.png")
-    Image.fromarray(np.stack([x] * 3 + [np.where(np.arange(28) < 9, 255, 0).astype(np.uint8).repeat(28).reshape(28, 28)], -1)).save(
-        here / "transparent.png"
-    )  # fmt: skip
+    opaque = np.where(np.arange(28) < 9, 255, 0).astype(np.uint8)[:, None].repeat(28, 1)
+    Image.fromarray(np.stack([x, x, x, opaque], -1)).save(here / "transparent.png")
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(here / "colour.png")
     Image.fromarray(np.zeros((40, 28), np.uint8)).save(here / "tall.png")
     (here / "corrupt.png").write_bytes((here / "whole.png").read_bytes()[:100])
