@@ -1,4 +1,4 @@
-"""Units and sums: bits/dim by hand, every image once, nothing filtered, the draw-averaged bound in the right direction."""
+"""Units and sums: bits/dim by hand, every image once, nothing filtered, the bound on the right side."""
 
 from __future__ import annotations
 
