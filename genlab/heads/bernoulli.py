@@ -5,6 +5,8 @@ A likelihood of two levels only. On grey values in [0, 1] the same formula is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,11 @@ class Bernoulli(nn.Module):
     def forward(self, h: Tensor) -> BernoulliPixels:
         """Features (..., D) -> the distribution of the values."""
         return BernoulliPixels(self.proj(h))
+
+    def for_steps(self) -> Callable[[Tensor], BernoulliPixels]:
+        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        weight, bias = self.proj.weight.T.contiguous(), self.proj.bias
+        return lambda h: BernoulliPixels(torch.addmm(bias, h, weight))
 
 
 class BernoulliPixels:

@@ -49,7 +49,7 @@ class Autoregressive(nn.Module):
         found: dict[str, Tensor] = {}
         hooks = [
             block.register_forward_hook(lambda _, __, out, name=f"block{i}": found.__setitem__(name, out))
-            for i, block in enumerate(self.net.blocks)
+            for i, block in enumerate(self.net.blocks)  # type: ignore[arg-type]
         ]
         try:
             self.net(x)
@@ -192,10 +192,13 @@ class Row:
     ) -> None:
         self.model, self.state, self.n = model, state, n
         self.temperature, self.generator = temperature, generator
+        self.head = model.head.for_steps() if hasattr(model.head, "for_steps") else model.head  # type: ignore[operator]
         self.previous: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.static: tuple[Tensor, ...] = ()
         self.capture = model._device.type == "cuda" and model.net.rows_alike
+        # Threads that share a few microseconds of work mostly wait, tenfold when another process holds a core.
+        self.serial = getattr(state, "serial", False)
 
     def __call__(self, given: Tensor, fixed: Tensor) -> Tensor:
         """Known values (n, S, c) and where they are known -> the row's values (n, S, c)."""
@@ -208,16 +211,22 @@ class Row:
         return values
 
     def _steps(self, noise: Tensor, given: Tensor, fixed: Tensor | None, previous: Tensor | None) -> Tensor:
-        net, head, values = self.model.net, self.model.head, []
-        for s in range(len(noise)):
-            h, self.state = net.step(previous, self.state)  # type: ignore[operator]
-            pixels = head(h)
-            if self.temperature != 1:
-                pixels = pixels.tempered(self.temperature)
-            previous = pixels.sample(noise[s])
-            if fixed is not None:
-                previous = torch.where(fixed[:, s], given[:, s], previous)
-            values.append(previous)
+        net, head, values = self.model.net, self.head, []
+        threads = torch.get_num_threads()
+        try:
+            for s, uniform in enumerate(noise.unbind()):
+                h, self.state = net.step(previous, self.state)  # type: ignore[operator]
+                pixels = head(h)
+                if self.temperature != 1:
+                    pixels = pixels.tempered(self.temperature)
+                previous = pixels.sample(uniform)
+                if fixed is not None:
+                    previous = torch.where(fixed[:, s], given[:, s], previous)
+                values.append(previous)
+                if s == 0 and self.serial:  # what a net does once a row is behind it
+                    torch.set_num_threads(1)
+        finally:
+            torch.set_num_threads(threads)
         return torch.stack(values, 1)
 
     def _replay(self, noise: Tensor, given: Tensor, fixed: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ The idea of Ramachandran et al. 2017 (arXiv:1704.06001): keep the activations th
 - What is left of a block at one value is six in-place operations on preallocated buffers, half of them a product of
   (B, k) with (k, k'). Masks are sliced away: the block-triangular weights of colour c read exactly the groups <= c, so
   three colours cost what one masked pixel would.
-- No operation is spent on a bias. Those of `expand` never enter the stream: where it lacks their sum b, relu(stream + b)
-  is max(stream, -b) + b, and what this b adds to the next product is known beforehand. It joins the bias there, which
-  rides along as a column of ones.
+- No operation is spent on a bias. Those of `expand` never enter the stream: where it lacks their sum b,
+  relu(stream + b) = max(stream, -b) + b, and what this b adds to the next product is known beforehand. It joins the
+  bias there, which rides along as a column of ones.
 - Every view into the buffers is made once, at the start: at small widths Python is the cost.
 
 Nothing in a row depends on which row it is, so the operations of one row can be captured as a CUDA graph and replayed.
@@ -202,7 +202,7 @@ def _by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _pointwise(conv: MaskedConv2d, out: slice, lacking: Tensor) -> Tensor:
-    """Bias and 1x1 weights of the output channels `out`, for inputs that lack the biases `lacking` (S',): (1 + S', n)."""
+    """Bias and 1x1 weights of the output channels `out` for inputs (B, S') that lack `lacking` (S',): (1 + S', n)."""
     weight = conv.masked_weight[out, : len(lacking), 0, 0].T
     return torch.cat([(conv.bias[out] + lacking @ weight)[None], weight])  # type: ignore[index]
 
