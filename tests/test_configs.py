@@ -1,0 +1,39 @@
+"""Every config composes, says what it is, and builds what it names."""
+
+from __future__ import annotations
+
+import pytest
+
+from genlab.build import build
+from genlab.compose import Request, configs_folder, groups
+from genlab.core import ImageSpec
+from genlab.train.plan import Plan
+
+GROUPS = groups([configs_folder()])
+FILES = [(group, name) for group, names in GROUPS.items() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=lambda v: v)
+def test_a_config_opens_with_what_it_is(group, name):
+    lines = (configs_folder() / group / f"{name}.yaml").read_text().splitlines()
+    comments = [line for line in lines[:2] if line.startswith("# ") and "@package" not in line]
+    assert comments
+    assert all(len(line) <= 150 for line in lines)
+
+
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_experiments_compose_and_build(name):
+    config = Request("train", [f"experiment={name}"], command="").config()
+    build(config.model, ImageSpec(3, 8, 8))
+    assert config.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("name", [n for n in GROUPS["trainer"] if n not in ("gpu", "ddp", "fsdp")])
+def test_trainers_make_a_plan_on_a_cpu(name):
+    config = Request("train", [f"trainer={name}", "trainer.accelerator=cpu"], command="").config()
+    assert Plan.of(config.trainer).max_steps >= 1
+
+
+@pytest.mark.parametrize("name", GROUPS["sweep"])
+def test_sweeps_compose(name):
+    assert Request("train", [f"sweep={name}"], command="").config().hydra.sweep.dir
