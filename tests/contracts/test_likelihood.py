@@ -10,7 +10,7 @@ import zoo
 from scipy.stats import chi2
 
 from genlab.bits import bits_per_dim
-from genlab.core import ImageSpec
+from genlab.core import ImageSpec, from_steps
 
 LISTED = [pytest.param(m, h, s, id=i) for i, m, h, s in zoo.cases(zoo.LISTABLE)]
 CASES = [pytest.param(m, h, s, id=i) for i, m, h, s in zoo.cases(zoo.SPECS)]
@@ -43,6 +43,23 @@ def test_samples_follow_the_likelihood(model, head, spec):
     seen = observed > 0
     g = 2 * (observed[seen] * (observed[seen] / expected[seen]).log()).sum().item()
     assert chi2.sf(g, len(observed) - 1) > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 1e-4)])
+@pytest.mark.parametrize(("model", "head", "spec"), CASES)
+def test_log_prob_gathered_while_sampling_is_the_log_prob_of_the_sample(model, head, spec, dtype, tolerance):
+    made = zoo.tiny(model, head, spec, scale=0.2, dtype=dtype)
+    state, previous, values, nats = made.net.start(6, torch.device("cpu")), None, [], 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(spec.dims // made.net.step_channels):
+        h, state = made.net.step(previous, state)
+        pixels = made.head(h)
+        previous = pixels.sample(torch.rand(6, made.head.noise_size, generator=generator))
+        nats = nats + pixels.log_prob(previous)
+        values.append(previous)
+    x = from_steps(torch.stack(values, 1), spec)
+    torch.testing.assert_close(made.log_prob(x), nats, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
