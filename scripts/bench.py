@@ -1,0 +1,165 @@
+"""How fast is genlab here? Training, cached sampling and the learner, as ratios that other machines can be compared by.
+
+    python scripts/bench.py [--models pixelcnn] [--data 1x28x28 3x32x32] [--n 1 16 64 256] [--width 32 128] [--quick] …
+
+Seconds belong to one machine on one afternoon. So training is given as a share of the machine's own matrix-product
+ceiling, and sampling in forward passes of the same batch, as a speed-up over recomputation (T forward passes), and as
+a multiple of the arithmetic of one forward pass at the ceiling. Tables go to the terminal, everything to a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_parts import BATCH, Case, ceilings, memory, sampling, training
+from rich.console import Console
+from rich.table import Table
+
+PARTS = ("memory", "ceilings", "training", "sampling", "overhead")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; --quick shrinks everything to seconds, and the numbers to nonsense."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", default=["pixelcnn"])
+    parser.add_argument("--data", nargs="+", default=["1x28x28", "3x32x32"], help="image shapes CxHxW, 256 levels")
+    parser.add_argument("--n", nargs="+", type=int, default=[1, 16, 64, 256], help="images sampled together")
+    parser.add_argument("--width", nargs="+", type=int, default=[32, 128])
+    parser.add_argument("--depth", type=int, default=15)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU; 1 where other work holds the other cores")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which median and range are shown")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: does every part run?")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    args = parser.parse_args()
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.ceiling = 8192 if args.device == "cuda" else 1024  # size of the matrices
+    args.batch, args.positions, args.steps = BATCH, 12, 150
+    if args.quick:
+        args.data, args.n, args.width, args.depth, args.rounds = ["1x6x6"], [2], [8], 2, 1
+        args.ceiling, args.batch, args.positions, args.steps = 64, 4, 2, 12
+    return args
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All parts asked for, a record each."""
+    cases = [Case(m, d, w, args.depth, args.device) for m in args.models for d in args.data for w in args.width]
+    found: dict[str, Any] = {"machine": machine(args.device)}
+    if "memory" in args.parts:  # first: on Linux a child's peak is at least what its parent held when it was started
+        jobs = [("sampling", max(args.n)), ("training", args.batch)]
+        found["memory"] = [_alone(memory, case, *job) for case in cases if case.data == args.data[-1] for job in jobs]
+    ceiling = found["ceilings_flops"] = ceilings(args.device, args.ceiling, 3 * args.rounds)
+    if "training" in args.parts:
+        found["training"] = [record for case in cases for record in training(case, args.batch, args.rounds, ceiling)]
+    if "sampling" in args.parts:
+        found["sampling"] = [sampling(c, n, args.rounds, ceiling, args.positions) for c in cases for n in args.n]
+    if "overhead" in args.parts:
+        from bench_overhead import overhead
+
+        smallest = [Case(m, "1x28x28", min(args.width), args.depth, args.device) for m in args.models]
+        found["overhead"] = [overhead(case, args.batch, args.steps) for case in smallest]
+    return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "load": os.getloadavg()[0],
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Tables: medians, with the range behind them."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    m = found["machine"]
+    console.print(f"{m['gpu'] or m['cpu']}, torch {m['torch']}, {m['threads']} CPU threads, load {m['load']:.1f}")
+    for name, flops in found["ceilings_flops"].items():
+        console.print(f"matrix product {name}: {_range(flops, 1e-9)} GFLOP/s")
+    for part, columns in COLUMNS.items():
+        if records := found.get(part):
+            table = Table(title=part, title_justify="left")
+            for title in columns:
+                table.add_column(title, justify="right")
+            for record in records:
+                table.add_row(*(cell(record) for cell in columns.values()))
+            console.print(table)
+
+
+def _range(values: dict[str, float], scale: float = 1.0) -> str:
+    middle, low, high = (f"{scale * values[k]:.3g}" for k in ("median", "low", "high"))
+    return f"{middle} ({low}-{high})"
+
+
+def _model(r: dict[str, Any]) -> str:
+    return f"{r['model']} {r['depth']}x{r['width']}, {r['data']}"
+
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "training": {
+        "model": _model,
+        "batch": lambda r: str(r["batch"]),
+        "precision": lambda r: r["precision"],
+        "images/s": lambda r: _range(r["images_per_second"]),
+        "MFLOP/image": lambda r: f"{r['flops_per_image'] / 1e6:.0f}",
+        "% of ceiling": lambda r: _range(r["share_of_ceiling"], 100),
+    },
+    "sampling": {
+        "model": _model,
+        "n": lambda r: str(r["n"]),
+        "ms": lambda r: _range(r["seconds"], 1e3),
+        "x recomputation": lambda r: _range(r["speedup"]),
+        "forward passes": lambda r: _range(r["forward_passes"]),
+        "x floor": lambda r: _range(r["times_floor"]),
+        "lower half": lambda r: _range(r["half_completion"]),
+    },
+    "memory": {
+        "model": _model,
+        "of": lambda r: f"{r['what']} {r['n']}",
+        "peak MiB": lambda r: f"{r['peak_bytes'] / 2**20:.0f}",
+        "before it MiB": lambda r: f"{r['before_bytes'] / 2**20:.0f}",
+    },
+    "overhead": {
+        "model": _model,
+        "batch": lambda r: str(r["batch"]),
+        "precision": lambda r: r["precision"],
+        "genlab train images/s": lambda r: _range(r["images_per_second"]),
+        "bare loop": lambda r: _range(r["bare_images_per_second"]),
+        "overhead %": lambda r: f"{100 * r['overhead']:.1f}",
+    },
+}
+
+
+def _alone(run: Any, *args: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run, *args).result()
+
+
+def main() -> None:
+    """Measure, write, show."""
+    args = arguments()
+    found = measure(args)
+    args.out.write_text(json.dumps(found, indent=2) + "\n")
+    show(found)
+
+
+if __name__ == "__main__":
+    main()
