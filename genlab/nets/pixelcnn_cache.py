@@ -124,15 +124,22 @@ class PixelCNNState:
                 buffer.copy_(buffer.index_select(dim, index))
 
     def _prefill(self, net: PixelCNN, x: Tensor, rows: int) -> None:
+        """Take in the first rows of x (B, C, H, W): a forward pass of what the next row reads, fewer rows every block."""
+        needed = len(net.blocks)  # newest rows of the stream: a block passes on one less than it reads
         values = net.embed(x[:, :, :rows])
         self.row.view(len(x), -1, self.colours)[:, self.pad :] = values[:, :, -1].transpose(1, 2)
         seen = values[:, :, max(rows - 1 - self.pad, 0) : rows - 1]  # the newest row joins when the next one begins
         if seen.shape[2] and self.pad:
             self.rows[:, :, -seen.shape[2] :] = seen
-        h = net.first(values)
-        for i, block in enumerate(net.blocks):
-            self.narrow[i, :, 1:-1] = block.narrow(h)[:, :, -1].transpose(1, 2)  # type: ignore[operator]
-            h = block(h)
+        h = net.first(values[:, :, -needed - self.pad :])[:, :, -needed:]
+        for block, finished in zip(net.blocks, self.narrow, strict=True):
+            narrow = block.narrow(h)  # type: ignore[operator]
+            finished[:, 1:-1] = narrow[:, :, -1].transpose(1, 2)
+            needed -= 1
+            if needed:
+                narrow = F.pad(narrow, (1, 1, 1, 0))[:, :, -needed - 1 :]
+                middle = F.conv2d(narrow, block.conv.masked_weight[:, :, :2], block.conv.bias).relu_()  # type: ignore[union-attr]
+                h = h[:, :, -needed:] + block.expand(middle)  # type: ignore[operator]
         self.t = rows * len(self.steps)
 
 
