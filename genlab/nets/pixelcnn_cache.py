@@ -124,7 +124,7 @@ class PixelCNNState:
                 buffer.copy_(buffer.index_select(dim, index))
 
     def _prefill(self, net: PixelCNN, x: Tensor, rows: int) -> None:
-        """Take in the first rows of x (B, C, H, W): a forward pass of what the next row reads, fewer rows every block."""
+        """Take in the first rows of x (B, C, H, W): a forward pass of what the next row reads, fewer rows a block."""
         needed = len(net.blocks)  # newest rows of the stream: a block passes on one less than it reads
         values = net.embed(x[:, :, :rows])
         self.row.view(len(x), -1, self.colours)[:, self.pad :] = values[:, :, -1].transpose(1, 2)
