@@ -198,7 +198,7 @@ class Row:
         self.static: tuple[Tensor, ...] = ()
         self.capture = model._device.type == "cuda" and model.net.rows_alike
         # Threads that share a few microseconds of work mostly wait, tenfold when another process holds a core.
-        self.serial = getattr(state, "serial", False)
+        self.serial_from = getattr(state, "serial_from", model._row_steps)
 
     def __call__(self, given: Tensor, fixed: Tensor) -> Tensor:
         """Known values (n, S, c) and where they are known -> the row's values (n, S, c)."""
@@ -215,6 +215,8 @@ class Row:
         threads = torch.get_num_threads()
         try:
             for s, uniform in enumerate(noise.unbind()):
+                if s == self.serial_from:
+                    torch.set_num_threads(1)
                 h, self.state = net.step(previous, self.state)  # type: ignore[operator]
                 pixels = head(h)
                 if self.temperature != 1:
@@ -223,8 +225,6 @@ class Row:
                 if fixed is not None:
                     previous = torch.where(fixed[:, s], given[:, s], previous)
                 values.append(previous)
-                if s == 0 and self.serial:  # what a net does once a row is behind it
-                    torch.set_num_threads(1)
         finally:
             torch.set_num_threads(threads)
         return torch.stack(values, 1)
