@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from genlab.build import restore
 from genlab.core import ImageSpec, RequestError
+from genlab.train.checkpoint import atomically
+from genlab.viz import save_grid
 
 
 def open_model(config: DictConfig, capability: type, does: str) -> tuple[nn.Module, dict[str, Any], ImageSpec]:
@@ -86,12 +87,22 @@ def writable(key: str, value: str, *suffixes: str) -> Path:
     return path
 
 
-def save_array(path: Path, x: Tensor, spec: ImageSpec) -> None:
-    """Integers (N, C, H, W) as .npy, uint8 when they fit: written under another name first."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, x.cpu().numpy().astype(np.uint8 if spec.levels <= 256 else np.int64))
-    os.replace(temporary, path)
+def check_drawing(config: DictConfig) -> Path:
+    """What every verb that draws images asks of `n`, `temperature`, `seed` and `out`; the PNG's path."""
+    at_least(config, "n", 1)
+    check_temperature(config)
+    check_seed(config)
+    out = writable("out", config.out, ".png")
+    writable("out", str(out.with_suffix(".npy")), ".npy")
+    return out
+
+
+def save_drawing(out: Path, shown: Tensor, images: Tensor, spec: ImageSpec, columns: int | None = None) -> None:
+    """The grid of `shown` as PNG; beside it `images` (N, C, H, W) as .npy, uint8 when they fit. Whole files or none."""
+    save_grid(out, shown, spec, columns)
+    path = out.with_suffix(".npy")
+    with atomically(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, images.cpu().numpy().astype(np.uint8 if spec.levels <= 256 else np.int64))
 
 
 def with_progress(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:

@@ -10,16 +10,7 @@ from genlab.compose import Request, split_hydra
 from genlab.core import Completer, RequestError
 from genlab.masks import known_mask
 from genlab.pictures import partial_image
-from genlab.tasks.common import (
-    at_least,
-    check_seed,
-    check_temperature,
-    open_model,
-    save_array,
-    with_progress,
-    writable,
-)  # fmt: skip
-from genlab.viz import save_grid
+from genlab.tasks.common import at_least, check_drawing, open_model, save_drawing, with_progress
 
 PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
 COPIES = 512  # images times particles at once
@@ -28,13 +19,9 @@ COPIES = 512  # images times particles at once
 def command(request: Request) -> None:
     """Check everything, then draw, then write."""
     config, _ = split_hydra(request.config())
-    at_least(config, "n", 1)
+    out = check_drawing(config)
     if config.particles is not None:
         at_least(config, "particles", 1)
-    check_temperature(config)
-    check_seed(config)
-    out = writable("out", config.out, ".png")
-    writable("out", str(out.with_suffix(".npy")), ".npy")
     model, _, spec = open_model(config, Completer, "complete images")
     generator = torch.Generator().manual_seed(config.seed)
 
@@ -72,8 +59,8 @@ def command(request: Request) -> None:
 
     images, effective = with_progress("completing", config.n, draw)
     given = torch.where(known, image, spec.levels // 2)
-    save_grid(out, torch.cat([given[None], images]), spec, columns=config.n + 1 if config.n < 12 else None)
-    save_array(out.with_suffix(".npy"), images, spec)
+    shown = torch.cat([given[None], images])
+    save_drawing(out, shown, images, spec, columns=config.n + 1 if config.n < 12 else None)
     how = (
         "exact: the known pixels come first"
         if prefix

@@ -8,28 +8,14 @@ import torch
 
 from genlab.compose import Request, split_hydra
 from genlab.core import Sampler
-from genlab.tasks.common import (
-    at_least,
-    check_label,
-    check_seed,
-    check_temperature,
-    open_model,
-    save_array,
-    with_progress,
-    writable,
-)  # fmt: skip
-from genlab.viz import save_grid
+from genlab.tasks.common import at_least, check_drawing, check_label, open_model, save_drawing, with_progress
 
 
 def command(request: Request) -> None:
     """Check everything, then draw, then write."""
     config, _ = split_hydra(request.config())
-    at_least(config, "n", 1)
+    out = check_drawing(config)
     at_least(config, "batch_size", 1)
-    check_temperature(config)
-    check_seed(config)
-    out = writable("out", config.out, ".png")
-    writable("out", str(out.with_suffix(".npy")), ".npy")
     model, _, spec = open_model(config, Sampler, "draw images")
     check_label(config, model, spec)
 
@@ -46,6 +32,5 @@ def command(request: Request) -> None:
 
     images = with_progress("sampling", config.n, draw)
     seconds = time.perf_counter() - started
-    save_grid(out, images, spec)
-    save_array(out.with_suffix(".npy"), images, spec)
+    save_drawing(out, images, images, spec)
     print(f"{out} and {out.with_suffix('.npy').name}: {config.n} images in {seconds:.1f} s")
