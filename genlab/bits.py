@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -140,7 +141,8 @@ def evaluate(
     device = next(model.parameters()).device  # type: ignore[attr-defined]
     tally = Tally()
     for batch in batches:
-        context = batch.labels.to(device) if wants_label(model) else None
+        context = context_of(model, batch)
+        context = None if context is None else context.to(device)
         tally.add(batch.index, log_marginal(model, batch.images.to(device), context, draws=draws))
         if on_batch:
             on_batch(len(batch.index))
@@ -151,6 +153,7 @@ def evaluate(
     )  # fmt: skip
 
 
-def wants_label(model: object) -> bool:
-    """Whether the model is conditioned on the class label."""
-    return getattr(model, "conditioning", "none") == "label"
+def context_of(model: object, batch: Any) -> Tensor | None:
+    """What the model is conditioned on, out of a batch: labels (B,), second images (B, C', H', W') or nothing."""
+    kind = getattr(model, "conditioning", "none")
+    return {"label": batch.labels, "image": batch.context}[kind] if kind != "none" else None

@@ -7,7 +7,7 @@ Log-probabilities are nats, summed over the dimensions of an image: one number p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -29,6 +29,7 @@ class ImageSpec:
     """The one object that crosses from data to model: shape and alphabet of an image.
 
     `levels` K: pixel values are the integers 0..K-1. `classes`: number of labels, 0 without labels.
+    `context`: shape and alphabet of the second image that comes with each image, if one does.
     """
 
     channels: int
@@ -36,8 +37,11 @@ class ImageSpec:
     width: int
     levels: int = 256
     classes: int = 0
+    context: ImageSpec | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.context, Mapping):  # as a checkpoint holds it
+            object.__setattr__(self, "context", ImageSpec(**self.context))
         if min(self.channels, self.height, self.width) < 1 or self.levels < 2 or self.classes < 0:
             raise RequestError(f"an image needs at least 1 channel, 1x1 pixels, 2 levels and 0 classes, got {self}")
 

@@ -48,7 +48,8 @@ class Case:
     @property
     def spec(self) -> ImageSpec:
         """256 levels."""
-        return ImageSpec(*map(int, self.data.split("x")))
+        channels, height, width = map(int, self.data.split("x"))
+        return ImageSpec(channels, height, width)
 
     @property
     def name(self) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from genlab.data.source import Split
 
 
 class Batch(NamedTuple):
-    """Images uint8 (B, C, H, W), labels int64 (B,), and which images of the split they are, int64 (B,)."""
+    """Images uint8 (B, C, H, W), labels int64 (B,), which images of the split they are, int64 (B,), and where the data
+    comes with second images, those: uint8 (B, C', H', W').
+    """
 
     images: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    context: Tensor | None = None
 
 
 ORDER, DRAW = 0, 1  # what random numbers are for: keys of `generator`

@@ -90,6 +90,11 @@ class ImageData(LightningDataModule):
         choose("split", name, SPLITS)
         return self._loaded[0][name]
 
+    def first(self, name: str, count: int) -> Batch:
+        """The first images of a split as one batch, the same on every process."""
+        split = self.split(name)
+        return take(split, torch.arange(min(count, len(split.labels))))
+
     def batches(self, split: str) -> WholeSplit:
         """The whole split in fixed batches, for this process."""
         return WholeSplit(self.split(split), self.eval_batch_size)
@@ -100,7 +105,7 @@ class ImageData(LightningDataModule):
         splits, _ = self._loaded
         split = splits.get("grey", splits["train"])
         start = (number * world + rank) * self.batch_size
-        images, labels, index = take(split, training_order(self.seed, len(split.labels), start, self.batch_size))
+        images, labels, index, _ = take(split, training_order(self.seed, len(split.labels), start, self.batch_size))
         random = generator(self.seed, DRAW, number, rank)
         if self.binarize == "dynamic":
             images = fresh_draw(images, random)

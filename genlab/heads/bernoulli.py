@@ -21,6 +21,8 @@ class Bernoulli(nn.Module):
     of a pixel asks for c = 1.
     """
 
+    chains_colours = False
+
     def __init__(self, *, width: int, channels: int, levels: int) -> None:
         super().__init__()
         if levels != 2:

@@ -20,6 +20,7 @@ from genlab.core import RequestError
 class Categorical(nn.Module):
     """Features (..., D) -> K-way softmax of one value (..., 1). Samples from one uniform number a value."""
 
+    chains_colours = False  # one value a step: the net orders the colours
     noise_size = 1
 
     def __init__(self, *, width: int, channels: int, levels: int) -> None:

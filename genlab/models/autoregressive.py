@@ -20,39 +20,57 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, ImageSpec, from_steps, to_steps
+from genlab.core import Completion, ImageSpec, RequestError, from_steps, to_steps
+
+KINDS = {"label": "a class label", "image": "a second image"}
 
 
 class Autoregressive(nn.Module):
-    """A causal net and a head. `net(spec=)` and `head(width=, channels=, levels=)` arrive unfinished."""
+    """A causal net and a head, and perhaps a context part.
+
+    `net(spec=, context_width=, chained=)`, `head(width=, channels=, levels=)`, `context(spec=)` arrive unfinished.
+    """
 
     exact = True
-    conditioning = "none"
 
-    def __init__(self, spec: ImageSpec, *, net: Callable[..., nn.Module], head: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec,
+        *,
+        net: Callable[..., nn.Module],
+        head: Callable[..., nn.Module],
+        context: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.net = net(spec=spec)
+        self.context = None if context is None else context(spec=spec)
+        self.conditioning = "none" if self.context is None else str(self.context.kind)
+        chained = getattr(getattr(head, "func", head), "chains_colours", False)  # a partial asks its class
+        self.net = net(spec=spec, context_width=getattr(self.context, "width", 0), chained=chained)
         self.head = head(width=self.net.out_width, channels=self.net.step_channels, levels=spec.levels)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W) -> nats (B,), exact."""
         self.spec.check(x)
-        return self.head(self.net(x)).log_prob(to_steps(x, self._step_channels)).sum(1)
+        return self.head(self.net(x, self._given(context, len(x)))).log_prob(to_steps(x, self._step_channels)).sum(1)
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Negative log-likelihood in nats, "loss" (B,)."""
         return {"loss": -self.log_prob(x, context)}
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Output of every block of the net, "block0" … each (B, D, H, W)."""
+        """Output of every block of the net, "block0" … each (B, D, H, W) or (B, T, D)."""
         found: dict[str, Tensor] = {}
+
+        def last(out: Tensor | tuple[Tensor, ...]) -> Tensor:  # of several streams, the one that sees the most
+            return out[-1] if isinstance(out, tuple) else out
+
         hooks = [
-            block.register_forward_hook(lambda _, __, out, name=f"block{i}": found.__setitem__(name, out))
+            block.register_forward_hook(lambda _, __, out, name=f"block{i}": found.__setitem__(name, last(out)))
             for i, block in enumerate(self.net.blocks)  # type: ignore[arg-type]
         ]
         try:
-            self.net(x)
+            self.net(x, self._given(context, len(x)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -90,21 +108,41 @@ class Autoregressive(nn.Module):
         weigh = bool((order.cummin(1).values < order).any())
         rows = int(order.cummin(1).values.sum(1).min()) // self._row_steps
         with torch.inference_mode():
+            features = self._given(context, len(x))
             if not weigh:
-                steps = self._clamp(given, fixed, rows, temperature, generator)
+                steps = self._clamp(given, fixed, rows, features, temperature, generator)
                 effective = torch.ones(len(x))
             else:
-                steps, effective = self._filter(given, fixed, rows, particles, temperature, generator)
+                steps, effective = self._filter(given, fixed, rows, features, particles, temperature, generator)
         # A clone outside inference mode is an ordinary tensor, which the caller may change.
         return Completion(from_steps(steps, self.spec).clone(), effective.clone())
 
+    def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
+        """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""
+        if self.context is None:
+            if context is not None:
+                raise RequestError("this model is unconditional: it takes no label and no context image")
+            return None
+        if context is None:
+            raise RequestError(f"this model is conditioned on {KINDS[self.conditioning]}: give one for every image")
+        if len(context) != batch:
+            raise ValueError(f"{len(context)} contexts were given for {batch} images")
+        return self.context(context.to(self._device))
+
     def _clamp(
-        self, given: Tensor, fixed: Tensor, rows: int, temperature: float, generator: torch.Generator | None
+        self,
+        given: Tensor,
+        fixed: Tensor,
+        rows: int,
+        features: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """The ancestral loop with known values put in place: (B, T, c)."""
-        state = self.net.start(len(given), self._device, (from_steps(given, self.spec), rows))  # type: ignore[operator]
+        known = from_steps(given, self.spec), rows
+        state = self.net.start(len(given), self._device, known, features)  # type: ignore[operator]
         out = given.clone()
-        run = Row(self, state, len(given), temperature, generator)
+        run = Row(self, state, len(given), features, temperature, generator)
         for row in range(rows, self.spec.height):
             here = slice(row * self._row_steps, (row + 1) * self._row_steps)
             out[:, here] = run(given[:, here], fixed[:, here])
@@ -115,6 +153,7 @@ class Autoregressive(nn.Module):
         given: Tensor,
         fixed: Tensor,
         rows: int,
+        features: Tensor | None,
         particles: int,
         temperature: float,
         generator: torch.Generator | None,
@@ -122,7 +161,9 @@ class Autoregressive(nn.Module):
         """The ancestral loop with weighted particles: (B, T, c) and the smallest effective number of particles (B,)."""
         batch = len(given)
         out, fixed = given.repeat_interleave(particles, 0), fixed.repeat_interleave(particles, 0)
-        state = self.net.start(len(out), self._device, (from_steps(out, self.spec), rows))  # type: ignore[operator]
+        features = None if features is None else features.repeat_interleave(particles, 0)
+        known = from_steps(out, self.spec), rows
+        state = self.net.start(len(out), self._device, known, features)  # type: ignore[operator]
         log_w = torch.zeros(batch, particles, dtype=torch.double, device=self._device)
         smallest = torch.full((batch,), float(particles), dtype=torch.double)
         started = fixed.new_zeros(len(out))  # before its first unknown step all copies of an image are equal
@@ -188,7 +229,13 @@ class Row:
     """One row of the ancestral loop. On a GPU its steps are captured as a graph when they serve every row."""
 
     def __init__(
-        self, model: Autoregressive, state: object, n: int, temperature: float, generator: torch.Generator | None
+        self,
+        model: Autoregressive,
+        state: object,
+        n: int,
+        features: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
     ) -> None:
         self.model, self.state, self.n = model, state, n
         self.temperature, self.generator = temperature, generator
@@ -196,7 +243,8 @@ class Row:
         self.previous: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.static: tuple[Tensor, ...] = ()
-        self.capture = model._device.type == "cuda" and model.net.rows_alike
+        same = features is None or features.shape[2] == 1  # a context with places differs from row to row
+        self.capture = model._device.type == "cuda" and model.net.rows_alike and same
         # Threads that share a few microseconds of work mostly wait, tenfold when another process holds a core.
         self.serial_from = getattr(state, "serial_from", model._row_steps)
 

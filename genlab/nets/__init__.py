@@ -1,5 +1,6 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
+from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.pixelcnn import PixelCNN
 
-__all__ = ["PixelCNN"]
+__all__ = ["ImageContext", "LabelContext", "PixelCNN"]

@@ -5,10 +5,11 @@ A 7x7 convolution of mask A, `depth` residual bottleneck blocks of mask B (ReLU 
 pixels to the upper right beyond the kernel's slope are never seen, however deep the net.
 
 Differs from the paper: the last projection to levels belongs to the head and is shared by the colours of a pixel, each
-of which brings its own features.
+of which brings its own features. With a head that chains the colours itself, a step is a whole pixel and the net needs
+no colour groups. A context adds to what the first layer and every 3x3 compute.
 
-B images, C channels, H x W pixels, D features of a value. Steps are single values, T = C * H * W, in raster order with
-the colours of a pixel in turn. `width` is the paper's 2h.
+B images, C channels, H x W pixels, D features of a step. Steps are single values, T = C * H * W, in raster order with
+the colours of a pixel in turn; or pixels, T = H * W (`chained`). `width` is the paper's 2h.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
+from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixelcnn_cache import PixelCNNState, advance
 from genlab.nets.recompute import Recompute
@@ -37,49 +39,64 @@ class Bottleneck(nn.Module):
         """What later pixels read of a pixel: (B, width, H, W) -> (B, width / 2, H, W), after the ReLU."""
         return self.reduce(h.relu()).relu_()
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, width, H, W) -> (B, width, H, W)."""
-        return h + self.expand(self.conv(self.narrow(h)).relu_())
+    def forward(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, width, H, W), and from a context (B, width / 2, h, w) -> (B, width, H, W)."""
+        middle = self.conv(self.narrow(h))
+        if bias is not None:
+            middle = middle + bias
+        return h + self.expand(middle.relu_())
 
 
 class PixelCNN(nn.Module, Recompute):
-    """Integer images (B, C, H, W) -> features of every value (B, T, D) that depend on earlier values alone.
+    """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: blocks; `kernel`: of the first layer;
-    `feature_width`: D, features per value that the head gets.
+    `feature_width`: D, features per step that the head gets; `chained`: a step is a pixel, not a value.
     """
 
-    step_channels = 1
     rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
-        self, *, spec: ImageSpec, width: int = 64, depth: int = 15, kernel: int = 7, feature_width: int = 64
+        self,
+        *,
+        spec: ImageSpec,
+        context_width: int = 0,
+        chained: bool = False,
+        width: int = 64,
+        depth: int = 15,
+        kernel: int = 7,
+        feature_width: int = 64,
     ) -> None:
         super().__init__()
-        if depth < 1 or width < 2 * spec.channels or feature_width < 1:
+        self.step_channels = spec.channels if chained else 1
+        groups = spec.channels // self.step_channels
+        if depth < 1 or width < 2 * groups or feature_width < 1:
             raise RequestError(
-                f"pixelcnn needs depth >= 1, width >= {2 * spec.channels} and feature_width >= 1, "
+                f"pixelcnn needs depth >= 1, width >= {2 * groups} and feature_width >= 1, "
                 f"got depth={depth}, width={width}, feature_width={feature_width}"
             )
         self.spec, self.width, self.out_width = spec, width, feature_width
-        groups = spec.channels
-        self.first = MaskedConv2d("A", groups, width, kernel, groups=groups)
+        self.first = MaskedConv2d("A", spec.channels, width, kernel, groups=groups)
         blocks = nn.ModuleList(Bottleneck(width, groups) for _ in range(depth))
         self.blocks: Sequence[Bottleneck] = blocks  # type: ignore[assignment]  # so that the parts keep their types
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
+        self.biases = LayerBiases(context_width, [width] + depth * [width // 2])
 
     def embed(self, x: Tensor) -> Tensor:
         """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
         return x.to(self.first.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Integer images (B, C, H, W) -> (B, T, D)."""
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
+        first, *biases = self.biases(context)
         # A single channel leaves the memory format open, and the stream would be copied to and fro at every block.
         h = self.first(self.embed(x)).contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            h = block(h)
+        if first is not None:
+            h = h + first
+        for block, bias in zip(self.blocks, biases, strict=True):
+            h = block(h, bias)
         h = self.last(h.relu()).relu()
-        return h.permute(0, 2, 3, 1).reshape(len(x), self.spec.dims, self.out_width)  # colour groups are blocks
+        return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)  # colour groups are blocks
 
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on, itself aside: the past less the blind spot."""
@@ -93,13 +110,17 @@ class PixelCNN(nn.Module, Recompute):
 
     @torch.no_grad()
     def start(  # type: ignore[override]
-        self, batch: int, device: torch.device, prefix: tuple[Tensor, int] | None = None
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
     ) -> PixelCNNState:
         """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return PixelCNNState(self, batch, device, prefix)
+        return PixelCNNState(self, batch, device, prefix, context)
 
     def step(self, previous: Tensor | None, state: PixelCNNState) -> tuple[Tensor, PixelCNNState]:  # type: ignore[override]
-        """Newest value (B, 1), None if the state has it -> features (B, D) of the next; the state changes in place."""
+        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
         return advance(previous, state), state
 
 

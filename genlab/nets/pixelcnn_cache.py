@@ -14,7 +14,8 @@ The idea of Ramachandran et al. 2017 (arXiv:1704.06001): keep the activations th
 
 Nothing in a row depends on which row it is, so the operations of one row can be captured as a CUDA graph and replayed.
 
-B images, L blocks, S stream width, N = S // 2 bottleneck width, p = kernel // 2 of the first layer, W columns.
+B images, C channels, G colours in turn a pixel (1 if the head chains them), c = C / G values a step,
+L blocks, S stream width, N = S // 2 bottleneck width, p = kernel // 2 of the first layer, W columns.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class BlockStep(NamedTuple):
 class ValueStep(NamedTuple):
     """Operands of one value of a row: first layer, blocks, last layer."""
 
-    previous: Tensor  # where the previous value belongs in the input row (B, 1)
+    previous: Tensor  # where the previous values belong in the input row (B, c)
     stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
-    left: Tensor  # input values to the left, and the colours so far (B, p C + c)
-    first: Tensor  # (p C + c, s)
+    left: Tensor  # input values to the left, and the colours so far (B, p C + C')
+    first: Tensor  # (p C + C', s)
     blocks: list[BlockStep]
     floor: Tensor  # the next three: as in a block
     relu: Tensor
@@ -69,10 +70,16 @@ class PixelCNNState:
     """
 
     def __init__(
-        self, net: PixelCNN, batch: int, device: torch.device, prefix: tuple[Tensor, int] | None = None
+        self,
+        net: PixelCNN,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
     ) -> None:
         self.t, self.pad = 0, net.first.kernel_size[0] // 2
-        self.columns, self.colours = net.spec.width, net.spec.channels
+        self.columns, self.channels = net.spec.width, net.spec.channels
+        self.colours = self.channels // net.step_channels
         depth, width, half = len(net.blocks), net.width, net.width // 2
         # Measured on 2 idle cores: a product of 4 million multiply-adds gains nothing, a row of 80 million a twelfth.
         row, step = 3 * depth * self.columns * batch * half**2, batch * width * half
@@ -82,8 +89,8 @@ class PixelCNNState:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=net.first.weight.dtype, device=device)
 
-        self.row = zeros(batch, (self.pad + self.columns) * self.colours)  # input, the colours of a pixel together
-        self.rows = zeros(batch, self.colours, self.pad, self.columns)  # input of the rows above
+        self.row = zeros(batch, (self.pad + self.columns) * self.channels)  # input, the colours of a pixel together
+        self.rows = zeros(batch, self.channels, self.pad, self.columns)  # input of the rows above
         self.narrow = zeros(depth, batch, self.columns + 2, half)  # bottlenecks of this row; zeros left and right
         self.finished = zeros(depth, self.columns + 2, batch, half)  # those of the row above, pixel by pixel
         self.stream = zeros(self.columns, batch, width)
@@ -96,6 +103,8 @@ class PixelCNNState:
         self.first_weight, self.first_bias = net.first.masked_weight[:, :, : self.pad], net.first.bias.detach()
         self.above_weight = torch.stack([c.masked_weight[:, :, 0].permute(2, 1, 0) for c in convs], 1).contiguous()
         self.above_bias = torch.stack([c.bias for c in convs])[:, None, None]
+        self.biases = net.biases(context)  # of the first layer and the blocks, (B, D, h, w) or None
+        self.of_rows = _by_row(self.biases)
         colours = [_steps(net, self, c) for c in range(self.colours)]
         self.steps = [step for pixel in zip(*colours, strict=True) for step in pixel]
         if prefix is not None and prefix[1] > 0:
@@ -106,7 +115,7 @@ class PixelCNNState:
         batch = len(self.row)
         if self.pad:
             if self.t:
-                newest = self.row.view(batch, -1, self.colours)[:, self.pad :].transpose(1, 2)
+                newest = self.row.view(batch, -1, self.channels)[:, self.pad :].transpose(1, 2)
                 self.rows.copy_(torch.cat([self.rows[:, :, 1:], newest[:, :, None]], 2))
             first = F.conv2d(F.pad(self.rows, (self.pad, self.pad)), self.first_weight, self.first_bias)
             self.stream.copy_(first[:, :, 0].permute(2, 0, 1))
@@ -116,6 +125,10 @@ class PixelCNNState:
         self.middle.copy_(self.above_bias)
         for d, weight in enumerate(self.above_weight):
             self.middle.flatten(1, 2).baddbmm_(self.finished[:, d : d + self.columns].flatten(1, 2), weight)
+        if self.of_rows:
+            here = min(self.t // len(self.steps), len(self.of_rows[0]) - 1)  # a label's only row serves all
+            self.stream += self.of_rows[0][here]
+            self.middle += self.of_rows[1][here]
 
     def reorder(self, index: Tensor) -> None:
         """Keep the images `index` (B,), in that order: what resampling particles needs."""
@@ -126,29 +139,36 @@ class PixelCNNState:
         ):
             for buffer in buffers:
                 buffer.copy_(buffer.index_select(dim, index))
+        self.biases = [None if bias is None else bias[index] for bias in self.biases]
+        self.of_rows = _by_row(self.biases)
 
     def _prefill(self, net: PixelCNN, x: Tensor, rows: int) -> None:
         """Take in the first rows of x (B, C, H, W): a forward pass of what the next row reads, fewer rows a block."""
         needed = len(net.blocks)  # newest rows of the stream: a block passes on one less than it reads
         values = net.embed(x[:, :, :rows])
-        self.row.view(len(x), -1, self.colours)[:, self.pad :] = values[:, :, -1].transpose(1, 2)
+        self.row.view(len(x), -1, self.channels)[:, self.pad :] = values[:, :, -1].transpose(1, 2)
         seen = values[:, :, max(rows - 1 - self.pad, 0) : rows - 1]  # the newest row joins when the next one begins
         if seen.shape[2] and self.pad:
             self.rows[:, :, -seen.shape[2] :] = seen
+        first, *biases = [bias if bias is None or bias.shape[2] == 1 else bias[:, :, :rows] for bias in self.biases]
         h = net.first(values[:, :, -needed - self.pad :])[:, :, -needed:]
-        for block, finished in zip(net.blocks, self.narrow, strict=True):
+        if first is not None:
+            h = h + first[:, :, -needed:]
+        for block, bias, finished in zip(net.blocks, biases, self.narrow, strict=True):
             narrow = block.narrow(h)  # type: ignore[operator]
             finished[:, 1:-1] = narrow[:, :, -1].transpose(1, 2)
             needed -= 1
             if needed:
                 narrow = F.pad(narrow, (1, 1, 1, 0))[:, :, -needed - 1 :]
-                middle = F.conv2d(narrow, block.conv.masked_weight[:, :, :2], block.conv.bias).relu_()  # type: ignore[union-attr]
-                h = h[:, :, -needed:] + block.expand(middle)  # type: ignore[operator]
+                middle = F.conv2d(narrow, block.conv.masked_weight[:, :, :2], block.conv.bias)  # type: ignore[union-attr]
+                if bias is not None:
+                    middle = middle + bias[:, :, -needed:]
+                h = h[:, :, -needed:] + block.expand(middle.relu_())  # type: ignore[operator]
         self.t = rows * len(self.steps)
 
 
 def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
-    """One step: the previous value (B, 1), None if the state has it -> features (B, D) of the next value."""
+    """One step: the previous values (B, c), None if the state has them -> features (B, D) of the next step."""
     column = state.t % len(state.steps)
     step = state.steps[column]
     if previous is not None:
@@ -169,7 +189,8 @@ def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
 
 def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
     """The steps of one colour in a row, one for each of the W columns."""
-    colours, pad, n = state.colours, state.pad, net.width // 2
+    colours, channels, pad, n = state.colours, state.channels, state.pad, net.width // 2
+    values = net.step_channels
     wide, half, out = (group_slices(k, colours)[colour] for k in (net.width, n, net.out_width * colours))
     biases = torch.stack([block.expand.bias for block in net.blocks]).cumsum(0)
     lacking = torch.cat([torch.zeros_like(biases[:1]), biases])  # before each block and the last layer (L + 1, S)
@@ -177,7 +198,7 @@ def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
     last = _pointwise(net.last, out, lacking[-1, : wide.stop])
     conv = [_row_weight(block.conv, half, half.stop) for block in net.blocks]
     expand = [block.expand.masked_weight[wide, : half.stop, 0, 0].T.contiguous() for block in net.blocks]
-    first = _row_weight(net.first, wide, colour)
+    first = _row_weight(net.first, wide, colour * values)
 
     *floor, last_floor = (-lacking[:, wide]).contiguous().unbind()
     *relu, last_relu = state.streams[..., 1:][..., wide].unbind()
@@ -189,13 +210,13 @@ def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
 
     steps = []
     for j, stream in enumerate(state.stream[..., wide].unbind()):
-        here = (pad + j) * colours + colour
+        here = (pad + j) * channels + colour * values
         blocks = zip(floor, relu, streams, reduce, narrow[j], middle[j], left[j], conv, middles[j], expand, strict=True)
         steps.append(
             ValueStep(
-                previous=state.row[:, here - 1, None] if here > pad * colours else state.row[:, -1:],
+                previous=state.row[:, here - values : here] if here > pad * channels else state.row[:, -values:],
                 stream=stream,
-                left=state.row[:, j * colours : here],
+                left=state.row[:, j * channels : here],
                 first=first,
                 blocks=[BlockStep(*operands) for operands in blocks],
                 floor=last_floor,
@@ -205,6 +226,12 @@ def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
             )
         )
     return steps
+
+
+def _by_row(biases: list[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+    """Biases of a context (B, D, h, w) -> for the first layer (h, w, B, S) and the blocks (h, L, w, B, N)."""
+    maps = [bias.permute(2, 3, 0, 1).contiguous() for bias in biases if bias is not None]
+    return (maps[0], torch.stack(maps[1:], 1)) if maps else None
 
 
 def _by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:

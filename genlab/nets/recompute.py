@@ -16,40 +16,48 @@ from genlab.core import ImageSpec, from_steps, to_steps
 
 @dataclass
 class RecomputeState:
-    """The image so far, as steps (B, T, c), and the step to come."""
+    """The image so far, as steps (B, T, c), the step to come, and what the images are conditioned on (B, E, h, w)."""
 
     steps: Tensor
     t: int
+    context: Tensor | None = None
 
     def reorder(self, index: Tensor) -> None:
         """Keep the images `index` (B,), in that order: what resampling particles needs."""
         self.steps = self.steps[index]
+        self.context = None if self.context is None else self.context[index]
 
 
 class Recompute:
-    """Mixin: `start` and `step` for any causal net with `spec`, `step_channels` and `forward(x) -> (B, T, D)`."""
+    """Mixin: `start` and `step` for a causal net with `spec`, `step_channels` and `forward(x, context) -> (B, T, D)`."""
 
     spec: ImageSpec
     step_channels: int
     rows_alike = False
 
-    def start(self, batch: int, device: torch.device, prefix: tuple[Tensor, int] | None = None) -> RecomputeState:
+    def start(
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
+    ) -> RecomputeState:
         """State before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
         values_per_row = self.spec.channels * self.spec.width
         steps = torch.zeros(
             batch, self.spec.dims // self.step_channels, self.step_channels, dtype=torch.long, device=device
         )
         if prefix is None:
-            return RecomputeState(steps, 0)
+            return RecomputeState(steps, 0, context)
         x, rows = prefix
         t = rows * values_per_row // self.step_channels
         steps[:, :t] = to_steps(x.long(), self.step_channels)[:, :t]
-        return RecomputeState(steps, t)
+        return RecomputeState(steps, t, context)
 
     def step(self, previous: Tensor | None, state: RecomputeState) -> tuple[Tensor, RecomputeState]:
         """Take in the newest values (B, c), None if the state has them; return features (B, D) of the next step."""
         if previous is not None:
             state.steps[:, state.t - 1] = previous
-        h = self(from_steps(state.steps, self.spec))[:, state.t]  # type: ignore[operator]
+        h = self(from_steps(state.steps, self.spec), state.context)[:, state.t]  # type: ignore[operator]
         state.t += 1
         return h, state

@@ -19,7 +19,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from genlab.bits import wants_label
+from genlab.bits import context_of
 from genlab.core import Completer, Sampler
 from genlab.train.judge import judge
 from genlab.train.learner import Learner
@@ -112,7 +112,7 @@ class Pictures(Periodic):
         with learner.judged() as model:
             grids: dict[str, tuple[torch.Tensor, int | None]] = {}
             if isinstance(model, Sampler):
-                grids["samples"] = self._samples(model, learner), None
+                grids["samples"] = self._samples(model, learner, trainer.datamodule), None  # type: ignore[attr-defined]
             if isinstance(model, Completer):
                 grids["completions"] = self._completions(model, learner, trainer.datamodule), 8  # type: ignore[attr-defined]
         if trainer.is_global_zero:
@@ -121,21 +121,29 @@ class Pictures(Periodic):
                 path.parent.mkdir(exist_ok=True)
                 self.draw(path, images.cpu(), learner.spec, columns=columns)
 
-    def _samples(self, model: Any, learner: Learner) -> torch.Tensor:
-        """`count` images at the same noise every time; a class-conditional model goes through its classes."""
-        labels = torch.arange(self.count, device=learner.device) % max(1, learner.spec.classes)
-        context = {"context": labels} if wants_label(model) else {}
-        return model.sample(self.count, generator=_generator(learner), **context)
+    def _samples(self, model: Any, learner: Learner, data: Any) -> torch.Tensor:
+        """`count` images at the same noise every time; a class-conditional model goes through its classes, one that is
+        conditioned on images gets those of the first validation images.
+        """
+        context = self._context(model, learner, data)
+        if context is not None and context.ndim == 1:
+            context = torch.arange(self.count, device=learner.device) % learner.spec.classes
+        n = self.count if context is None else len(context)
+        return model.sample(n, generator=_generator(learner), context=context)
 
     def _completions(self, model: Any, learner: Learner, data: Any) -> torch.Tensor:
         """Pairs of given and completed: up to `count` images, 2 pictures each."""
-        valid = data.split("valid")  # not its batches: a rank may have none
-        x = valid.images[: self.count].to(learner.device)
+        x = data.first("valid", self.count).images.to(learner.device)
         known = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
         known[:, : x.shape[-2] // 2] = True
-        context = {"context": valid.labels[: self.count].to(x.device)} if wants_label(model) else {}
-        completed = model.complete(x, known, generator=_generator(learner), **context).images
+        context = self._context(model, learner, data)
+        completed = model.complete(x, known, generator=_generator(learner), context=context).images
         return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1)
+
+    def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:
+        """What the first validation images are conditioned on, if the model wants to know."""
+        context = context_of(model, data.first("valid", self.count))
+        return None if context is None else context.to(learner.device)
 
 
 class Checkpoints(Periodic):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genlab.bits import Tally, evaluate, wants_label
+from genlab.bits import Tally, context_of, evaluate
 from genlab.core import Likelihood
 
 
@@ -40,7 +40,8 @@ def judge(
     device = next(model.parameters()).device
     tally = Tally()
     for batch in data.batches(split):
-        context = batch.labels.to(device) if wants_label(model) else None
+        context = context_of(model, batch)
+        context = None if context is None else context.to(device)
         tally.add(batch.index, model.objective(batch.images.to(device), context)["loss"])
         if on_batch:
             on_batch(len(batch.index))

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from genlab.bits import bits_per_dim, wants_label
+from genlab.bits import bits_per_dim, context_of
 from genlab.core import ImageSpec, Likelihood, RunError
 from genlab.train import ema
 from genlab.train.guard import first_non_finite
@@ -87,7 +87,7 @@ class Learner(pl.LightningModule):
     def _terms(self, number: int, batch: Any) -> dict[str, Tensor]:
         """Objective of a batch, each term (B,) nats; a function of the weights, the batch and its number."""
         torch.manual_seed(step_seed(self.seed, self.global_rank, number))
-        return self.model.objective(batch.images, batch.labels if wants_label(self.model) else None)
+        return self.model.objective(batch.images, context_of(self.model, batch))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Mean loss in bits/dim: a scale at which one clipping norm and learning rate suit every image size."""
