@@ -1,6 +1,9 @@
 """How fast is genlab here? Training, cached sampling and the learner, as ratios that other machines can be compared by.
 
-    python scripts/bench.py [--models pixelcnn] [--data 1x28x28 3x32x32] [--n 1 16 64 256] [--width 32 128] [--quick] …
+    python scripts/bench.py [--models pixelcnn pixel_transformer:attention=local_1d] [--data 1x28x28 3x32x32]
+        [--n 1 16 64 256] [--width 32 128] [--depth 15] [--quick] …
+
+Without --width and --depth every model is measured at the sizes in SIZES. After a colon, keywords of its net.
 
 Seconds belong to one machine on one afternoon. So training is given as a share of the machine's own matrix-product
 ceiling, and sampling in forward passes of the same batch, as a speed-up over recomputation (T forward passes), and as
@@ -15,6 +18,7 @@ import os
 import platform
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,16 +29,29 @@ from rich.console import Console
 from rich.table import Table
 
 PARTS = ("memory", "ceilings", "training", "sampling", "overhead")
+# Depth x width of every model; those of the first three are the ones other projects were measured at.
+SIZES = {
+    "pixelcnn": ((15, 32), (15, 128)),
+    "gated_pixelcnn": ((10, 128),),
+    "pixel_transformer": ((8, 64),),
+    "pixel_transformer:attention=local_1d": ((8, 64),),
+    "pixel_transformer:attention=local_2d": ((8, 64),),
+    "row_lstm": ((4, 64),),
+    "diagonal_bilstm": ((4, 64),),
+    "pixelcnnpp": ((2, 64),),
+    "pixelsnail": ((2, 64),),
+}
 
 
 def arguments() -> argparse.Namespace:
     """The command line; --quick shrinks everything to seconds, and the numbers to nonsense."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
-    parser.add_argument("--models", nargs="+", default=["pixelcnn"])
+    parser.add_argument("--models", nargs="+", default=list(SIZES), help="NAME or NAME:keyword=value,…")
     parser.add_argument("--data", nargs="+", default=["1x28x28", "3x32x32"], help="image shapes CxHxW, 256 levels")
     parser.add_argument("--n", nargs="+", type=int, default=[1, 16, 64, 256], help="images sampled together")
-    parser.add_argument("--width", nargs="+", type=int, default=[32, 128])
-    parser.add_argument("--depth", type=int, default=15)
+    parser.add_argument("--width", nargs="+", type=int)
+    parser.add_argument("--depth", type=int)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images of a training step")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU; 1 where other work holds the other cores")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
@@ -47,7 +64,7 @@ def arguments() -> argparse.Namespace:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.ceiling = 8192 if args.device == "cuda" else 1024  # size of the matrices
-    args.batch, args.positions, args.steps = BATCH, 12, 150
+    args.positions, args.steps = 12, 150
     if args.quick:
         args.data, args.n, args.width, args.depth, args.rounds = ["1x6x6"], [2], [8], 2, 1
         args.ceiling, args.batch, args.positions, args.steps = 64, 4, 2, 12
@@ -56,7 +73,12 @@ def arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All parts asked for, a record each."""
-    cases = [Case(m, d, w, args.depth, args.device) for m in args.models for d in args.data for w in args.width]
+    cases = [
+        Case(model, data, width, depth, args.device)
+        for model in args.models
+        for data in args.data
+        for depth, width in sizes(model, args.depth, args.width)
+    ]
     found: dict[str, Any] = {"machine": machine(args.device)}
     if "memory" in args.parts:  # first: on Linux a child's peak is at least what its parent held when it was started
         jobs = [("sampling", max(args.n)), ("training", args.batch)]
@@ -69,9 +91,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "overhead" in args.parts:
         from bench_overhead import overhead
 
-        smallest = [Case(m, "1x28x28", min(args.width), args.depth, args.device) for m in args.models]
-        found["overhead"] = [overhead(case, args.batch, args.steps) for case in smallest]
+        smallest = [case for i, case in enumerate(cases) if case.model not in {c.model for c in cases[:i]}]
+        found["overhead"] = [overhead(replace(c, data="1x28x28"), args.batch, args.steps) for c in smallest]
     return found
+
+
+def sizes(model: str, depth: int | None, widths: list[int] | None) -> list[tuple[int, int]]:
+    """(depth, width) pairs to measure a model at: those asked for, else those of SIZES."""
+    usual = SIZES.get(model) or SIZES.get(model.split(":")[0], ((4, 64),))
+    if widths:
+        return [(depth or usual[0][0], width) for width in widths]
+    return [(depth or usual_depth, width) for usual_depth, width in usual]
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from genlab.build import build
@@ -39,7 +40,7 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 class Case:
     """One model on one shape of image."""
 
-    model: str
+    model: str  # NAME or NAME:keyword=value,… of its net
     data: str  # CxHxW
     width: int
     depth: int
@@ -58,7 +59,9 @@ class Case:
 
     def config(self, *more: str) -> DictConfig:
         """As `genlab train` would compose it."""
-        sizes = [f"model={self.model}", f"model.net.width={self.width}", f"model.net.depth={self.depth}"]
+        name, _, keywords = self.model.partition(":")
+        sizes = [f"model={name}", f"model.net.width={self.width}", f"model.net.depth={self.depth}"]
+        sizes += [f"model.net.{keyword}" for keyword in keywords.split(",") if keyword]
         where = [f"trainer={'gpu' if self.device == 'cuda' else 'cpu'}"]
         return split_hydra(Request("train", [*sizes, *where, *more], command="").config())[0]
 
@@ -103,9 +106,7 @@ def training(case: Case, batch: int, rounds: int, ceiling: dict[str, Any]) -> li
     """Images per second of the bare loop in float32 and in what `trainer.precision=auto` picks here."""
     x, precisions = case.images(batch), sorted({"32-true", Plan.of(case.config().trainer).precision})
     steps = {p: Step(case, case.build(), p) for p in precisions}
-    with FlopCounterMode(display=False) as counter:
-        steps["32-true"](x)
-    flops = counter.get_total_flops() / batch
+    flops = flops_of(lambda: steps["32-true"](x)) / batch
     times = interleaved({p: lambda step=step: step(x) for p, step in steps.items()}, rounds, case.device)  # type: ignore[misc]
     return [
         {
@@ -137,8 +138,7 @@ def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions
             slow.steps[:, t] = model.head(h).sample(noise)
 
     with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            model.net(x)
+        flops = flops_of(lambda: model.net(x))
         times = interleaved(
             {
                 "sample": lambda: model.sample(n),
@@ -157,7 +157,7 @@ def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions
         "recompute_seconds": summary(recomputed),
         "speedup": summary([b / a for a, b in zip(sample, recomputed, strict=True)]),
         "forward_passes": summary([a / b for a, b in zip(sample, times["forward"], strict=True)]),
-        "times_floor": summary([t * ceiling["32-true"]["median"] / counter.get_total_flops() for t in sample]),
+        "times_floor": summary([t * ceiling["32-true"]["median"] / flops for t in sample]),
         "half_completion": summary([b / a for a, b in zip(sample, times["complete"], strict=True)]),
     }  # fmt: skip
 
@@ -185,6 +185,13 @@ def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, device: str
             sync(device)
             seconds[name].append(time.perf_counter() - start)
     return {name: times[1:] for name, times in seconds.items()}
+
+
+def flops_of(run: Callable[[], Any]) -> float:
+    """FLOPs of a call. Attention as plain products: the counter does not know the CPU's fused kernel."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
 
 
 def summary(values: list[float]) -> dict[str, float]:

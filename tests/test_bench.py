@@ -26,7 +26,10 @@ def numbers(value):
 def test_quick_bench_writes_every_figure(tmp_path):
     out = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench.py", "--quick", "--device=cpu", "--threads=1", f"--out={out}"],
+        [
+            sys.executable, ROOT / "scripts" / "bench.py", "--quick", "--models", "pixelcnn", "pixelcnn:kernel=3",
+            "--device=cpu", "--threads=1", f"--out={out}",
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,13 @@
-"""Every model yaml with every legal head, shrunk to sizes at which all questions can be asked."""
+"""Every model yaml with every legal head and context, shrunk to sizes at which all questions can be asked."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
@@ -15,35 +18,81 @@ from genlab.core import ImageSpec, RequestError
 # Keywords that make a model small, wherever a yaml has them.
 SMALL = {"width": 12, "depth": 2, "feature_width": 7}
 
-GREY = ImageSpec(1, 5, 4, 4)
-RGB = ImageSpec(3, 3, 5, 3)
-BINARY = ImageSpec(1, 4, 5, 2)
+# … and large enough to learn eight images by heart.
+MEDIUM = {"width": 64, "depth": 2, "feature_width": 64}
+
+# Values of a net's keywords that make another net of it.
+VARIANTS: dict[str, dict[str, dict]] = {
+    "gated_pixelcnn": {"": {}, "-dilated": {"dilations": [1, 2]}},
+    "pixel_transformer": {f"-{kind}": {"attention": kind} for kind in ("full", "local_1d", "local_2d")},
+}
+
+# The second image is smaller than the image and has another alphabet; there are three classes.
+SECOND = ImageSpec(2, 2, 3, 5)
+GREY = ImageSpec(1, 5, 4, 4, classes=3, context=SECOND)
+RGB = ImageSpec(3, 3, 5, 3, classes=3, context=SECOND)
+BINARY = ImageSpec(1, 4, 5, 2, classes=3, context=SECOND)
 SPECS = {"grey": GREY, "rgb": RGB, "binary": BINARY}
 
 # Domains whose images can all be listed.
 LISTABLE = {
-    "2x2 binary": ImageSpec(1, 2, 2, 2),
-    "3x3 binary": ImageSpec(1, 3, 3, 2),
-    "1x2 RGB, 3 levels": ImageSpec(3, 1, 2, 3),
-    "2x1, 2 channels, 3 levels": ImageSpec(2, 2, 1, 3),
-    "2x2, 4 levels": ImageSpec(1, 2, 2, 4),
+    name: replace(spec, classes=3, context=SECOND)
+    for name, spec in {
+        "2x2 binary": ImageSpec(1, 2, 2, 2),
+        "3x3 binary": ImageSpec(1, 3, 3, 2),
+        "1x2 RGB, 3 levels": ImageSpec(3, 1, 2, 3),
+        "2x1, 2 channels, 3 levels": ImageSpec(2, 2, 1, 3),
+        "2x2, 4 levels": ImageSpec(1, 2, 2, 4),
+    }.items()
 }
 
+CONTEXTS = ("none", "label", "image")
 
-# … and large enough to learn eight images by heart.
-MEDIUM = {"width": 64, "depth": 2, "feature_width": 64}
+
+@dataclass(frozen=True)
+class Case:
+    """One model yaml (and variant) with a head and a context, on images of a spec."""
+
+    model: str
+    variant: str
+    head: str
+    context: str
+    spec: ImageSpec
+
+    def config(self, sizes=SMALL):
+        """The model config with those sizes, as a plain dict."""
+        plain = OmegaConf.to_container(_composed(self.model), resolve=True)
+        plain["head"] = _part("head", self.head)
+        plain["context"] = None if self.context == "none" else _part("context", self.context)
+        plain["net"] |= VARIANTS.get(self.model, {"": {}})[self.variant]
+        _resize(plain, sizes)
+        return plain
+
+    def tiny(self, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, sizes=SMALL):
+        """A small model with random weights of that scale everywhere (None: as initialised)."""
+        torch.manual_seed(seed)
+        made = build(self.config(sizes), self.spec).to(dtype).eval()
+        if scale is not None:
+            with torch.no_grad():
+                for p in made.parameters():
+                    p.normal_(0, scale)
+        return made
+
+    def given(self, n: int, seed: int = 0):
+        """Contexts of n images, different ones: labels, images or None."""
+        if self.context == "label":
+            return (torch.arange(n) + seed) % self.spec.classes
+        return random_images(self.spec.context, n, seed + 100) if self.context == "image" else None
 
 
 @cache
-def _composed(model: str, head: str):
-    return Request("train", [], command="").check([f"model={model}", f"model/head={head}"]).model
+def _composed(model: str):
+    return Request("train", [], command="").check([f"model={model}"]).model
 
 
-def config(model: str, head: str, sizes=SMALL):
-    """The model config with those sizes, as a plain dict."""
-    plain = OmegaConf.to_container(_composed(model, head), resolve=True)
-    _resize(plain, sizes)
-    return plain
+@cache
+def _part(group: str, name: str):
+    return OmegaConf.to_container(OmegaConf.load(configs_folder() / "model" / group / f"{name}.yaml"))
 
 
 def _resize(node, sizes) -> None:
@@ -54,34 +103,51 @@ def _resize(node, sizes) -> None:
             node[key] = sizes[key]
 
 
-def tiny(
-    model: str, head: str, spec: ImageSpec, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, sizes=SMALL
-):
-    """A small model with random weights of that scale everywhere (None: as initialised)."""
-    torch.manual_seed(seed)
-    made = build(config(model, head, sizes), spec).to(dtype).eval()
-    if scale is not None:
-        with torch.no_grad():
-            for p in made.parameters():
-                p.normal_(0, scale)
-    return made
-
-
-def cases(specs: dict[str, ImageSpec]):
-    """(id, model, head, spec) for all model and head yamls and specs that build together; each model at least once."""
+@cache
+def _legal(spec: ImageSpec) -> tuple[tuple[Case, int], ...]:
+    """Unconditional cases on images of the spec, and values per step. Heads in the order of preference."""
     known = groups([configs_folder()])
+    heads = sorted(known["model/head"], key=lambda head: (head != "categorical", head))
     found = []
     for model in known["model"]:
-        legal = []
-        for head, (name, spec) in itertools.product(known["model/head"], specs.items()):
+        for variant, head in itertools.product(VARIANTS.get(model, {"": {}}), heads):
+            case = Case(model, variant, head, "none", spec)
             try:
-                build(config(model, head), spec)
+                found.append((case, build(case.config(), spec).net.step_channels))
             except RequestError:
                 continue
-            legal.append((f"{model}-{head}-{name}", model, head, spec))
-        assert legal, f"model={model} accepts no head on any of {list(specs)}"
-        found += legal
-    return found
+    return tuple(found)
+
+
+def _named(cases: Iterable[tuple[str, Case]]):
+    params = [pytest.param(c, id=f"{c.model}{c.variant}-{c.head}-{c.context}-{name}") for name, c in cases]
+    assert params
+    return params
+
+
+def models(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
+    """Every model with every head that is legal."""
+    pairs = [(name, case) for name, spec in specs.items() for case, _ in _legal(spec)]
+    assert {case.model for _, case in pairs} == set(groups([configs_folder()])["model"]), "a model accepts no head"
+    return _named((name, replace(case, context=context)) for context in contexts for name, case in pairs)
+
+
+def nets(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
+    """Every net with one head of each kind that a net can tell apart: values per step."""
+
+    def one_each() -> Iterator[tuple[str, Case]]:
+        for name, spec in specs.items():
+            first = {(case.model, case.variant, step): case for case, step in reversed(_legal(spec))}
+            yield from ((name, case) for case in first.values())
+
+    return _named((name, replace(case, context=context)) for context in contexts for name, case in one_each())
+
+
+def nets_and_heads(specs: dict[str, ImageSpec], net: str = "pixelcnn"):
+    """Every net with one head of each kind, and every head with one net."""
+    chosen = {param.values[0]: param for param in nets(specs)}
+    chosen |= {param.values[0]: param for param in models(specs) if param.values[0].model == net}
+    return list(chosen.values())
 
 
 def every_image(spec: ImageSpec) -> torch.Tensor:
@@ -93,3 +159,9 @@ def every_image(spec: ImageSpec) -> torch.Tensor:
 def random_images(spec: ImageSpec, n: int, seed: int = 0) -> torch.Tensor:
     """n uniformly random images."""
     return torch.randint(spec.levels, (n, *spec.shape), generator=torch.Generator().manual_seed(seed))
+
+
+def histogram(images: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+    """How often each of `every_image` occurs, (K^(CHW),)."""
+    place = spec.levels ** torch.arange(spec.dims - 1, -1, -1)
+    return torch.bincount((images.flatten(1) * place).sum(1), minlength=spec.levels**spec.dims).double()

@@ -29,7 +29,7 @@ class RecomputeState:
 
 
 class Recompute:
-    """Mixin: `start` and `step` for a causal net with `spec`, `step_channels` and `forward(x, context) -> (B, T, D)`."""
+    """Mixin: `start` and `step` of a causal net with `spec`, `step_channels`, `forward(x, context) -> (B, T, D)`."""
 
     spec: ImageSpec
     step_channels: int

@@ -9,36 +9,43 @@ import zoo
 from genlab.core import from_steps, to_steps
 from genlab.nets.recompute import Recompute
 
-CASES = [pytest.param(m, h, s, id=i) for i, m, h, s in zoo.cases(zoo.SPECS)]
+SPECS = {"grey": zoo.GREY, "rgb": zoo.RGB}
+EVERY_NET = pytest.mark.parametrize("case", zoo.nets(SPECS, zoo.CONTEXTS))
+
+
+def features(made, case, n):
+    """Context features of n images, for a bare net."""
+    return None if made.context is None else made.context(case.given(n))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_features_never_depend_on_the_present_or_future(model, head, spec):
-    net = zoo.tiny(model, head, spec).net
-    x = zoo.random_images(spec, 2)
+@EVERY_NET
+def test_features_never_depend_on_the_present_or_future(case):
+    made = case.tiny()
+    net, context = made.net, features(made, case, 2)
+    x = zoo.random_images(case.spec, 2)
     steps = to_steps(x, net.step_channels)
-    reference = net(x)
-    noise = to_steps(zoo.random_images(spec, 2, seed=1), net.step_channels)
+    reference = net(x, context)
+    noise = to_steps(zoo.random_images(case.spec, 2, seed=1), net.step_channels)
     for t in range(steps.shape[1]):
         changed = torch.cat([steps[:, :t], noise[:, t:]], 1)
         # One memory layout, hence the same kernels: equal to the bit.
-        image = from_steps(changed, spec).clone(memory_format=torch.contiguous_format)
-        assert torch.equal(net(image)[:, : t + 1], reference[:, : t + 1]), f"step {t} sees itself or later ones"
+        image = from_steps(changed, case.spec).clone(memory_format=torch.contiguous_format)
+        assert torch.equal(net(image, context)[:, : t + 1], reference[:, : t + 1]), f"step {t} sees itself or later"
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_receptive_field_is_what_the_net_declares(model, head, spec):
+@pytest.mark.parametrize("case", zoo.nets(SPECS))
+def test_receptive_field_is_what_the_net_declares(case):
     """Change one pixel at a time: exactly the pixels that declare to see it change, over a few random nets."""
-    height, width = spec.height, spec.width
+    height, width = case.spec.height, case.spec.width
     influence = torch.zeros(height * width, height * width, dtype=torch.bool)
     for seed in range(6):  # a ReLU may be off at one point, not at many
-        net = zoo.tiny(model, head, spec, seed=seed).net
-        x = zoo.random_images(spec, 1, seed)
+        net = case.tiny(seed=seed).net
+        x = zoo.random_images(case.spec, 1, seed)
         changed = x.repeat(height * width, 1, 1, 1)
         for j in range(height * width):
-            changed[j, :, j // width, j % width] = (x[0, :, j // width, j % width] + 1 + seed % 2) % spec.levels
+            changed[j, :, j // width, j % width] = (x[0, :, j // width, j % width] + 1 + seed % 2) % case.spec.levels
         per_pixel = (net(changed) != net(x)).view(height * width, height * width, -1)
         influence |= per_pixel.any(-1)
     declared = torch.stack([net.receptive_field(t // width, t % width).flatten() for t in range(height * width)])
@@ -49,25 +56,28 @@ def test_receptive_field_is_what_the_net_declares(model, head, spec):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 2e-4)])
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_cached_step_equals_forward_from_any_row(model, head, spec, dtype, tolerance):
-    net = zoo.tiny(model, head, spec, dtype=dtype).net
-    x = zoo.random_images(spec, 3)
-    steps, full = to_steps(x, net.step_channels), net(x)
-    for rows in range(spec.height):
-        state, previous = net.start(3, x.device, (x, rows)), None
-        for t in range(rows * steps.shape[1] // spec.height, steps.shape[1]):
+@EVERY_NET
+def test_cached_step_equals_forward_from_any_row(case, dtype, tolerance):
+    made = case.tiny(dtype=dtype)
+    net, context = made.net, features(made, case, 3)
+    x = zoo.random_images(case.spec, 3)
+    steps, full = to_steps(x, net.step_channels), net(x, context)
+    for rows in range(case.spec.height):
+        state, previous = net.start(3, x.device, (x, rows), context), None
+        for t in range(rows * steps.shape[1] // case.spec.height, steps.shape[1]):
             h, state = net.step(previous, state)
             torch.testing.assert_close(h, full[:, t], rtol=tolerance, atol=tolerance)
             previous = steps[:, t]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_cached_step_equals_recomputed_step_after_reordering(model, head, spec):
-    net = zoo.tiny(model, head, spec).net
-    x = zoo.random_images(spec, 4)
-    fast, slow = net.start(4, x.device), Recompute.start(net, 4, x.device)
+@EVERY_NET
+def test_cached_step_equals_recomputed_step_after_reordering(case):
+    made = case.tiny()
+    net, context = made.net, features(made, case, 4)
+    x = zoo.random_images(case.spec, 4)
+    fast = net.start(4, x.device, None, context)
+    slow = Recompute.start(net, 4, x.device, None, context)
     order, previous = torch.tensor([2, 0, 2, 3]), None
     steps = to_steps(x, net.step_channels)
     for t in range(steps.shape[1]):
@@ -82,9 +92,9 @@ def test_cached_step_equals_recomputed_step_after_reordering(model, head, spec):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_same_noise_gives_the_same_image_cached_and_recomputed(model, head, spec):
-    made = zoo.tiny(model, head, spec)
+@pytest.mark.parametrize("case", zoo.models(SPECS))
+def test_same_noise_gives_the_same_image_cached_and_recomputed(case):
+    made = case.tiny()
     fast = made.sample(5, generator=torch.Generator().manual_seed(3))
     made.net.start = lambda *a: Recompute.start(made.net, *a)
     made.net.step = lambda *a: Recompute.step(made.net, *a)

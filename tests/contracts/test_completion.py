@@ -6,11 +6,8 @@ import pytest
 import torch
 import zoo
 
-LISTED = [
-    pytest.param(m, h, s, id=i)
-    for i, m, h, s in zoo.cases({k: zoo.LISTABLE[k] for k in ("2x2 binary", "2x1, 2 channels, 3 levels")})
-]
-CASES = [pytest.param(m, h, s, id=i) for i, m, h, s in zoo.cases(zoo.SPECS)]
+LISTED = {name: zoo.LISTABLE[name] for name in ("2x2 binary", "2x1, 2 channels, 3 levels")}
+EVERY_NET = pytest.mark.parametrize("case", zoo.nets({"grey": zoo.GREY, "rgb": zoo.RGB}))
 
 
 def conditional(made, spec, x, known):
@@ -21,16 +18,10 @@ def conditional(made, spec, x, known):
     return p / p.sum()
 
 
-def histogram(images, spec):
-    place = spec.levels ** torch.arange(spec.dims - 1, -1, -1)
-    counts = torch.bincount((images.flatten(1) * place).sum(1), minlength=spec.levels**spec.dims)
-    return counts.double() / len(images)
-
-
-@pytest.mark.parametrize(("model", "head", "spec"), LISTED)
+@pytest.mark.parametrize("case", zoo.nets_and_heads(LISTED))
 @pytest.mark.parametrize("which", ["first", "last"])
-def test_completions_follow_the_conditional(model, head, spec, which):
-    made = zoo.tiny(model, head, spec, scale=0.5)
+def test_completions_follow_the_conditional(case, which):
+    made, spec = case.tiny(), case.spec
     x = made.sample(1, generator=torch.Generator().manual_seed(1))
     known = torch.zeros(spec.height, spec.width, dtype=torch.bool)
     known.view(-1)[0 if which == "first" else -1] = True
@@ -40,16 +31,15 @@ def test_completions_follow_the_conditional(model, head, spec, which):
         particles=1 if which == "first" else 64, generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     assert (done.images == x)[:, :, known].all()
-    truth = conditional(made, spec, x[0], known)
-    distance = (histogram(done.images, spec) - truth).abs().sum() / 2
+    distance = (zoo.histogram(done.images, spec) / n - conditional(made, spec, x[0], known)).abs().sum() / 2
     assert distance < 0.05
     if which == "last":  # the weights matter: clamping alone is visibly wrong for these models
         assert (done.effective_particles < 64).all()
 
 
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_known_pixels_never_change_and_masks_may_differ_between_images(model, head, spec):
-    made = zoo.tiny(model, head, spec, scale=0.3)
+@EVERY_NET
+def test_known_pixels_never_change_and_masks_may_differ_between_images(case):
+    made, spec = case.tiny(scale=0.3), case.spec
     x = zoo.random_images(spec, 4)
     known = torch.rand(4, spec.height, spec.width, generator=torch.Generator().manual_seed(0)) < 0.5
     known[3] = False
@@ -60,9 +50,9 @@ def test_known_pixels_never_change_and_masks_may_differ_between_images(model, he
     assert done.max() < spec.levels
 
 
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_everything_known_comes_back_and_seeds_decide(model, head, spec):
-    made = zoo.tiny(model, head, spec, scale=0.3)
+@EVERY_NET
+def test_everything_known_comes_back_and_seeds_decide(case):
+    made, spec = case.tiny(scale=0.3), case.spec
     x = zoo.random_images(spec, 2)
     everything = torch.ones(2, spec.height, spec.width, dtype=torch.bool)
     assert torch.equal(made.complete(x, everything).images, x)
@@ -71,10 +61,10 @@ def test_everything_known_comes_back_and_seeds_decide(model, head, spec):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_prefilled_rows_equal_stepped_rows(model, head, spec):
+@EVERY_NET
+def test_prefilled_rows_equal_stepped_rows(case):
     """A known top half drawn from the prefill equals the same completion forced through every step."""
-    made = zoo.tiny(model, head, spec, scale=0.3)
+    made, spec = case.tiny(scale=0.3), case.spec
     x = zoo.random_images(spec, 3)
     known = torch.zeros(3, spec.height, spec.width, dtype=torch.bool)
     known[:, : spec.height // 2 + 1] = True
@@ -85,9 +75,9 @@ def test_prefilled_rows_equal_stepped_rows(model, head, spec):
     assert torch.equal(one[1:], two[1:])
 
 
-@pytest.mark.parametrize(("model", "head", "spec"), CASES)
-def test_low_temperature_makes_likelier_images(model, head, spec):
-    made = zoo.tiny(model, head, spec, scale=0.5)
+@pytest.mark.parametrize("case", zoo.nets_and_heads(zoo.SPECS))
+def test_low_temperature_makes_likelier_images(case):
+    made = case.tiny()
     cold, warm = (
         made.log_prob(made.sample(200, temperature=t, generator=torch.Generator().manual_seed(0))).mean()
         for t in (0.3, 1.0)
