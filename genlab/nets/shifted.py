@@ -8,9 +8,10 @@ A convolution is causal without a mask if its window ends where the past ends:
 Both may see their own position o; `shift_down` and `shift_right` of what they compute exclude it. Half the taps of a
 masked 3x3 convolution would be zeros: here all are used.
 
-Differs from the paper: weight normalisation with data-dependent initialisation is replaced by plain weights drawn such
-that every convolution passes on the variance it gets (`he_`), a tenth of it in standard deviation where a residual
-branch ends (the paper's init_scale 0.1). Nothing then depends on a first batch, and a resumed run has nothing to redo.
+As in the paper every weight is normalised, w = g v / |v| per output channel (Salimans and Kingma 2016,
+arXiv:1602.07868). Differs: g begins at what passes on the variance of `concat_elu` of a standard normal, not at what a
+first batch asks for, and at a tenth of it where a residual branch ends (the paper's init_scale 0.1). Nothing then
+depends on a first batch, and a resumed run has nothing to redo.
 
 B images, F channels of a stream, H x W pixels.
 """
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import RequestError
+
+MOMENT = 0.645  # E elu(x)^2 of a standard normal x
 
 
 def shift_down(x: Tensor) -> Tensor:
@@ -42,12 +45,9 @@ def concat_elu(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], 1), inplace=True)
 
 
-def he_(conv: nn.Module, scale: float = 1.0) -> None:
-    """Draw the weights so that `concat_elu` of a standard normal becomes normal with standard deviation `scale`."""
-    weight, bias = conv.weight, conv.bias
-    fan_in = weight[0].numel()  # type: ignore[index, operator]
-    nn.init.normal_(weight, std=scale * (0.645 * fan_in) ** -0.5)  # type: ignore[arg-type]  # E elu(x)^2 = 0.645
-    nn.init.zeros_(bias)  # type: ignore[arg-type]
+def normed(weight: Tensor, gain: Tensor) -> Tensor:
+    """Weights (D', D, kh, kw) brought to length `gain` (D', 1, 1, 1) for every output channel."""
+    return weight * (gain / torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True))
 
 
 class ShiftedConv2d(nn.Conv2d):
@@ -55,9 +55,11 @@ class ShiftedConv2d(nn.Conv2d):
 
     Output (r, c) sees the input rows up to `stride` r; of columns those around `stride` c ("down", kw odd) or those up
     to it ("down_right"). So with a stride a coarse position sees what its first fine position sees, and no more.
+    `scale`: standard deviation of the output for `concat_elu` of a standard normal, at the start.
     """
 
     bias: nn.Parameter
+    padding: tuple[int, int]
 
     def __init__(
         self,
@@ -67,37 +69,50 @@ class ShiftedConv2d(nn.Conv2d):
         *,
         kind: Literal["down", "down_right"],
         stride: int = 1,
+        scale: float = 1.0,
     ) -> None:
         if kind == "down" and kernel[1] % 2 == 0:
             raise RequestError(f"a centred kernel needs an odd number of columns, got {kernel[0]}x{kernel[1]}")
         columns = kernel[1] // 2 if kind == "down" else kernel[1] - 1
         super().__init__(channels, out_channels, kernel, stride, padding=(kernel[0] - 1, columns))
         self.kind = kind
-        he_(self)
+        nn.init.normal_(self.weight)  # its length does not matter
+        nn.init.zeros_(self.bias)
+        self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1), scale / MOMENT**0.5))
+
+    @property
+    def normed_weight(self) -> Tensor:
+        """(D', D, kh, kw): what the input is convolved with."""
+        return normed(self.weight, self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D', ceil(H / stride), ceil(W / stride))."""
         height, width = (-(-n // s) for n, s in zip(x.shape[-2:], self.stride, strict=True))
-        return super().forward(x)[:, :, :height, :width]  # the padding on the far side reads the future: cut it off
+        y = F.conv2d(x, self.normed_weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
+        return y[:, :, :height, :width]  # the padding on the far side would let the future in: cut it off
 
 
 class GatedResNet(nn.Module):
     """Gated residual block x + a * sigmoid(b), (B, F, H, W) -> same (sec. 2.5-2.6 and the paper's code).
 
-    `conv(channels, out_channels)` makes the two convolutions of the branch, 1x1 ones without it; `side`: channels of
-    the second input, which enters through a 1x1 convolution (0: there is none).
+    `conv(channels, out_channels, scale=)` makes the two convolutions of the branch, 1x1 ones without it; `side`:
+    channels of the second input, which enters through a 1x1 convolution (0: there is none).
     """
 
     def __init__(
-        self, width: int, conv: Callable[[int, int], nn.Conv2d] | None = None, *, side: int = 0, dropout: float = 0.0
+        self,
+        width: int,
+        conv: Callable[..., ShiftedConv2d] | None = None,
+        *,
+        side: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         conv = conv or pointwise
         self.first = conv(2 * width, width)
         self.beside = pointwise(2 * side, width) if side else None
         self.dropout = nn.Dropout(dropout)
-        self.second = conv(2 * width, 2 * width)
-        he_(self.second, 0.1)
+        self.second = conv(2 * width, 2 * width, scale=0.1)
 
     def forward(self, x: Tensor, side: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x (B, F, H, W), side (B, `side`, H, W), from a context bias (B, 2 F, h, w) -> (B, F, H, W)."""
@@ -111,8 +126,6 @@ class GatedResNet(nn.Module):
         return x + a * b.sigmoid()
 
 
-def pointwise(channels: int, out_channels: int) -> nn.Conv2d:
+def pointwise(channels: int, out_channels: int, *, scale: float = 1.0) -> ShiftedConv2d:
     """The paper's network in network: a 1x1 convolution."""
-    conv = nn.Conv2d(channels, out_channels, 1)
-    he_(conv)
-    return conv
+    return ShiftedConv2d(channels, out_channels, (1, 1), kind="down_right", scale=scale)
