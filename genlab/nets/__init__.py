@@ -2,5 +2,6 @@
 
 from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.pixelcnn import PixelCNN
+from genlab.nets.pixelsnail import PixelSNAIL
 
-__all__ = ["ImageContext", "LabelContext", "PixelCNN"]
+__all__ = ["ImageContext", "LabelContext", "PixelCNN", "PixelSNAIL"]
