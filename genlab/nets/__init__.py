@@ -3,5 +3,12 @@
 from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.pixelcnn import PixelCNN
 from genlab.nets.pixelcnnpp import PixelCNNpp
+from genlab.nets.pixelsnail import PixelSNAIL
 
-__all__ = ["ImageContext", "LabelContext", "PixelCNN", "PixelCNNpp"]
+__all__ = [
+    "ImageContext",
+    "LabelContext",
+    "PixelCNN",
+    "PixelCNNpp",
+    "PixelSNAIL",
+]
