@@ -1,11 +1,13 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
 from genlab.nets.context import ImageContext, LabelContext
+from genlab.nets.gated_pixelcnn import GatedPixelCNN
 from genlab.nets.pixelcnn import PixelCNN
 from genlab.nets.pixelcnnpp import PixelCNNpp
 from genlab.nets.pixelsnail import PixelSNAIL
 
 __all__ = [
+    "GatedPixelCNN",
     "ImageContext",
     "LabelContext",
     "PixelCNN",
