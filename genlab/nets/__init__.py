@@ -2,6 +2,7 @@
 
 from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.gated_pixelcnn import GatedPixelCNN
+from genlab.nets.pixel_transformer import PixelTransformer
 from genlab.nets.pixelcnn import PixelCNN
 from genlab.nets.pixelcnnpp import PixelCNNpp
 from genlab.nets.pixelsnail import PixelSNAIL
@@ -13,4 +14,5 @@ __all__ = [
     "PixelCNN",
     "PixelCNNpp",
     "PixelSNAIL",
+    "PixelTransformer",
 ]
