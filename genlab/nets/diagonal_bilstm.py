@@ -26,8 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec
+from genlab.nets.diagonal_bilstm_cache import DiagonalBiLSTMState
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixelrnn import GateInput, PixelRNN, cell, pointwise, rest, uniform
+from genlab.nets.pixelrnn_cache import advance
 
 Biases = tuple[Tensor | None, Tensor | None]  # of the rightward and the leftward gates, each (B, 4 U, h, w)
 
@@ -100,7 +102,11 @@ class DiagonalLayer(nn.Module):
     def forward(self, h: Tensor, biases: Biases = (None, None)) -> Tensor:
         """(B, S, H, W), and what is added to the gates -> (B, S, H, W)."""
         x = h.permute(2, 3, 0, 1).contiguous()  # lies so already, but for the first layer
-        right, left = self.run(x, biases).unbind()
+        return self.add(x, self.run(x, biases))
+
+    def add(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Stream (H, W, B, S) and outputs (2, H, W, B, U) -> next stream (B, S, H, W)."""
+        right, left = outputs.unbind()
         seen = right + F.pad(left[:-1], (0, 0, 0, 0, 0, 0, 1, 0))  # the leftward map, moved down a row
         return (x + pointwise(self.up, seen)).permute(2, 3, 0, 1)
 
@@ -149,3 +155,18 @@ class DiagonalBiLSTM(PixelRNN):
         """Pixels (H, W) bool that the features of a pixel depend on, itself aside: all before it."""
         height, width = self.spec.height, self.spec.width
         return (torch.arange(height * width) < row * width + column).view(height, width)
+
+    @torch.no_grad()
+    def start(  # type: ignore[override]
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
+    ) -> DiagonalBiLSTMState:
+        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        return DiagonalBiLSTMState(self, batch, device, prefix, context)
+
+    def step(self, previous: Tensor | None, state: DiagonalBiLSTMState) -> tuple[Tensor, DiagonalBiLSTMState]:  # type: ignore[override]
+        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
+        return advance(previous, state), state

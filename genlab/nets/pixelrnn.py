@@ -53,9 +53,10 @@ class GateInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W, S) -> (..., W, 4 U)."""
-        columns, padded = x.shape[-2], F.pad(x, (0, 0, self.reach, 0))
-        taps = [padded[..., t : t + columns, :] for t in range(self.reach)]
-        return F.linear(torch.cat([*taps, x], -1), self.masked_weight, self.bias.flatten())
+        if self.reach:
+            columns, padded = x.shape[-2], F.pad(x, (0, 0, self.reach, 0))
+            x = torch.cat([padded[..., t : t + columns, :] for t in range(self.reach + 1)], -1)
+        return F.linear(x, self.masked_weight, self.bias.flatten())
 
 
 def uniform(*shape: int, inputs: int) -> Tensor:

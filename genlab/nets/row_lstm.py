@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixelrnn import GateInput, PixelRNN, cell, pointwise, rest, uniform
+from genlab.nets.pixelrnn_cache import advance
+from genlab.nets.row_lstm_cache import RowLSTMState
 
 
 class RowLSTMLayer(nn.Module):
@@ -49,7 +51,11 @@ class RowLSTMLayer(nn.Module):
     def forward(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B, S, H, W), and from a context (B, 4 U, h, w) -> (B, S, H, W)."""
         x = h.permute(2, 0, 3, 1).contiguous()  # lies so already, but for the first layer
-        return (x + pointwise(self.up, self.run(x, bias)[0])).permute(1, 3, 0, 2)
+        return self.add(x, self.run(x, bias)[0])
+
+    def add(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Stream (H, B, W, S) and outputs (H, B, W, U) -> next stream (B, S, H, W)."""
+        return (x + pointwise(self.up, outputs)).permute(1, 3, 0, 2)
 
 
 class RowLSTM(PixelRNN):
@@ -95,3 +101,18 @@ class RowLSTM(PixelRNN):
             pixels[max(y - first, 0) : y, max(x - first, 0) : x + first + 1] = True
             pixels[y, max(x - first, 0) : x] = True
         return pixels
+
+    @torch.no_grad()
+    def start(  # type: ignore[override]
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
+    ) -> RowLSTMState:
+        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        return RowLSTMState(self, batch, device, prefix, context)
+
+    def step(self, previous: Tensor | None, state: RowLSTMState) -> tuple[Tensor, RowLSTMState]:  # type: ignore[override]
+        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
+        return advance(previous, state), state
