@@ -91,6 +91,19 @@ def test_any_size_and_number_of_resolutions_steps_as_it_runs(height, width, reso
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [38, 39, 40, 41, 42])
+def test_known_rows_come_in_by_a_pass_that_leaves_out_old_rows(rows):
+    net = random_net(ImageSpec(1, 43, 2, 5), context_width=2)
+    x, context = torch.randint(5, (2, 1, 43, 2)), torch.randn(2, 2, 43, 2).double()
+    full, steps = net(x, context), to_steps(x, 1)
+    state, previous = net.start(2, x.device, (x, rows), context), None
+    for t in range(rows * 2, 43 * 2):
+        h, state = net.step(previous, state)
+        torch.testing.assert_close(h, full[:, t], rtol=1e-10, atol=1e-10)
+        previous = steps[:, t]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("resolutions", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), SIZES[:-1])
 def test_a_pixel_sees_what_is_declared_whatever_the_resolutions(height, width, resolutions):

@@ -140,8 +140,13 @@ class PixelCNNpp(nn.Module, Recompute):
         h = self.run(x, self.layer_biases(context))
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
 
-    def run(self, x: Tensor, biases: list[list[tuple[Tensor | None, Tensor | None]]]) -> Tensor:
-        """The first rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W)."""
+    def run(
+        self, x: Tensor, biases: list[list[tuple[Tensor | None, Tensor | None]]], newest: int | None = None
+    ) -> Tensor:
+        """The first h rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W).
+
+        With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
+        """
         image = self.embed(x)
         u = shift_down(self.stem_u(image))
         ul = shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
@@ -154,12 +159,22 @@ class PixelCNNpp(nn.Module, Recompute):
             for pair, bias in zip(self.pairs(level)[0], biases[level], strict=False):
                 u, ul = pair(u, ul, None, bias)
                 skips.append((u, ul))
-        u, ul = skips.pop()
+        wanted = []  # rows at every resolution: a block reads two more than it gives
+        for level, (rows, _) in enumerate(sizes):
+            newest = rows if newest is None else min(newest + 2 * len(self.pairs(level)[1]), rows)
+            wanted.append(slice(rows - newest, None))
+            newest = newest // 2 + 1
+        u, ul = (stream[:, :, wanted[-1]] for stream in skips.pop())
         for level in reversed(range(self.resolutions)):
+            here = wanted[level]
             if level < self.resolutions - 1:
-                u, ul = self.grow[level](u, ul, sizes[level])
+                left_out = 2 * wanted[level + 1].start
+                u, ul = self.grow[level](u, ul, (sizes[level][0] - left_out, sizes[level][1]))
+                u, ul = (stream[:, :, here.start - left_out :] for stream in (u, ul))
             for pair, bias in zip(self.pairs(level)[1], biases[level][self.depth :], strict=True):
-                u, ul = pair(u, ul, skips.pop(), bias)
+                above, left = skips.pop()
+                bias_u, bias_ul = (b if b is None or b.shape[2] == 1 else b[:, :, here] for b in bias)
+                u, ul = pair(u, ul, (above[:, :, here], left[:, :, here]), (bias_u, bias_ul))
         assert not skips
         return F.elu(ul)
 

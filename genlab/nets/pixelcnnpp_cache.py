@@ -226,7 +226,7 @@ class PixelCNNppState:
         self.rows[:, -1, 1, 1:-1] = 1
 
     def _prefill(self, net: PixelCNNpp, x: Tensor, rows: int, biases: list[Biases]) -> None:
-        """Take in the first rows of x (B, C, H, W): a forward pass, of which the newest row of every layer is kept."""
+        """Take in the first rows of x (B, C, H, W): a forward pass that keeps every layer's newest row."""
         newest: dict[nn.Module, Tensor] = {}  # what goes into a convolution: (w, B, D)
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -244,7 +244,7 @@ class PixelCNNppState:
             for k, pairs in enumerate(biases)
         ]
         try:
-            net.run(x[:, :, :rows], cut)  # type: ignore[arg-type]
+            net.run(x[:, :, :rows], cut, newest=1)  # type: ignore[arg-type]
         finally:
             for hook in hooks:
                 hook.remove()
