@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Of log s. The floor is the paper's: a level holds at most 0.97 of the mass when K = 256. Above the ceiling all mass is
 # in the outermost levels anyway. Beyond either the gradient is 0.
@@ -31,7 +32,7 @@ FLOOR, CEILING = -7.0, 20.0
 def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Features (..., D), weight (n, D), bias (n,) -> parameters (n, N), N the pixels.
 
-    Never in half precision: bfloat16 would round a mean of 100 levels to half a level.
+    Never in half precision: bfloat16 would round a mean near black or white to half a level.
     """
     dtype = torch.double if weight.dtype == torch.double else torch.float
     with torch.autocast(h.device.type, enabled=False):
@@ -102,6 +103,7 @@ class _LogMass(torch.autograd.Function):
         return p.addcmul_(b.clamp(min=0), above, value=-1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def, override]
         a, b, rate, inside, below, above, log_s = ctx.saved_tensors
         high = torch.sigmoid(-a).mul_(below)
