@@ -69,7 +69,7 @@ WRONG = [
     (["train", "data/context=label", "model/context=image"], "add data/context=grey"),
     (["train", "data/context=grey", "model/context=image"], "colour images"),
     (["train", "data/context=lowres", "data.context.factor=5", "model/context=image"], "28x28"),
-    (["train", "data.context._target_=os.getcwd"], "nothing was run"),
+    (["train", "data/context=lowres", "data.context._target_=os.getcwd"], "nothing was run"),
     (["train", "data.binarize=foo"], "choose from"),
     (["train", "data.batch_size=0"], "at least 1"),
     (["train", "data=folder"], "data.path"),
