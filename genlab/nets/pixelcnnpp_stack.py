@@ -162,17 +162,13 @@ class Pixels(Stack):
         self.x = self.zeros(self.batch, 1 + self.columns + self.columns % 2, 2, width)
         self.e = self.zeros(self.count + 1, self.batch, self.columns + 1, 2 * width)
         self.f = self.zeros(self.count, self.batch, self.columns + 1, 2 * width)
-        self.above = self.zeros(2, self.count, self.columns + 1, self.batch, 2 * width)
-        self.gated = self.zeros(self.batch, 1, width)
         first = [torch.cat(pair) for pair in zip(*self.own_first, strict=True)]
         second = [torch.cat(pair) for pair in zip(*self.own_second, strict=True)]
         at = [self._column(j, first, second) for j in range(self.columns)]
         self.x_at, self.e_at, self.blocks_at = map(list, zip(*at, strict=True))
 
     def finished(self) -> tuple[Tensor, Tensor]:
-        self.above[0].copy_(self.e[self.inputs].transpose(1, 2))
-        self.above[1].copy_(self.f.transpose(1, 2))
-        return self.above[0], self.above[1]
+        return self.e[self.inputs].transpose(1, 2).contiguous(), self.f.transpose(1, 2).contiguous()
 
     def _column(self, j: int, first: list[Tensor], second: list[Tensor]) -> tuple[Tensor, Tensor, list[BlockStep]]:
         """Operands at column j: the stream (B, 2, F), where its concat_elu goes, and those of the blocks."""

@@ -25,16 +25,20 @@ def test_completions_follow_the_conditional(case, which):
     x = made.sample(1, generator=torch.Generator().manual_seed(1))
     known = torch.zeros(spec.height, spec.width, dtype=torch.bool)
     known.view(-1)[0 if which == "first" else -1] = True
-    n = 4000
-    done = made.complete(
-        x.expand(n, -1, -1, -1), known.expand(n, -1, -1),
-        particles=1 if which == "first" else 64, generator=torch.Generator().manual_seed(2),
-    )  # fmt: skip
-    assert (done.images == x)[:, :, known].all()
-    distance = (zoo.histogram(done.images, spec) / n - conditional(made, spec, x[0], known)).abs().sum() / 2
+    n, generator = 500, torch.Generator().manual_seed(2)
+    done = [  # a few at a time: a cache takes memory for every particle
+        made.complete(
+            x.expand(n, -1, -1, -1), known.expand(n, -1, -1),
+            particles=1 if which == "first" else 64, generator=generator,
+        )
+        for _ in range(8)
+    ]  # fmt: skip
+    images, effective = (torch.cat(parts) for parts in zip(*done, strict=True))
+    assert (images == x)[:, :, known].all()
+    distance = (zoo.histogram(images, spec) / len(images) - conditional(made, spec, x[0], known)).abs().sum() / 2
     assert distance < 0.05
     if which == "last":  # the weights matter, but where a net is so sure that all particles drew the same
-        assert (done.effective_particles < 64).float().mean() > 0.5
+        assert (effective < 64).float().mean() > 0.5
 
 
 @EVERY_NET
