@@ -105,11 +105,12 @@ def test_particles_are_reordered_with_their_keys_values_and_contexts():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (5, 2)])
-def test_small_and_odd_images(size):
-    net = made(ImageSpec(1, *size, 2))
-    x = torch.randint(2, (3, 1, *size))
-    state, previous, full = net.start(3, x.device), None, net(x)
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (4, 1), (5, 2)])
+def test_small_and_odd_images(size, placed):
+    net = made(ImageSpec(1, *size, 2), context_width=3 if placed else 0)
+    x, given = torch.randint(2, (3, 1, *size)), torch.randn(3, 3, *size, dtype=torch.double) if placed else None
+    state, previous, full = net.start(3, x.device, None, given), None, net(x, given)
     for t in range(full.shape[1]):
         h, state = net.step(previous, state)
         torch.testing.assert_close(h, full[:, t], rtol=0, atol=1e-10)

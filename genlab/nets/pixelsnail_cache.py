@@ -91,7 +91,8 @@ class PixelSNAILState:
         self.answer = zeros(batch * heads, 1, one.values // heads)
         self.found_keys, self.found_values = _by_head(self.found, heads, keys)
         self.colours, self.place = self.joined[:depth, :, :channels], self.joined[..., -2:]
-        wide = columns if any(m is not None and m.shape[3] > 1 for m in self.maps) else 1
+        self.placed = any(m is not None and m[0, 0].numel() > 1 for m in self.maps)  # biases of their own for rows
+        wide = columns if self.placed else 1
         sizes = zip((layers, 1, 1, 1), (width, channels + width + 2, width + 2, width), strict=True)
         self.bases = [zeros(wide, n * depth, batch, 2 * k) for n, k in sizes]  # biases of all gates
 
@@ -123,7 +124,7 @@ class PixelSNAILState:
         raw = self.row[:, None, 1:].permute(0, 3, 1, 2)
         raw = torch.cat([raw, torch.zeros_like(raw)][not row :], 2)  # colours of the new row enter pixel by pixel
         self.stem.copy_(self.net.stem(raw)[:, :, -1].permute(2, 0, 1))
-        if len(self.bases[0]) > 1:
+        if self.placed:
             self._take_biases(row)
         self.hidden.copy_(self.first_bias)
         self.gated.copy_(self.bases[0].transpose(0, 1))
@@ -197,19 +198,14 @@ def advance(previous: Tensor | None, state: PixelSNAILState) -> Tensor:
     if column == 0:
         state.begin_row()
     state.t += 1
-    signs, asked, answer, addmm, bmm = state.signs, state.asked, state.answer, torch.addmm, torch.bmm
-    softmax, scores, weights, question = (
-        torch.softmax,
-        state.score_row,
-        state.weight_row,
-        asked.view(len(answer), 1, -1),
-    )
+    signs, addmm, bmm, softmax = state.signs, torch.addmm, torch.bmm, torch.softmax  # looked up once
+    asked, answer, scores, weights = state.asked, state.answer, state.score_row, state.weight_row
+    question = asked.view(len(answer), 1, -1)
     state.place.copy_(state.places[t])
-    steps, stream = state.steps[column]
+    blocks, stream = state.steps[column]
     addmm(state.stem[column], state.row[:, column], state.from_left, out=stream)
-    for (convs, query, bias, found, weight, out), keys, values in zip(
-        steps, state.key_rows, state.value_rows, strict=True
-    ):
+    for block, keys, values in zip(blocks, state.key_rows, state.value_rows, strict=True):
+        convs, query, bias, found, weight, out = block
         for conv in convs:
             compute(conv, signs)
         compute(query, signs)
@@ -278,18 +274,17 @@ def _tail(state: PixelSNAILState, i: int, block: Block) -> list[BlockStep]:
 
     asking, taking = room(queries), room(width)
     asked, answer = read[:, : 2 * queries], state.answer.view(batch, -1)
+    ask = block.query.first.bias, asked, matrix(block.query.first)
+    take, answered = (last_bias, read, last), read[:, 2 * queries :]
+    ask_more, take_more = matrix(block.query.second), matrix(block.out.second)
+    bias, weight = (_spread(x * scale, block.heads, block.keys) for x in (block.to_query.bias, matrix(block.to_query)))
+    bias.unflatten(0, (block.heads, -1))[:, -1] = 1
     steps = []
     for query_base, out_base in zip(state.bases[2][:, i], state.bases[3][:, i], strict=True):
-        ask = block.query.first.bias, asked, matrix(block.query.first)
-        ask_more = query_base, asking[1], matrix(block.query.second)
-        query = gated_step(joined, asked, ask, asking[0], asking[1], ask_more, asking[2], joined, asking[0])
-        take, answered = (last_bias, read, last), read[:, 2 * queries :]
-        take_more = out_base, taking[1], matrix(block.out.second)
-        out = gated_step(answer, answered, take, taking[0], taking[1], take_more, taking[2], stream, following)
-        bias, weight = (
-            _spread(x * scale, block.heads, block.keys) for x in (block.to_query.bias, matrix(block.to_query))
-        )
-        bias.unflatten(0, (block.heads, -1))[:, -1] = 1
+        second = query_base, asking[1], ask_more
+        query = gated_step(joined, asked, ask, asking[0], asking[1], second, asking[2], joined, asking[0])
+        second = out_base, taking[1], take_more
+        out = gated_step(answer, answered, take, taking[0], taking[1], second, taking[2], stream, following)
         steps.append(BlockStep([], query, bias, query.out, weight, out))
     return steps
 
