@@ -129,3 +129,29 @@ class GatedResNet(nn.Module):
 def pointwise(channels: int, out_channels: int, *, scale: float = 1.0) -> ShiftedConv2d:
     """The paper's network in network: a 1x1 convolution."""
     return ShiftedConv2d(channels, out_channels, (1, 1), kind="down_right", scale=scale)
+
+
+class ShiftedUp2d(nn.Module):
+    """The transpose of a strided `ShiftedConv2d`: (B, D, ceil(H / 2), ceil(W / 2)) -> (B, D', H, W).
+
+    Fine row r reads the coarse row r // 2 alone, which saw what comes before fine row 2 (r // 2), and likewise the
+    fine columns ("down_right", 2x2); with "down" (2x3) odd columns also read the coarse column to their right.
+    """
+
+    def __init__(self, channels: int, out_channels: int, *, kind: Literal["down", "down_right"]) -> None:
+        super().__init__()
+        self.columns = 3 if kind == "down" else 2
+        self.weight = nn.Parameter(torch.randn(channels, out_channels, 2, self.columns))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = nn.Parameter(torch.full((1, out_channels, 1, 1), 2.0))  # a quarter of the taps meet at a position
+
+    @property
+    def normed_weight(self) -> Tensor:
+        """(D, D', 2, 2 or 3): row and column of the fine 2 x 2 square, a "down" one from the column before it."""
+        return self.weight * (self.gain / torch.linalg.vector_norm(self.weight, dim=(0, 2, 3), keepdim=True))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, D, ceil(H / 2), ceil(W / 2)) and (H, W) -> (B, D', H, W)."""
+        y = F.conv_transpose2d(x, self.normed_weight, self.bias, stride=2)
+        first = self.columns - 2
+        return y[:, :, : size[0], first : first + size[1]]
