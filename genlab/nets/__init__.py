@@ -1,7 +1,22 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
 from genlab.nets.context import ImageContext, LabelContext
+from genlab.nets.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.gated_pixelcnn import GatedPixelCNN
+from genlab.nets.pixel_transformer import PixelTransformer
 from genlab.nets.pixelcnn import PixelCNN
+from genlab.nets.pixelcnnpp import PixelCNNpp
+from genlab.nets.pixelsnail import PixelSNAIL
+from genlab.nets.row_lstm import RowLSTM
 
-__all__ = ["GatedPixelCNN", "ImageContext", "LabelContext", "PixelCNN"]
+__all__ = [
+    "DiagonalBiLSTM",
+    "GatedPixelCNN",
+    "ImageContext",
+    "LabelContext",
+    "PixelCNN",
+    "PixelCNNpp",
+    "PixelSNAIL",
+    "PixelTransformer",
+    "RowLSTM",
+]

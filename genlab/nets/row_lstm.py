@@ -1,0 +1,118 @@
+"""Row LSTM (van den Oord, Kalchbrenner, Kavukcuoglu 2016, arXiv:1601.06759, sec. 3.1): an LSTM down the rows.
+
+All pixels of a row are computed at once: their gates see the row above through an unmasked k x 1 convolution of its
+outputs, and their own row through a masked k x 1 convolution of the layer's input, k = `row_kernel`. So what a layer
+sees is a triangle: one pixel more to either side for each row up (k = 3), and one to the left. The upper right and left
+beyond its slope are never seen; every layer widens it to the left only.
+
+The rest, and what differs from the paper, is in pixelrnn.py. B images, H x W pixels, S stream width, U = S // 2 units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import ImageSpec, RequestError
+from genlab.nets.masked import MaskedConv2d
+from genlab.nets.pixelrnn import GateInput, PixelRNN, cell, pointwise, rest, uniform
+from genlab.nets.pixelrnn_cache import advance
+from genlab.nets.row_lstm_cache import RowLSTMState
+
+
+class RowLSTMLayer(nn.Module):
+    """Residual layer, (B, S, H, W) -> same. Its streams lie in memory as (H, B, W, S), a row after the other."""
+
+    def __init__(self, width: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.units = kernel, width // 2
+        self.inputs = GateInput(width, self.units, reach=kernel // 2, groups=groups)
+        self.states = nn.Parameter(uniform(kernel * self.units, 4 * self.units, inputs=kernel * self.units))
+        self.up = MaskedConv2d("B", self.units, width, 1, groups=groups)
+
+    def run(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Stream (H, B, W, S) and from a context (B, 4 U, h, w) -> outputs (H, B, W, U), memory of the last row."""
+        batch, columns = x.shape[1:3]
+        gates = self.inputs(x)
+        if bias is not None:
+            gates = gates + bias.permute(2, 0, 3, 1)
+        h = memory = rest(batch * columns, self.units, like=gates)
+        outputs = []
+        for row in gates.flatten(1, 2).unbind():
+            above = F.pad(h.view(batch, columns, -1), (0, 0, self.kernel // 2, self.kernel // 2))
+            taps = torch.cat([above[:, t : t + columns] for t in range(self.kernel)], -1)
+            h, memory = cell(torch.addmm(row, taps.flatten(0, 1), self.states), memory)
+            outputs.append(h)
+        return torch.stack(outputs).unflatten(1, (batch, columns)), memory.view(batch, columns, -1)
+
+    def forward(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, S, H, W), and from a context (B, 4 U, h, w) -> (B, S, H, W)."""
+        x = h.permute(2, 0, 3, 1).contiguous()  # lies so already, but for the first layer
+        return self.add(x, self.run(x, bias)[0])
+
+    def add(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Stream (H, B, W, S) and outputs (H, B, W, U) -> next stream (B, S, H, W)."""
+        return (x + pointwise(self.up, outputs)).permute(1, 3, 0, 2)
+
+
+class RowLSTM(PixelRNN):
+    """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
+
+    `width`: channels of the residual stream; `depth`: LSTM layers; `kernel`: of the first layer; `row_kernel`: how many
+    pixels of the row above a state reads; `feature_width`: D; `chained`: a step is a pixel, not a value.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ImageSpec,
+        context_width: int = 0,
+        chained: bool = False,
+        width: int = 64,
+        depth: int = 12,
+        kernel: int = 7,
+        row_kernel: int = 3,
+        feature_width: int = 64,
+    ) -> None:
+        if row_kernel < 1 or row_kernel % 2 == 0:
+            raise RequestError(f"row_lstm needs an odd row_kernel, got {row_kernel}")
+        super().__init__(
+            spec=spec, context_width=context_width, chained=chained, width=width, depth=depth, kernel=kernel,
+            feature_width=feature_width, directions=1,
+        )  # fmt: skip
+        self.row_kernel = row_kernel
+        blocks = nn.ModuleList(RowLSTMLayer(width, row_kernel, self.groups) for _ in range(depth))
+        self.blocks: Sequence[RowLSTMLayer] = blocks  # type: ignore[assignment]  # so that the parts keep their types
+
+    def receptive_field(self, row: int, column: int) -> Tensor:
+        """Pixels (H, W) bool that the features of a pixel depend on, itself aside: a triangle."""
+        reach, first = self.row_kernel // 2, self.first.kernel_size[0] // 2
+        height, width = self.spec.height, self.spec.width
+        seen = torch.zeros(height, width, dtype=torch.bool)
+        for y in range(row + 1):  # streams of row y that reach the pixel through all layers, each a step further left
+            away = (row - y) * reach
+            left = max(column - away - len(self.blocks) * reach, 0)
+            seen[y, left : column + away + 1] = True
+        pixels = torch.zeros_like(seen)
+        for y, x in seen.nonzero().tolist():
+            pixels[max(y - first, 0) : y, max(x - first, 0) : x + first + 1] = True
+            pixels[y, max(x - first, 0) : x] = True
+        return pixels
+
+    @torch.no_grad()
+    def start(  # type: ignore[override]
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
+    ) -> RowLSTMState:
+        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        return RowLSTMState(self, batch, device, prefix, context)
+
+    def step(self, previous: Tensor | None, state: RowLSTMState) -> tuple[Tensor, RowLSTMState]:  # type: ignore[override]
+        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
+        return advance(previous, state), state
