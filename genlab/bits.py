@@ -40,7 +40,10 @@ def log_marginal(model: Likelihood, x: Tensor, context: Tensor | None = None, *,
 
 @dataclass(frozen=True)
 class Result:
-    """A likelihood that says what it is. `standard_error` is over images, in bits/dim; `nats` is per image."""
+    """A likelihood that says what it is. `standard_error` is over images, in bits/dim; `nats` is per image.
+
+    `conditioning`: what the images were given, "none", "label" or "image"; p(x | y) does not compare with p(x).
+    """
 
     bits_per_dim: float
     standard_error: float
@@ -52,10 +55,12 @@ class Result:
     data: str
     weights: str
     precision: str
+    conditioning: str = "none"
 
     def __str__(self) -> str:
         bound = "exact" if self.kind == "exact" else f"upper bound, {self.draws} draws"
-        return f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} ({bound}, {self.n:,} images)"
+        given = {"none": "", "label": ", given the label", "image": ", given the second image"}[self.conditioning]
+        return f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} ({bound}{given}, {self.n:,} images)"
 
     def as_dict(self) -> dict[str, float | int | str]:
         """Primitives, for JSON."""
@@ -109,6 +114,7 @@ class Tally:
         data: str,
         weights: str,
         precision: str,
+        conditioning: str = "none",
         expected: int | None = None,
     ) -> Result:
         """Mean and standard error over all images of all processes."""
@@ -116,8 +122,9 @@ class Tally:
         bits = bits_per_dim(nats, spec)
         error = (bits.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else 0.0
         return Result(
-            bits.mean().item(), error, nats.mean().item(), len(bits), kind, draws, split, data, weights, precision
-        )
+            bits.mean().item(), error, nats.mean().item(), len(bits), kind, draws, split, data, weights, precision,
+            conditioning,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -149,7 +156,7 @@ def evaluate(
     kind = "exact" if model.exact else "bound"
     return tally.result(
         spec, kind=kind, draws=1 if model.exact else draws, split=split, data=data, weights=weights,
-        precision=precision, expected=expected,
+        precision=precision, conditioning=getattr(model, "conditioning", "none"), expected=expected,
     )  # fmt: skip
 
 

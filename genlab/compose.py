@@ -130,6 +130,9 @@ class Request:
         key, value = o.key_or_group, o.value()
         if key not in valid:
             raise RequestError(f"genlab {self.verb} has no key {key!r}: {_nearest_key(key, valid)}")
+        group = key.replace(".", "/")
+        if isinstance(value, str) and group != key and group in valid:
+            raise RequestError(f"{key}={value}: a part is chosen by its group, {group}={value}")
         try:
             default = OmegaConf.select(base, key)
         except OmegaConfBaseException:
@@ -155,7 +158,7 @@ class Request:
 
 
 # Keys whose value is a path or a text of its own: Hydra would read commas, spaces and = in it as grammar.
-_TEXTS = {"ckpt", "image", "known", "out", "data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
+_TEXTS = {"ckpt", "image", "context", "known", "out", "data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
 
 
 def _quoted(word: str) -> str:

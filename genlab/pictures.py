@@ -38,17 +38,45 @@ def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
             f"image={path} is {height}x{width} (height x width), larger than the model's {spec.height}x{spec.width}: "
             "crop or shrink it first"
         )
-    if spec.channels == 1:
-        if not (colours == colours[:1]).all(0)[opaque].all():
-            raise RequestError(f"image={path} has colours, the model's images are grey: convert it to grey first")
-        colours = colours[:1]
-    elif spec.channels != 3:
-        raise RequestError(f"image={path}: the model's images have {spec.channels} channels, a picture has 1 or 3")
+    colours = _in_channels(colours, opaque, spec, f"image={path}")
     image = torch.zeros(spec.shape, dtype=torch.long)
     known = torch.zeros(spec.height, spec.width, dtype=torch.bool)
     image[:, :height, :width] = quantise(colours, spec)
     known[:height, :width] = opaque
     return image, known
+
+
+def context_image(path: Path, spec: ImageSpec, whole: ImageSpec) -> tuple[Tensor, bool]:
+    """A picture file for `context=`: (integers (C, h, w), False) of a context of `spec`, or (…, True) of a whole image.
+
+    Which of the two its size says; where both have the same, a picture in colours is not one of a grey `spec`.
+    """
+    pixels = read_picture(path, "RGBA", key="context")
+    colours, opaque = pixels[:3], pixels[3] == 255
+    size = tuple(opaque.shape)
+    sizes = {"context": (spec.height, spec.width), "whole": (whole.height, whole.width)}
+    if size not in sizes.values():
+        raise RequestError(
+            f"context={path} is {size[0]}x{size[1]} (height x width): give the context itself, "
+            f"{spec.height}x{spec.width}, or a whole image to make it from, {whole.height}x{whole.width}"
+        )
+    if not opaque.all():
+        raise RequestError(f"context={path} has transparent pixels, and a context is known everywhere")
+    grey = bool((colours == colours[:1]).all())
+    is_whole = size != sizes["context"] or (spec.channels == 1 < whole.channels and not grey)
+    of = whole if is_whole else spec
+    return quantise(_in_channels(colours, opaque, of, f"context={path}"), of), is_whole
+
+
+def _in_channels(colours: Tensor, opaque: Tensor, spec: ImageSpec, given: str) -> Tensor:
+    """Three 8-bit channels (3, h, w) -> the model's (C, h, w)."""
+    if spec.channels == 1:
+        if not (colours == colours[:1]).all(0)[opaque].all():
+            raise RequestError(f"{given} has colours, the model's images are grey: convert it to grey first")
+        return colours[:1]
+    if spec.channels != 3:
+        raise RequestError(f"{given}: the model's images have {spec.channels} channels, a picture has 1 or 3")
+    return colours
 
 
 def quantise(pixels: Tensor, spec: ImageSpec) -> Tensor:

@@ -24,7 +24,7 @@ def test_a_config_opens_with_what_it_is(group, name):
 @pytest.mark.parametrize("name", GROUPS["experiment"])
 def test_experiments_compose_and_build(name):
     config = Request("train", [f"experiment={name}"], command="").config()
-    build(config.model, ImageSpec(3, 8, 8))
+    build(config.model, ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10))
     assert config.trainer.max_steps > 0
 
 

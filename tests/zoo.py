@@ -16,10 +16,11 @@ from genlab.compose import Request, configs_folder, groups
 from genlab.core import ImageSpec, RequestError
 
 # Keywords that make a model small, wherever a yaml has them.
-SMALL = {"width": 12, "depth": 2, "feature_width": 7}
+SMALL = {"width": 12, "depth": 2, "feature_width": 7, "layers": 2, "key_width": 5}
+SMALL |= {"attention_heads": 3, "block_length": 3, "block": [2, 3], "flange": [1, 1]}
 
 # … and large enough to learn eight images by heart.
-MEDIUM = {"width": 64, "depth": 2, "feature_width": 64}
+MEDIUM = {"width": 64, "depth": 2, "feature_width": 64, "layers": 1}
 
 # Values of a net's keywords that make another net of it.
 VARIANTS: dict[str, dict[str, dict]] = {

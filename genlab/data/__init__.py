@@ -2,6 +2,7 @@
 
 from genlab.data.batches import Batch
 from genlab.data.cifar10 import CIFAR10
+from genlab.data.context import Grey, Half, Label, LowRes
 from genlab.data.folder import Folder, folder_data
 from genlab.data.mnist import MNIST, BinarizedMNIST, FashionMNIST, MNISTMini
 from genlab.data.module import ImageData
@@ -16,7 +17,11 @@ __all__ = [
     "BinarizedMNIST",
     "FashionMNIST",
     "Folder",
+    "Grey",
+    "Half",
     "ImageData",
+    "Label",
+    "LowRes",
     "MNISTMini",
     "Source",
     "Split",

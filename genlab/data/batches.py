@@ -46,10 +46,11 @@ class WholeSplit:
     """Every image of a split once: fixed batches in order, the last one as small as it must be.
 
     Process r of w gets the whole batches r, r + w, r + 2w, …: however many processes, the batches are the same.
+    `finish` is done to every batch.
     """
 
-    def __init__(self, split: Split, batch_size: int) -> None:
-        self.split, self.batch_size = split, batch_size
+    def __init__(self, split: Split, batch_size: int, finish: Callable[[Batch], Batch] = lambda batch: batch) -> None:
+        self.split, self.batch_size, self.finish = split, batch_size, finish
 
     def __len__(self) -> int:
         return len(self._mine())
@@ -58,7 +59,7 @@ class WholeSplit:
         total = len(self.split.labels)
         for batch in self._mine():
             start = batch * self.batch_size
-            yield take(self.split, torch.arange(start, min(start + self.batch_size, total)))
+            yield self.finish(take(self.split, torch.arange(start, min(start + self.batch_size, total))))
 
     def _mine(self) -> range:
         rank, world = rank_and_world()

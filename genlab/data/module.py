@@ -4,6 +4,8 @@
     split("test") / batches("test")      the whole split, every image once: what numbers are computed on
     training_batch(k)                    batch k of the endless training sequence, a function of (seed, k, process)
 
+A `context` (see `context.py`) is taken from an image as it is shown: after it is drawn and mirrored, batch by batch.
+
 Validation is cut with a seed of its own, so every run is judged by the same images; `seed` orders the training images
 and moves nothing else. The only state is `position`, the number of training batches already used: the learner advances
 it, the checkpoint keeps it, and a resumed run goes on with the batch the killed one would have seen next.
@@ -23,6 +25,7 @@ from pytorch_lightning import LightningDataModule
 from genlab.core import ImageSpec, RequestError, nearest
 from genlab.data.batches import DRAW, Batch, Endless, WholeSplit, generator, rank_and_world, take, training_order
 from genlab.data.binarize import KINDS, fresh_draw, still
+from genlab.data.context import Context
 from genlab.data.mnist import BinarizedMNIST
 from genlab.data.source import Source, Split, cut
 
@@ -35,7 +38,8 @@ class ImageData(LightningDataModule):
 
     `validation`: how many training images are set aside to choose by, or which share of them if below 1; a source that
     publishes a validation split keeps its own. `limit`: only the first images of every split. `root`: see
-    `files.data_root`. `binarize`: see `binarize.py`. `augment="hflip"`: mirror half of the training images.
+    `files.data_root`. `binarize`: see `binarize.py`. `augment="hflip"`: mirror half of the training images. `context`:
+    what every image is conditioned on, one of `context.py`; None: nothing.
     """
 
     # A few validation batches on many processes leave some without any; they wait for the others.
@@ -51,6 +55,7 @@ class ImageData(LightningDataModule):
         root: str | Path | None = None,
         binarize: str = "none",
         augment: str = "none",
+        context: Context | None = None,
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,6 +65,8 @@ class ImageData(LightningDataModule):
         at_least(1, "batch_size", batch_size)
         at_least(1, "eval_batch_size", eval_batch_size)
         at_least(0, "seed", seed)
+        if context is not None and not isinstance(context, Context):
+            raise RequestError(f"data.context={context} is not a context: choose one with data/context=…")
         if limit is not None:
             at_least(1, "limit", limit)
         if binarize == "larochelle":
@@ -69,8 +76,11 @@ class ImageData(LightningDataModule):
         self.source, self.validation, self.root = source, validation, Path(root) if root else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.binarize, self.augment, self.limit, self.seed = binarize, augment, limit, seed
-        # Source and variant: numbers on different names do not compare.
+        self.context = context
+        # Source and variant: numbers on different names do not compare. (That a model was given the labels, which are
+        # there for all, the result itself says.)
         self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
+        self.name += f"_{context.name}" if context is not None and context.kind == "image" else ""
         self.position = 0
 
     @property
@@ -79,25 +89,30 @@ class ImageData(LightningDataModule):
         return self._loaded[1]
 
     @property
-    def spec(self) -> ImageSpec:
-        """Shape and alphabet of an image."""
-        channels, height, width = self.split("train").images.shape[1:]
+    def whole(self) -> ImageSpec:
+        """Shape and alphabet of an image of the source, before a context is taken from it."""
+        channels, height, width = self._loaded[0]["train"].images.shape[1:]
         levels = 256 if self.binarize == "none" else 2
         return ImageSpec(channels, height, width, levels, len(self.class_names))
 
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and alphabet of the images that are modelled, and of their contexts."""
+        return self.whole if self.context is None else self.context.spec(self.whole)
+
     def split(self, name: str) -> Split:
         """All images (N, C, H, W) and labels (N,) of "train", "valid" or "test", the same at every call."""
-        choose("split", name, SPLITS)
-        return self._loaded[0][name]
+        split = self._whole_split(name)
+        return split if self.context is None else Split(self.context.modelled(split.images), split.labels)
 
     def first(self, name: str, count: int) -> Batch:
         """The first images of a split as one batch, the same on every process."""
-        split = self.split(name)
-        return take(split, torch.arange(min(count, len(split.labels))))
+        split = self._whole_split(name)
+        return self._conditioned(take(split, torch.arange(min(count, len(split.labels)))))
 
     def batches(self, split: str) -> WholeSplit:
         """The whole split in fixed batches, for this process."""
-        return WholeSplit(self.split(split), self.eval_batch_size)
+        return WholeSplit(self._whole_split(split), self.eval_batch_size, self._conditioned)
 
     def training_batch(self, number: int) -> Batch:
         """Batch `number` of the training sequence, for this process, augmented and drawn as the options say."""
@@ -112,7 +127,7 @@ class ImageData(LightningDataModule):
         if self.augment == "hflip":
             mirror = torch.randint(0, 2, (len(images), 1, 1, 1), generator=random).to(images.device)
             images = torch.where(mirror > 0, images.flip(-1), images)
-        return Batch(images, labels, index)
+        return self._conditioned(Batch(images, labels, index))
 
     def train_dataloader(self) -> Endless:
         """The training sequence from `position` on."""
@@ -144,6 +159,18 @@ class ImageData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a run stopped."""
         self.position = state_dict["position"]
+
+    def _whole_split(self, name: str) -> Split:
+        """A split as it was loaded: images that no context has been taken from."""
+        choose("split", name, SPLITS)
+        return self._loaded[0][name]
+
+    def _conditioned(self, batch: Batch) -> Batch:
+        """A batch of whole images -> what is modelled of them, with its context."""
+        if self.context is None:
+            return batch
+        images, context = self.context(batch.images, self.whole)
+        return Batch(images.contiguous(), batch.labels, batch.index, None if context is None else context.contiguous())
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, Split], tuple[str, ...]]:

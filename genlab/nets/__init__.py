@@ -2,7 +2,21 @@
 
 from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.diagonal_bilstm import DiagonalBiLSTM
+from genlab.nets.gated_pixelcnn import GatedPixelCNN
+from genlab.nets.pixel_transformer import PixelTransformer
 from genlab.nets.pixelcnn import PixelCNN
+from genlab.nets.pixelcnnpp import PixelCNNpp
+from genlab.nets.pixelsnail import PixelSNAIL
 from genlab.nets.row_lstm import RowLSTM
 
-__all__ = ["DiagonalBiLSTM", "ImageContext", "LabelContext", "PixelCNN", "RowLSTM"]
+__all__ = [
+    "DiagonalBiLSTM",
+    "GatedPixelCNN",
+    "ImageContext",
+    "LabelContext",
+    "PixelCNN",
+    "PixelCNNpp",
+    "PixelSNAIL",
+    "PixelTransformer",
+    "RowLSTM",
+]

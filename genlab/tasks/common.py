@@ -58,18 +58,6 @@ def check_seed(config: DictConfig) -> None:
         raise RequestError(f"seed={config.seed}: expected a whole number from 0 to 2^63 - 1")
 
 
-def check_label(config: DictConfig, model: nn.Module, spec: ImageSpec) -> None:
-    """RequestError for a label that is no class, or that an unconditional model cannot use."""
-    label = config.label
-    if label is None:
-        return
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < max(spec.classes, 1):
-        classes = f"the data has classes 0 to {spec.classes - 1}" if spec.classes else "the data has no classes"
-        raise RequestError(f"label={label} is not a class: {classes}")
-    if getattr(model, "conditioning", "none") != "label":
-        raise RequestError(f"label={label}: this {type(model).__name__} is unconditional, it takes no label")
-
-
 def writable(key: str, value: str, *suffixes: str) -> Path:
     """The output path of `key`, checked before any work: right ending, existing folder, permission."""
     path = Path(str(value)).expanduser()
@@ -97,9 +85,11 @@ def check_drawing(config: DictConfig) -> Path:
     return out
 
 
-def save_drawing(out: Path, shown: Tensor, images: Tensor, spec: ImageSpec, columns: int | None = None) -> None:
+def save_drawing(
+    out: Path, images: Tensor, spec: ImageSpec, shown: Tensor, shown_spec: ImageSpec, columns: int | None = None
+) -> None:
     """The grid of `shown` as PNG; beside it `images` (N, C, H, W) as .npy, uint8 when they fit. Whole files or none."""
-    save_grid(out, shown, spec, columns)
+    save_grid(out, shown, shown_spec, columns)
     path = out.with_suffix(".npy")
     with atomically(path) as temporary, open(temporary, "wb") as file:
         np.save(file, images.cpu().numpy().astype(np.uint8 if spec.levels <= 256 else np.int64))

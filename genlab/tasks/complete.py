@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from genlab.compose import Request, split_hydra
-from genlab.core import Completer, RequestError
+from genlab.core import Completer, ImageSpec, RequestError
 from genlab.masks import known_mask
 from genlab.pictures import partial_image
 from genlab.tasks.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.tasks.given import Given, given
 
 PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
 COPIES = 512  # images times particles at once
@@ -22,7 +24,8 @@ def command(request: Request) -> None:
     out = check_drawing(config)
     if config.particles is not None:
         at_least(config, "particles", 1)
-    model, _, spec = open_model(config, Completer, "complete images")
+    model, run, spec = open_model(config, Completer, "complete images")
+    what = given(config, model, run, any_label=False)
     generator = torch.Generator().manual_seed(config.seed)
 
     image, known = partial_image(Path(str(config.image)).expanduser(), spec)
@@ -46,10 +49,10 @@ def command(request: Request) -> None:
 
     def draw(advance):  # type: ignore[no-untyped-def]
         images, effective = [], []
-        for start in range(0, config.n, chunk):
-            n = min(chunk, config.n - start)
+        for start in range(0, what.n, chunk):
+            n = min(chunk, what.n - start)
             done = model.complete(  # type: ignore[operator]
-                image.expand(n, -1, -1, -1), known.expand(n, -1, -1),
+                image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=what.part(start, n),
                 particles=particles, temperature=config.temperature, generator=generator,
             )  # fmt: skip
             images.append(done.images.cpu())
@@ -57,13 +60,22 @@ def command(request: Request) -> None:
             advance(n)
         return torch.cat(images), torch.cat(effective)
 
-    images, effective = with_progress("completing", config.n, draw)
-    given = torch.where(known, image, spec.levels // 2)
-    shown = torch.cat([given[None], images])
-    save_drawing(out, shown, images, spec, columns=config.n + 1 if config.n < 12 else None)
+    images, effective = with_progress("completing", what.n, draw)
+    shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
+    save_drawing(out, images, spec, shown, shown_spec, columns)
     how = (
         "exact: the known pixels come first"
         if prefix
         else f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
     )
-    print(f"{out} and {out.with_suffix('.npy').name}: {config.n} completions ({how})")
+    print(f"{out} and {out.with_suffix('.npy').name}: {what.n} completions{what.says} ({how})")
+
+
+def _sheet(start: Tensor, images: Tensor, what: Given) -> tuple[Tensor, ImageSpec, int | None]:
+    """What was given, then its completions, (N, C, H, W); in rows that each begin with it where a row is a class."""
+    if what.columns:
+        rows = images.view(-1, what.columns, *images.shape[1:])
+        sheet = torch.cat([start.expand(len(rows), 1, *start.shape), rows], 1).flatten(0, 1)
+        return sheet, what.spec, what.columns + 1
+    shown, spec = what.shown(torch.cat([start[None], images]))
+    return shown, spec, len(shown) if len(images) < 12 else None

@@ -8,7 +8,8 @@ import torch
 
 from genlab.compose import Request, split_hydra
 from genlab.core import Sampler
-from genlab.tasks.common import at_least, check_drawing, check_label, open_model, save_drawing, with_progress
+from genlab.tasks.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.tasks.given import given
 
 
 def command(request: Request) -> None:
@@ -16,21 +17,24 @@ def command(request: Request) -> None:
     config, _ = split_hydra(request.config())
     out = check_drawing(config)
     at_least(config, "batch_size", 1)
-    model, _, spec = open_model(config, Sampler, "draw images")
-    check_label(config, model, spec)
+    model, run, spec = open_model(config, Sampler, "draw images")
+    what = given(config, model, run, any_label=True)
 
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU: the same noise for every device
     started = time.perf_counter()
 
     def draw(advance):  # type: ignore[no-untyped-def]
         parts = []
-        for start in range(0, config.n, config.batch_size):
-            n = min(config.batch_size, config.n - start)
-            parts.append(model.sample(n, temperature=config.temperature, generator=generator).cpu())  # type: ignore[operator]
+        for start in range(0, what.n, config.batch_size):
+            n = min(config.batch_size, what.n - start)
+            drawn = model.sample(  # type: ignore[operator]
+                n, context=what.part(start, n), temperature=config.temperature, generator=generator
+            )
+            parts.append(drawn.cpu())
             advance(n)
         return torch.cat(parts)
 
-    images = with_progress("sampling", config.n, draw)
+    images = with_progress("sampling", what.n, draw)
     seconds = time.perf_counter() - started
-    save_drawing(out, images, images, spec)
-    print(f"{out} and {out.with_suffix('.npy').name}: {config.n} images in {seconds:.1f} s")
+    save_drawing(out, images, spec, *what.shown(images), columns=what.columns)
+    print(f"{out} and {out.with_suffix('.npy').name}: {what.n} images{what.says} in {seconds:.1f} s")

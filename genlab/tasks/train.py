@@ -83,9 +83,25 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     data = build_data(config.data, config.trust)
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
+    check_conditioning(data, model)
     if config.compile and not isinstance(getattr(model, "net", None), nn.Module):
         raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
     return data, model
+
+
+def check_conditioning(data: Any, model: nn.Module) -> None:
+    """RequestError for data whose task is p(image | something) with a model that does not look at it.
+
+    (A model that asks for what the data does not have refuses when it is built.)
+    """
+    context = getattr(data, "context", None)
+    if context is None or getattr(model, "conditioning", "none") == context.kind:
+        return
+    given, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
+    raise RequestError(
+        f"data/context={given} gives every image a {what} to be conditioned on, which this {type(model).__name__} does "
+        f"not look at: add model/context={context.kind}"
+    )
 
 
 def open_folder(folder: Path, config: DictConfig, command: str) -> None:

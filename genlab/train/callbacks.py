@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 
 from genlab.bits import context_of
-from genlab.core import Completer, Sampler
+from genlab.core import Completer, ImageSpec, Sampler
 from genlab.train.judge import judge
 from genlab.train.learner import Learner
 
@@ -96,6 +96,9 @@ class Validation(Periodic):
         self.state = dict(state_dict)
 
 
+Grid = tuple[torch.Tensor, ImageSpec, int | None]  # images (N, C, H, W), what they are, columns (None: about square)
+
+
 class Pictures(Periodic):
     """Grids of samples at fixed noise, and of completions of validation images whose top half is given.
 
@@ -110,35 +113,39 @@ class Pictures(Periodic):
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Write samples/step=000500.png and completions/step=000500.png, whichever the model can make."""
         with learner.judged() as model:
-            grids: dict[str, tuple[torch.Tensor, int | None]] = {}
+            grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):
-                grids["samples"] = self._samples(model, learner, trainer.datamodule), None  # type: ignore[attr-defined]
+                grids["samples"] = self._samples(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
             if isinstance(model, Completer):
-                grids["completions"] = self._completions(model, learner, trainer.datamodule), 8  # type: ignore[attr-defined]
+                grids["completions"] = self._completions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            for kind, (images, columns) in grids.items():
+            for kind, (images, spec, columns) in grids.items():
                 path = self.folder / kind / f"step={step:06d}.png"
                 path.parent.mkdir(exist_ok=True)
-                self.draw(path, images.cpu(), learner.spec, columns=columns)
+                self.draw(path, images.cpu(), spec, columns=columns)
 
-    def _samples(self, model: Any, learner: Learner, data: Any) -> torch.Tensor:
+    def _samples(self, model: Any, learner: Learner, data: Any) -> Grid:
         """`count` images at the same noise every time; a class-conditional model goes through its classes, one that is
-        conditioned on images gets those of the first validation images.
+        conditioned on images gets those of the first validation images, each shown before what was drawn for it.
         """
         context = self._context(model, learner, data)
         if context is not None and context.ndim == 1:
             context = torch.arange(self.count, device=learner.device) % learner.spec.classes
         n = self.count if context is None else len(context)
-        return model.sample(n, generator=_generator(learner), context=context)
+        images = model.sample(n, generator=_generator(learner), context=context)
+        if context is None or context.ndim == 1 or not hasattr(getattr(data, "context", None), "pictures"):
+            return images, learner.spec, None
+        pairs = torch.stack(data.context.pictures(images, context, data.whole), dim=1).flatten(0, 1)
+        return pairs, ImageSpec(*pairs.shape[1:]), 8
 
-    def _completions(self, model: Any, learner: Learner, data: Any) -> torch.Tensor:
+    def _completions(self, model: Any, learner: Learner, data: Any) -> Grid:
         """Pairs of given and completed: up to `count` images, 2 pictures each."""
         x = data.first("valid", self.count).images.to(learner.device)
         known = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
         known[:, : x.shape[-2] // 2] = True
         context = self._context(model, learner, data)
         completed = model.complete(x, known, generator=_generator(learner), context=context).images
-        return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1)
+        return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1), learner.spec, 8
 
     def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:
         """What the first validation images are conditioned on, if the model wants to know."""

@@ -33,8 +33,8 @@ def test_completions_follow_the_conditional(case, which):
     assert (done.images == x)[:, :, known].all()
     distance = (zoo.histogram(done.images, spec) / n - conditional(made, spec, x[0], known)).abs().sum() / 2
     assert distance < 0.05
-    if which == "last":  # the weights matter: clamping alone is visibly wrong for these models
-        assert (done.effective_particles < 64).all()
+    if which == "last":  # the weights matter, but where a net is so sure that all particles drew the same
+        assert (done.effective_particles < 64).float().mean() > 0.5
 
 
 @EVERY_NET

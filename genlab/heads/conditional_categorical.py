@@ -1,0 +1,115 @@
+"""Conditional categorical head: a softmax a channel, each given the channels before it in the pixel.
+
+The factorisation p(R | h) p(G | R, h) p(B | R, G, h) of van den Oord et al. 2016 (arXiv:1601.06759, eq. 2), moved from
+the net's masks into the head, as the `ar_chs` variant of PixelSNAIL's code does (Chen et al. 2017, arXiv:1712.09763):
+one step of the net then makes a whole pixel. Every channel has a hidden layer, to which learnt embeddings of the
+earlier values are added,
+
+    logits_i = W_i relu(A_i h + sum_{j<i} E_ij[x_j]) + w_i.
+
+Ours starts W at zero, so that an untrained model costs exactly log2 K bits per value, and the embeddings as straight
+lines in the level, so that neighbouring levels begin alike. With one channel it is one softmax of a hidden layer.
+
+C channels, H hidden units, K levels, N pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+from genlab.heads.categorical import CategoricalPixels
+from genlab.heads.chain import ChainPixels
+
+
+class ConditionalCategorical(nn.Module):
+    """Features (..., D) -> the joint distribution of the channels of a pixel (..., C). One uniform number a value.
+
+    Training holds the logits of all values, (N, C, K).
+    """
+
+    chains_colours = True
+
+    def __init__(self, *, width: int, channels: int, levels: int, hidden: int = 64) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise RequestError(f"the conditional categorical head needs hidden >= 1, got hidden={hidden}")
+        self.channels, self.levels, self.hidden = channels, levels, hidden
+        self.noise_size = channels
+        self.inner = nn.Linear(width, channels * hidden)
+        # Of value j for every later channel: H units each.
+        tables = nn.ParameterList(nn.Parameter(self._lines((channels - 1 - j) * hidden)) for j in range(channels - 1))
+        self.tables: Sequence[nn.Parameter] = tables  # type: ignore[assignment]
+        self.weight = nn.Parameter(torch.zeros(channels, hidden, levels))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, levels))
+
+    def _lines(self, width: int) -> Tensor:
+        return torch.linspace(-1, 1, self.levels)[:, None] * torch.randn(width) / 2
+
+    def forward(self, h: Tensor) -> ConditionalCategoricalPixels:
+        """Features (..., D) -> the distribution of the values."""
+        return ConditionalCategoricalPixels(self.inner(h), self.tables, self.weight, self.bias)
+
+    def for_steps(self) -> Callable[[Tensor], ConditionalCategoricalPixels]:
+        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        weight, bias = self.inner.weight.T.contiguous(), self.inner.bias
+        rest = self.tables, self.weight, self.bias
+        return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), *rest)
+
+
+class ConditionalCategoricalPixels:
+    """C softmaxes in a chain, from the hidden layers (..., C H) before any value is added to them."""
+
+    def __init__(self, inner: Tensor, tables: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
+        self.inner, self.tables, self.weight, self.bias = inner, tables, weight, bias
+        self.channels, self.hidden, self.levels = weight.shape
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Integers x (..., C) -> nats (...,). All channels at once."""
+        lead = self.inner.shape[:-1]
+        if x.shape != (*lead, self.channels):
+            raise ValueError(f"values {tuple(x.shape)} do not match {self.channels} at each of {tuple(lead)}")
+        values = x.reshape(-1, self.channels).T.long()
+        rest, layers = self.inner.reshape(values.shape[1], -1), []
+        for i, value in enumerate(values):
+            layers.append(rest[:, : self.hidden])
+            if i + 1 < self.channels:
+                rest = self._given(rest, i, value)
+        logits = torch.baddbmm(self.bias, torch.stack(layers).relu_(), self.weight)
+        return CategoricalPixels(logits).log_prob(values.unsqueeze(-1)).sum(0).view(lead)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Uniform noise (..., C) in [0, 1) -> integers (..., C)."""
+        rest, drawn = self.inner, []
+        for i, uniform in enumerate(noise.split(1, -1)):
+            drawn.append(CategoricalPixels(self._softmax(rest, i)).sample(uniform))
+            if i + 1 < self.channels:
+                rest = self._given(rest, i, drawn[i].squeeze(-1))
+        return torch.cat(drawn, -1)
+
+    def tempered(self, temperature: float) -> ChainPixels:
+        """Every conditional proportional to p(x_i | x_<i)^(1/temperature)."""
+        return ChainPixels(self._logits, self.channels, temperature)
+
+    def mean(self) -> Tensor:
+        """Expected level (..., C) of every channel, given those before it at the levels nearest to theirs."""
+        return self.tempered(1).mean()
+
+    def _logits(self, before: list[Tensor]) -> Tensor:
+        """Logits (..., K) of the next value."""
+        rest = self.inner
+        for j, value in enumerate(before):
+            rest = self._given(rest, j, value)
+        return self._softmax(rest, len(before))
+
+    def _softmax(self, rest: Tensor, i: int) -> Tensor:
+        """Hidden layers of the channels from i on -> logits of channel i."""
+        return rest[..., : self.hidden].relu() @ self.weight[i] + self.bias[i, 0]
+
+    def _given(self, rest: Tensor, j: int, value: Tensor) -> Tensor:
+        """Hidden layers of the channels from j on -> those from j + 1 on, told value j (...,)."""
+        return rest[..., self.hidden :] + F.embedding(value, self.tables[j])

@@ -1,0 +1,73 @@
+"""Logistic head: one discretised logistic a value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
+Salimans et al. 2017, arXiv:1701.05517).
+
+Two numbers a value, mean and log scale: one peak, whose width is learnt, of which nothing is lost at black and white.
+Ours starts as one broad peak in the middle, the same for all features.
+
+N pixels; c values a step, independent given the features; K levels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.heads.chain import ChainPixels
+from genlab.heads.discretised import draw, expected, log_mass, pixels_last, project
+
+
+class Logistic(nn.Module):
+    """Features (..., D) -> c independent values (..., c), each a discretised logistic. One uniform number a value.
+
+    Several values a step are independent given the features: right for a decoder; a net that orders the colours
+    of a pixel asks for c = 1. log s is at least -7, as in PixelCNN++.
+    """
+
+    chains_colours = False
+
+    def __init__(self, *, width: int, channels: int, levels: int) -> None:
+        super().__init__()
+        self.channels, self.levels = channels, levels
+        self.noise_size = channels
+        self.proj = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.proj.weight)
+        with torch.no_grad():
+            mean, log_s = self.proj.bias.view(2, channels)
+            mean.zero_()
+            log_s.fill_(-1.0)
+
+    def forward(self, h: Tensor) -> LogisticPixels:
+        """Features (..., D) -> the distribution of the values."""
+        return LogisticPixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1], self.levels)
+
+
+class LogisticPixels:
+    """Independent discretised logistics; parameters (2c, N): the means, then the log scales, on [-1, 1]."""
+
+    def __init__(self, parameters: Tensor, lead: tuple[int, ...], levels: int) -> None:
+        self.mu, self.log_s = parameters.chunk(2)
+        self.lead, self.levels = lead, levels
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Integers x (..., c) -> nats (...,)."""
+        x = pixels_last(x, self.lead, len(self.mu), self.mu.dtype)
+        return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Uniform noise (..., c) in [0, 1) -> integers (..., c)."""
+        uniform = noise.reshape(-1, len(self.mu)).T.to(self.mu.dtype)
+        return draw(uniform, self.mu, self.log_s, self.levels).T.long().view(noise.shape)
+
+    def tempered(self, temperature: float) -> ChainPixels:
+        """Every value's distribution proportional to p(x)^(1/temperature), over its K levels."""
+        return ChainPixels(self._logits, len(self.mu), temperature)
+
+    def mean(self) -> Tensor:
+        """Expected level (..., c)."""
+        return expected(self.mu, self.log_s, self.levels).T.reshape(*self.lead, -1)
+
+    def _logits(self, before: list[Tensor]) -> Tensor:
+        """log P (..., K) of the next value."""
+        i = len(before)
+        every = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
+        return log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels).view(*self.lead, self.levels)

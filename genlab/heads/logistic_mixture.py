@@ -1,0 +1,131 @@
+"""Logistic mixture head of PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, arXiv:1701.05517, sec. 2.1-2.2).
+
+A pixel is drawn from one of M components, the same for all its channels; in a component channel i is a discretised
+logistic whose mean is shifted by the channels before, mu_i + sum_{j<i} c_ij x_j, with c_ij = tanh(.) of the features.
+
+Differs from the paper: any number of channels; the exact probability of every level (`discretised.py`); and a drawn
+channel is rounded to its level before the next is conditioned on it, which the official sampler omits, so that samples
+follow the likelihood. Ours starts with the components side by side over [-1, 1], the same for all features.
+
+Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients c_10, c_20, c_21 …
+C channels, M components, N pixels, K levels. P = C (C - 1) / 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+from genlab.heads.chain import ChainPixels
+from genlab.heads.discretised import draw, expected, log_mass, pixels_last, project, scaled
+
+
+class LogisticMixture(nn.Module):
+    """Features (..., D) -> the joint distribution of the channels of a pixel (..., C).
+
+    Samples from a uniform number for the component and one a channel. log s is at least -7, as in the paper.
+    """
+
+    chains_colours = True
+
+    def __init__(self, *, width: int, channels: int, levels: int, components: int = 10) -> None:
+        super().__init__()
+        if components < 1:
+            raise RequestError(f"the logistic mixture needs at least 1 component, got components={components}")
+        self.channels, self.levels, self.components = channels, levels, components
+        self.noise_size = 1 + channels
+        groups = 1 + 2 * channels + channels * (channels - 1) // 2
+        self.proj = nn.Linear(width, groups * components)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+        with torch.no_grad():
+            bias = self.proj.bias.view(groups, components)
+            bias[1 : 1 + channels] = (2 * torch.arange(components) + 1) / components - 1
+            bias[1 + channels : 1 + 2 * channels] = -1.5
+
+    def forward(self, h: Tensor) -> LogisticMixturePixels:
+        """Features (..., D) -> the distribution of the values."""
+        return self._pixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1])
+
+    def for_steps(self) -> Callable[[Tensor], LogisticMixturePixels]:
+        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        weight, bias = self.proj.weight.contiguous(), self.proj.bias[:, None].contiguous()
+        return lambda h: self._pixels(torch.addmm(bias, weight, h.T), h.shape[:-1])
+
+    def _pixels(self, parameters: Tensor, lead: tuple[int, ...]) -> LogisticMixturePixels:
+        groups = parameters.view(-1, self.components, parameters.shape[-1])
+        return LogisticMixturePixels(groups, lead, self.channels, self.levels)
+
+
+class LogisticMixturePixels:
+    """A joint distribution of C values; parameters (1 + 2C + P, M, N) in the order of the file's head, on [-1, 1]."""
+
+    def __init__(self, parameters: Tensor, lead: tuple[int, ...], channels: int, levels: int) -> None:
+        self.parameters, self.lead, self.channels, self.levels = parameters, lead, channels, levels
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Integers x (..., C) -> nats (...,)."""
+        x = pixels_last(x, self.lead, self.channels, self.parameters.dtype)
+        weights, mu, log_s, coefficients = self._parts()
+        if self.channels > 1:
+            coefficients, values = coefficients.tanh(), scaled(x, self.levels)[:, None]
+            mu = torch.stack([self._shifted(mu, coefficients, values[:i], i) for i in range(self.channels)])
+        each = log_mass(x[:, None], mu, log_s, self.levels).sum(0)
+        return (torch.logsumexp(weights + each, 0) - torch.logsumexp(weights, 0)).view(self.lead)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then a channel at a time."""
+        uniform = noise.reshape(-1, 1 + self.channels).T.to(self.parameters.dtype)
+        cdf = self.parameters[0].softmax(0).cumsum(0)
+        chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # below M for the reason in categorical.py
+        mine = self.parameters[1:].gather(1, chosen.expand(len(self.parameters) - 1, 1, -1)).squeeze(1)
+        mu, log_s, coefficients = mine.tensor_split([self.channels, 2 * self.channels])
+        coefficients = coefficients.tanh()
+        values = torch.empty_like(mu)
+        for i in range(self.channels):
+            mean = self._shifted(mu, coefficients, scaled(values[:i], self.levels), i)
+            values[i] = draw(uniform[1 + i], mean, log_s[i], self.levels)
+        return values.T.long().view(*noise.shape[:-1], self.channels)
+
+    def tempered(self, temperature: float) -> ChainPixels:
+        """Every conditional proportional to p(x_i | x_<i)^(1/temperature), over its K levels: slow, but exact."""
+        return ChainPixels(self._logits, self.channels, temperature)
+
+    def mean(self) -> Tensor:
+        """Expected level (..., C). In every component, a channel's is that given the channels before at theirs.
+
+        Exact for the first channel, and for the others as far as their components stay clear of black and white.
+        """
+        weights, mu, log_s, coefficients = self._parts()
+        coefficients = coefficients.tanh()
+        values = torch.empty_like(mu)
+        for i in range(self.channels):
+            mean = self._shifted(mu, coefficients, scaled(values[:i], self.levels), i)
+            values[i] = expected(mean, log_s[i], self.levels)
+        return (weights.softmax(0) * values).sum(1).T.reshape(*self.lead, self.channels)
+
+    def _logits(self, before: list[Tensor]) -> Tensor:
+        """log p(x_i | x_<i) of every level (..., K): the components weighted by what they gave to the values before."""
+        weights, mu, log_s, coefficients = self._parts()
+        coefficients, i = coefficients.tanh(), len(before)
+        x = mu.new_empty(0, mu.shape[-1]) if not before else torch.stack(before).view(i, -1).to(mu.dtype)
+        values = scaled(x, self.levels)[:, None]
+        for j in range(i):
+            weights = weights + log_mass(x[j], self._shifted(mu, coefficients, values[:j], j), log_s[j], self.levels)
+        every = torch.arange(self.levels, device=x.device, dtype=x.dtype)[:, None, None]
+        each = log_mass(every, self._shifted(mu, coefficients, values, i), log_s[i], self.levels)  # (K, M, N)
+        return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Component logits (M, N), means and log scales (C, M, N), raw coefficients (P, M, N)."""
+        weights, mu, log_s, coefficients = self.parameters.tensor_split([1, 1 + self.channels, 1 + 2 * self.channels])
+        return weights[0], mu, log_s, coefficients
+
+    @staticmethod
+    def _shifted(mu: Tensor, coefficients: Tensor, before: Tensor, i: int) -> Tensor:
+        """Mean of channel i given those before, (i, ...) on [-1, 1] as are the means (C, ...)."""
+        start = i * (i - 1) // 2
+        return mu[0] if i == 0 else mu[i] + (coefficients[start : start + i] * before).sum(0)

@@ -1,0 +1,157 @@
+"""Causal convolutions by shifting, and the gated residual block (Salimans et al. 2017, arXiv:1701.05517, sec. 2.3-2.6).
+
+A convolution is causal without a mask if its window ends where the past ends:
+
+    "down"        rows above and the own row, columns centred          2x3:  . x .  /  . o .
+    "down_right"  rows above and the own row, own column and left of it  2x2:  x .  /  . o
+
+Both may see their own position o; `shift_down` and `shift_right` of what they compute exclude it. Half the taps of a
+masked 3x3 convolution would be zeros: here all are used.
+
+As in the paper every weight is normalised, w = g v / |v| per output channel (Salimans and Kingma 2016,
+arXiv:1602.07868). Differs: g begins at what passes on the variance of `concat_elu` of a standard normal, not at what a
+first batch asks for, and at a tenth of it where a residual branch ends (the paper's init_scale 0.1). Nothing then
+depends on a first batch, and a resumed run has nothing to redo.
+
+B images, F channels of a stream, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import RequestError
+
+MOMENT = 0.645  # E elu(x)^2 of a standard normal x
+
+
+def shift_down(x: Tensor) -> Tensor:
+    """(B, F, H, W) moved a row down: what is at a row comes from the row above, zeros at the first."""
+    return F.pad(x, (0, 0, 1, -1))
+
+
+def shift_right(x: Tensor) -> Tensor:
+    """(B, F, H, W) moved a column to the right, zeros at the first."""
+    return F.pad(x, (1, -1))
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """(B, F, H, W) -> elu of x and of -x, (B, 2 F, H, W): one half is linear wherever the other saturates."""
+    return F.elu(torch.cat([x, -x], 1), inplace=True)
+
+
+def normed(weight: Tensor, gain: Tensor) -> Tensor:
+    """Weights (D', D, kh, kw) brought to length `gain` (D', 1, 1, 1) for every output channel."""
+    return weight * (gain / torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True))
+
+
+class ShiftedConv2d(nn.Conv2d):
+    """A kh x kw convolution (B, D, H, W) -> (B, D', ceil(H / stride), ceil(W / stride)) of its position and the past.
+
+    Output (r, c) sees the input rows up to `stride` r; of columns those around `stride` c ("down", kw odd) or those up
+    to it ("down_right"). So with a stride a coarse position sees what its first fine position sees, and no more.
+    `scale`: standard deviation of the output for `concat_elu` of a standard normal, at the start.
+    """
+
+    bias: nn.Parameter
+    padding: tuple[int, int]
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: tuple[int, int],
+        *,
+        kind: Literal["down", "down_right"],
+        stride: int = 1,
+        scale: float = 1.0,
+    ) -> None:
+        if kind == "down" and kernel[1] % 2 == 0:
+            raise RequestError(f"a centred kernel needs an odd number of columns, got {kernel[0]}x{kernel[1]}")
+        columns = kernel[1] // 2 if kind == "down" else kernel[1] - 1
+        super().__init__(channels, out_channels, kernel, stride, padding=(kernel[0] - 1, columns))
+        self.kind = kind
+        nn.init.normal_(self.weight)  # its length does not matter
+        nn.init.zeros_(self.bias)
+        self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1), scale / MOMENT**0.5))
+
+    @property
+    def normed_weight(self) -> Tensor:
+        """(D', D, kh, kw): what the input is convolved with."""
+        return normed(self.weight, self.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D', ceil(H / stride), ceil(W / stride))."""
+        height, width = (-(-n // s) for n, s in zip(x.shape[-2:], self.stride, strict=True))
+        y = F.conv2d(x, self.normed_weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
+        return y[:, :, :height, :width]  # the padding on the far side would let the future in: cut it off
+
+
+class GatedResNet(nn.Module):
+    """Gated residual block x + a * sigmoid(b), (B, F, H, W) -> same (sec. 2.5-2.6 and the paper's code).
+
+    `conv(channels, out_channels, scale=)` makes the two convolutions of the branch, 1x1 ones without it; `side`:
+    channels of the second input, which enters through a 1x1 convolution (0: there is none).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        conv: Callable[..., ShiftedConv2d] | None = None,
+        *,
+        side: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        conv = conv or pointwise
+        self.first = conv(2 * width, width)
+        self.beside = pointwise(2 * side, width) if side else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = conv(2 * width, 2 * width, scale=0.1)
+
+    def forward(self, x: Tensor, side: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (B, F, H, W), side (B, `side`, H, W), from a context bias (B, 2 F, h, w) -> (B, F, H, W)."""
+        h = self.first(concat_elu(x))
+        if self.beside is not None:
+            h = h + self.beside(concat_elu(side))  # type: ignore[arg-type]
+        h = self.second(self.dropout(concat_elu(h)))
+        if bias is not None:
+            h = h + bias
+        a, b = h.chunk(2, 1)
+        return x + a * b.sigmoid()
+
+
+def pointwise(channels: int, out_channels: int, *, scale: float = 1.0) -> ShiftedConv2d:
+    """The paper's network in network: a 1x1 convolution."""
+    return ShiftedConv2d(channels, out_channels, (1, 1), kind="down_right", scale=scale)
+
+
+class ShiftedUp2d(nn.Module):
+    """The transpose of a strided `ShiftedConv2d`: (B, D, ceil(H / 2), ceil(W / 2)) -> (B, D', H, W).
+
+    Fine row r reads the coarse row r // 2 alone, which saw what comes before fine row 2 (r // 2), and likewise the
+    fine columns ("down_right", 2x2); with "down" (2x3) odd columns also read the coarse column to their right.
+    """
+
+    def __init__(self, channels: int, out_channels: int, *, kind: Literal["down", "down_right"]) -> None:
+        super().__init__()
+        self.columns = 3 if kind == "down" else 2
+        self.weight = nn.Parameter(torch.randn(channels, out_channels, 2, self.columns))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = nn.Parameter(torch.full((1, out_channels, 1, 1), 2.0))  # a quarter of the taps meet at a position
+
+    @property
+    def normed_weight(self) -> Tensor:
+        """(D, D', 2, 2 or 3): row and column of the fine 2 x 2 square, a "down" one from the column before it."""
+        return self.weight * (self.gain / torch.linalg.vector_norm(self.weight, dim=(0, 2, 3), keepdim=True))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, D, ceil(H / 2), ceil(W / 2)) and (H, W) -> (B, D', H, W)."""
+        y = F.conv_transpose2d(x, self.normed_weight, self.bias, stride=2)
+        first = self.columns - 2
+        return y[:, :, : size[0], first : first + size[1]]
