@@ -51,6 +51,13 @@ def test_a_layer_is_two_lstms_a_pixel_at_a_time(height, width, groups):
     torch.testing.assert_close(layer(h, biases), expected, rtol=0, atol=1e-12)
 
 
+def test_the_gradient_finds_its_way_back_along_the_diagonals():
+    torch.manual_seed(0)
+    layer = random_layer(DiagonalLayer(4, 1))
+    h = torch.randn(2, 4, 3, 2, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (h,))
+
+
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (5, 3), (1, 4), (4, 1)])
 def test_diagonals_hold_every_pixel_once(height, width):
     order, inverse, extents = diagonals(height, width, torch.device("cpu"))
