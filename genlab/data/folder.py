@@ -65,8 +65,9 @@ class Folder:
     def read_all(self, paths: list[Path]) -> dict[Path, np.ndarray]:
         """Path -> (H, W, C) of every readable file; the others are an error, or a warning with `skip_bad`."""
         images, bad = {}, []
-        quiet = process_rank() > 0
-        for path in track(paths, "reading images", console=Console(stderr=True), transient=True, disable=quiet):
+        quiet, console = process_rank() > 0, Console(stderr=True)
+        hidden = quiet or not console.is_terminal
+        for path in track(paths, "reading images", console=console, transient=True, disable=hidden):
             try:
                 images[path] = read_image(path, self.size, self.channels)
             except Exception as error:  # damaged files make Pillow's decoders fail in many ways

@@ -45,55 +45,62 @@ class ConditionalCategorical(nn.Module):
         tables = nn.ParameterList(nn.Parameter(self._lines((channels - 1 - j) * hidden)) for j in range(channels - 1))
         self.tables: Sequence[nn.Parameter] = tables  # type: ignore[assignment]
         self.weight = nn.Parameter(torch.zeros(channels, hidden, levels))
-        self.bias = nn.Parameter(torch.zeros(channels, 1, levels))
+        self.bias = nn.Parameter(torch.zeros(channels, levels))
 
     def _lines(self, width: int) -> Tensor:
         return torch.linspace(-1, 1, self.levels)[:, None] * torch.randn(width) / 2
 
     def forward(self, h: Tensor) -> ConditionalCategoricalPixels:
         """Features (..., D) -> the distribution of the values."""
-        return ConditionalCategoricalPixels(self.inner(h), self.tables, self.weight, self.bias)
+        inner = self.inner(h.reshape(-1, h.shape[-1]))
+        return ConditionalCategoricalPixels(inner, h.shape[:-1], self.tables, self.weight.unbind(), self.bias.unbind())
 
     def for_steps(self) -> Callable[[Tensor], ConditionalCategoricalPixels]:
         """`forward` for many small batches (B, D), by weights laid out for them once."""
         weight, bias = self.inner.weight.T.contiguous(), self.inner.bias
-        rest = self.tables, self.weight, self.bias
-        return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), *rest)
+        rest = list(self.tables), self.weight.unbind(), self.bias.unbind()
+        return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), h.shape[:-1], *rest)
 
 
 class ConditionalCategoricalPixels:
-    """C softmaxes in a chain, from the hidden layers (..., C H) before any value is added to them."""
+    """C softmaxes in a chain, from the hidden layers (N, C H) before any value is added to them.
 
-    def __init__(self, inner: Tensor, tables: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
-        self.inner, self.tables, self.weight, self.bias = inner, tables, weight, bias
-        self.channels, self.hidden, self.levels = weight.shape
+    `tables` are the embeddings of every value for all channels after it, `weights` (H, K) and `biases` (K,) the
+    projections to logits.
+    """
+
+    def __init__(
+        self,
+        inner: Tensor,
+        lead: tuple[int, ...],
+        tables: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+    ) -> None:
+        self.inner, self.lead, self.tables, self.weights, self.biases = inner, lead, tables, weights, biases
+        self.hidden, self.levels = weights[0].shape
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,). All channels at once."""
-        lead = self.inner.shape[:-1]
-        if x.shape != (*lead, self.channels):
-            raise ValueError(f"values {tuple(x.shape)} do not match {self.channels} at each of {tuple(lead)}")
-        values = x.reshape(-1, self.channels).T.long()
-        rest, layers = self.inner.reshape(values.shape[1], -1), []
-        for i, value in enumerate(values):
-            layers.append(rest[:, : self.hidden])
-            if i + 1 < self.channels:
-                rest = self._given(rest, i, value)
-        logits = torch.baddbmm(self.bias, torch.stack(layers).relu_(), self.weight)
-        return CategoricalPixels(logits).log_prob(values.unsqueeze(-1)).sum(0).view(lead)
+        """Integers x (..., C) -> nats (...,)."""
+        if x.shape != (*self.lead, len(self.weights)):
+            raise ValueError(f"values {tuple(x.shape)} do not match {len(self.weights)} at each of {tuple(self.lead)}")
+        rest, nats = self.inner, []
+        for i, value in enumerate(x.reshape(-1, len(self.weights)).split(1, 1)):
+            nats.append(self._softmax(rest, i).log_prob(value))
+            rest = self._told(rest, i, value)
+        return torch.stack(nats).sum(0).view(self.lead)
 
     def sample(self, noise: Tensor) -> Tensor:
         """Uniform noise (..., C) in [0, 1) -> integers (..., C)."""
-        rest, drawn = self.inner, []
-        for i, uniform in enumerate(noise.split(1, -1)):
-            drawn.append(CategoricalPixels(self._softmax(rest, i)).sample(uniform))
-            if i + 1 < self.channels:
-                rest = self._given(rest, i, drawn[i].squeeze(-1))
-        return torch.cat(drawn, -1)
+        rest, values = self.inner, []
+        for i, uniform in enumerate(noise.reshape(-1, len(self.weights)).split(1, 1)):
+            values.append(self._softmax(rest, i).sample(uniform))
+            rest = self._told(rest, i, values[i])
+        return torch.cat(values, 1).view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
         """Every conditional proportional to p(x_i | x_<i)^(1/temperature)."""
-        return ChainPixels(self._logits, self.channels, temperature)
+        return ChainPixels(self._logits, len(self.weights), temperature)
 
     def mean(self) -> Tensor:
         """Expected level (..., C) of every channel, given those before it at the levels nearest to theirs."""
@@ -103,13 +110,15 @@ class ConditionalCategoricalPixels:
         """Logits (..., K) of the next value."""
         rest = self.inner
         for j, value in enumerate(before):
-            rest = self._given(rest, j, value)
-        return self._softmax(rest, len(before))
+            rest = self._told(rest, j, value.reshape(-1, 1))
+        return self._softmax(rest, len(before)).logits.view(*self.lead, self.levels)
 
-    def _softmax(self, rest: Tensor, i: int) -> Tensor:
-        """Hidden layers of the channels from i on -> logits of channel i."""
-        return rest[..., : self.hidden].relu() @ self.weight[i] + self.bias[i, 0]
+    def _softmax(self, rest: Tensor, i: int) -> CategoricalPixels:
+        """Hidden layers of the channels from i on -> the distribution of channel i."""
+        return CategoricalPixels(torch.addmm(self.biases[i], rest[:, : self.hidden].relu(), self.weights[i]))
 
-    def _given(self, rest: Tensor, j: int, value: Tensor) -> Tensor:
-        """Hidden layers of the channels from j on -> those from j + 1 on, told value j (...,)."""
-        return rest[..., self.hidden :] + F.embedding(value, self.tables[j])
+    def _told(self, rest: Tensor, i: int, value: Tensor) -> Tensor:
+        """Hidden layers of the channels from i on -> of those after i, told value i (N, 1)."""
+        if i == len(self.tables):
+            return rest
+        return rest[:, self.hidden :] + F.embedding(value.reshape(-1).long(), self.tables[i])

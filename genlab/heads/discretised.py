@@ -18,10 +18,11 @@ N pixels lie last, so that every parameter of all pixels is contiguous; float32 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Of log s. The floor is the paper's: a level holds at most 0.97 of the mass when K = 256. Above the ceiling all mass is
 # in the outermost levels anyway. Beyond either the gradient is 0.
@@ -31,11 +32,17 @@ FLOOR, CEILING = -7.0, 20.0
 def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Features (..., D), weight (n, D), bias (n,) -> parameters (n, N), N the pixels.
 
-    Never in half precision: bfloat16 would round a mean of 100 levels to half a level.
+    Never in half precision: bfloat16 would round a mean near black or white to half a level.
     """
     dtype = torch.double if weight.dtype == torch.double else torch.float
     with torch.autocast(h.device.type, enabled=False):
         return torch.addmm(bias.to(dtype)[:, None], weight.to(dtype), h.reshape(-1, h.shape[-1]).to(dtype).T)
+
+
+def small_batches(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """`project` for many small batches (B, D) of the weights' own precision: no autocast, everything laid out once."""
+    column, weight = bias[:, None].contiguous(), weight.contiguous()
+    return lambda h: torch.addmm(column, weight, h.T)
 
 
 def pixels_last(x: Tensor, lead: tuple[int, ...], channels: int, dtype: torch.dtype) -> Tensor:
@@ -57,10 +64,14 @@ def log_mass(x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
 
 
 def draw(uniform: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """Uniform numbers in [0, 1) -> levels in a float tensor: inverse logistic, then rounded as `log_mass` counts."""
+    """Uniform numbers in [0, 1) -> logistic values, counted in levels, not rounded: inverse distribution function."""
     half = (levels - 1) / 2
-    value = torch.addcmul(mean, log_s.clamp(FLOOR, CEILING).exp_(), uniform.logit())
-    return value.mul_(half).add_(half).round_().clamp_(0, levels - 1)
+    return torch.addcmul(mean, log_s.clamp(FLOOR, CEILING).exp_(), uniform.logit()).mul_(half).add_(half)
+
+
+def nearest(value: Tensor, levels: int) -> Tensor:
+    """Values counted in levels -> levels in a float tensor, as `log_mass` counts: the outermost take the tails."""
+    return value.round().clamp_(0, levels - 1)
 
 
 def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
@@ -79,23 +90,23 @@ class _LogMass(torch.autograd.Function):
         half = (levels - 1) / 2
         rate = log_s.clamp(FLOOR, CEILING).add_(math.log(half)).neg_().exp_()  # 2 d / s
         a = torch.sub(x + (0.5 - half), mean, alpha=half).mul_(rate)
-        b = a - rate
+        b = torch.sub(x - (0.5 + half), mean, alpha=half).mul_(rate)  # of the next level this a, to the bit
         below, above = (x < levels - 1).to(a.dtype), (x > 0).to(a.dtype)  # has a level above, below it
         inside = torch.expm1(-rate).neg_()  # precise also for small rates, whose error would be that of every level
-        ctx.save_for_backward(a, rate, inside, below, above, log_s)
+        ctx.save_for_backward(a, b, rate, inside, below, above, log_s)
         ctx.half = half
         p = torch.where((below * above).bool(), inside, 1)
         low = b.abs().neg_().exp_().mul_(above)
         high = a.abs().neg_().exp_().mul_(below).add_(1)
         p.div_(high.addcmul_(high, low)).log_()
         p.addcmul_(a.clamp(max=0), below)
-        return p.addcmul_(b.clamp_(min=0), above, value=-1)
+        return p.addcmul_(b.clamp(min=0), above, value=-1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def, override]
-        a, rate, inside, below, above, log_s = ctx.saved_tensors
+        a, b, rate, inside, below, above, log_s = ctx.saved_tensors
         high = torch.sigmoid(-a).mul_(below)
-        b = a - rate
         low = torch.sigmoid(b).mul_(above)
         # d log(1 - e^-r) / d log r = r e^-r / (1 - e^-r)
         by_rate = (rate / inside).sub_(rate).mul_(below * above).addcmul_(high, a).addcmul_(low, b, value=-1)

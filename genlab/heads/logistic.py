@@ -9,11 +9,13 @@ N pixels; c values a step, independent given the features; K levels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from genlab.heads.chain import ChainPixels
-from genlab.heads.discretised import draw, expected, log_mass, pixels_last, project
+from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_last, project, small_batches
 
 
 class Logistic(nn.Module):
@@ -40,6 +42,11 @@ class Logistic(nn.Module):
         """Features (..., D) -> the distribution of the values."""
         return LogisticPixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1], self.levels)
 
+    def for_steps(self) -> Callable[[Tensor], LogisticPixels]:
+        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        parameters = small_batches(self.proj.weight, self.proj.bias)
+        return lambda h: LogisticPixels(parameters(h), h.shape[:-1], self.levels)
+
 
 class LogisticPixels:
     """Independent discretised logistics; parameters (2c, N): the means, then the log scales, on [-1, 1]."""
@@ -56,7 +63,7 @@ class LogisticPixels:
     def sample(self, noise: Tensor) -> Tensor:
         """Uniform noise (..., c) in [0, 1) -> integers (..., c)."""
         uniform = noise.reshape(-1, len(self.mu)).T.to(self.mu.dtype)
-        return draw(uniform, self.mu, self.log_s, self.levels).T.long().view(noise.shape)
+        return nearest(draw(uniform, self.mu, self.log_s, self.levels), self.levels).T.long().view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
         """Every value's distribution proportional to p(x)^(1/temperature), over its K levels."""

@@ -7,20 +7,21 @@ Differs from the paper: any number of channels; the exact probability of every l
 channel is rounded to its level before the next is conditioned on it, which the official sampler omits, so that samples
 follow the likelihood. Ours starts with the components side by side over [-1, 1], the same for all features.
 
-Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients c_10, c_20, c_21 …
+Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients, of every channel
+for those after it: c_10, c_20, c_21 …
 C channels, M components, N pixels, K levels. P = C (C - 1) / 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from genlab.core import RequestError
 from genlab.heads.chain import ChainPixels
-from genlab.heads.discretised import draw, expected, log_mass, pixels_last, project, scaled
+from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_last, project, scaled, small_batches
 
 
 class LogisticMixture(nn.Module):
@@ -52,8 +53,8 @@ class LogisticMixture(nn.Module):
 
     def for_steps(self) -> Callable[[Tensor], LogisticMixturePixels]:
         """`forward` for many small batches (B, D), by weights laid out for them once."""
-        weight, bias = self.proj.weight.contiguous(), self.proj.bias[:, None].contiguous()
-        return lambda h: self._pixels(torch.addmm(bias, weight, h.T), h.shape[:-1])
+        parameters = small_batches(self.proj.weight, self.proj.bias)
+        return lambda h: self._pixels(parameters(h), h.shape[:-1])
 
     def _pixels(self, parameters: Tensor, lead: tuple[int, ...]) -> LogisticMixturePixels:
         groups = parameters.view(-1, self.components, parameters.shape[-1])
@@ -69,26 +70,27 @@ class LogisticMixturePixels:
     def log_prob(self, x: Tensor) -> Tensor:
         """Integers x (..., C) -> nats (...,)."""
         x = pixels_last(x, self.lead, self.channels, self.parameters.dtype)
-        weights, mu, log_s, coefficients = self._parts()
+        weights, mu, log_s, coefficients = self._parts(self.parameters)
         if self.channels > 1:
-            coefficients, values = coefficients.tanh(), scaled(x, self.levels)[:, None]
-            mu = torch.stack([self._shifted(mu, coefficients, values[:i], i) for i in range(self.channels)])
+            mu = torch.stack(self._means(mu, coefficients, scaled(x, self.levels)))
         each = log_mass(x[:, None], mu, log_s, self.levels).sum(0)
         return (torch.logsumexp(weights + each, 0) - torch.logsumexp(weights, 0)).view(self.lead)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then a channel at a time."""
+        """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then a channel at a time.
+
+        A shift of the mean shifts the drawn value, so all channels are drawn at once, then moved and rounded in turn.
+        """
         uniform = noise.reshape(-1, 1 + self.channels).T.to(self.parameters.dtype)
         cdf = self.parameters[0].softmax(0).cumsum(0)
         chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # below M for the reason in categorical.py
-        mine = self.parameters[1:].gather(1, chosen.expand(len(self.parameters) - 1, 1, -1)).squeeze(1)
-        mu, log_s, coefficients = mine.tensor_split([self.channels, 2 * self.channels])
-        coefficients = coefficients.tanh()
-        values = torch.empty_like(mu)
+        _, mu, log_s, coefficients = self._parts(self.parameters.gather(1, chosen.expand(len(self.parameters), 1, -1)))
+        rest, values = draw(uniform[1:], mu.squeeze(1), log_s.squeeze(1), self.levels), []
         for i in range(self.channels):
-            mean = self._shifted(mu, coefficients, scaled(values[:i], self.levels), i)
-            values[i] = draw(uniform[1 + i], mean, log_s[i], self.levels)
-        return values.T.long().view(*noise.shape[:-1], self.channels)
+            values.append(nearest(rest[0], self.levels))
+            if i + 1 < self.channels:
+                rest = self._told(rest, coefficients.squeeze(1), i, values[i] - (self.levels - 1) / 2)
+        return torch.stack(values, -1).long().view(*noise.shape[:-1], self.channels)
 
     def tempered(self, temperature: float) -> ChainPixels:
         """Every conditional proportional to p(x_i | x_<i)^(1/temperature), over its K levels: slow, but exact."""
@@ -99,33 +101,42 @@ class LogisticMixturePixels:
 
         Exact for the first channel, and for the others as far as their components stay clear of black and white.
         """
-        weights, mu, log_s, coefficients = self._parts()
-        coefficients = coefficients.tanh()
-        values = torch.empty_like(mu)
+        weights, rest, log_s, coefficients = self._parts(self.parameters)
+        means = []
         for i in range(self.channels):
-            mean = self._shifted(mu, coefficients, scaled(values[:i], self.levels), i)
-            values[i] = expected(mean, log_s[i], self.levels)
-        return (weights.softmax(0) * values).sum(1).T.reshape(*self.lead, self.channels)
+            means.append(expected(rest[0], log_s[i], self.levels))
+            if i + 1 < self.channels:
+                rest = self._told(rest, coefficients, i, scaled(means[i], self.levels))
+        return (weights.softmax(0) * torch.stack(means)).sum(1).T.reshape(*self.lead, self.channels)
 
     def _logits(self, before: list[Tensor]) -> Tensor:
         """log p(x_i | x_<i) of every level (..., K): the components weighted by what they gave to the values before."""
-        weights, mu, log_s, coefficients = self._parts()
-        coefficients, i = coefficients.tanh(), len(before)
-        x = mu.new_empty(0, mu.shape[-1]) if not before else torch.stack(before).view(i, -1).to(mu.dtype)
-        values = scaled(x, self.levels)[:, None]
-        for j in range(i):
-            weights = weights + log_mass(x[j], self._shifted(mu, coefficients, values[:j], j), log_s[j], self.levels)
-        every = torch.arange(self.levels, device=x.device, dtype=x.dtype)[:, None, None]
-        each = log_mass(every, self._shifted(mu, coefficients, values, i), log_s[i], self.levels)  # (K, M, N)
+        weights, mu, log_s, coefficients = self._parts(self.parameters)
+        x = [value.reshape(-1).to(mu.dtype) for value in before]
+        means = self._means(mu, coefficients, [scaled(value, self.levels) for value in x])
+        for i, value in enumerate(x):
+            weights = weights + log_mass(value, means[i], log_s[i], self.levels)
+        every = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
+        each = log_mass(every, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
         return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Component logits (M, N), means and log scales (C, M, N), raw coefficients (P, M, N)."""
-        weights, mu, log_s, coefficients = self.parameters.tensor_split([1, 1 + self.channels, 1 + 2 * self.channels])
-        return weights[0], mu, log_s, coefficients
+    def _parts(self, groups: Tensor) -> tuple[Tensor, ...]:
+        """Component logits (M, N), means and log scales (C, M, N), coefficients (P, M, N) between -1 and 1."""
+        c = self.channels
+        weights, mu, log_s, coefficients = groups.split([1, c, c, c * (c - 1) // 2])
+        return weights.squeeze(0), mu, log_s, coefficients.tanh() if c > 1 else coefficients
 
-    @staticmethod
-    def _shifted(mu: Tensor, coefficients: Tensor, before: Tensor, i: int) -> Tensor:
-        """Mean of channel i given those before, (i, ...) on [-1, 1] as are the means (C, ...)."""
-        start = i * (i - 1) // 2
-        return mu[0] if i == 0 else mu[i] + (coefficients[start : start + i] * before).sum(0)
+    def _means(self, mu: Tensor, coefficients: Tensor, values: Iterable[Tensor]) -> list[Tensor]:
+        """Means (C, M, N), values of the first channels, each (N,) on [-1, 1] -> means of as many channels and one."""
+        means = [mu[0]]
+        for i, value in enumerate(values):
+            if i + 1 < self.channels:
+                mu = self._told(mu, coefficients, i, value)
+                means.append(mu[0])
+        return means
+
+    def _told(self, rest: Tensor, coefficients: Tensor, i: int, value: Tensor) -> Tensor:
+        """Means of the channels from i on -> of those after i, told value i, (N,) or (M, N), 0 in the middle."""
+        after = self.channels - 1 - i
+        start = i * (2 * self.channels - 1 - i) // 2
+        return torch.addcmul(rest[1:], coefficients[start : start + after], value)

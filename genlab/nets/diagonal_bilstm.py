@@ -51,64 +51,62 @@ class Reorder(torch.autograd.Function):
 
 
 class DiagonalLayer(nn.Module):
-    """Residual layer, (B, S, H, W) -> same. Its streams lie in memory as (H, W, B, S), a pixel after the other."""
+    """Residual layer, (B, S, H, W) -> same. Its streams lie in memory as (S, H, W, B)."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.units = width // 2
         inputs = nn.ModuleList(GateInput(width, self.units, groups=g) for g in (groups, 1))
         self.inputs: Sequence[GateInput] = inputs  # type: ignore[assignment]  # so that the parts keep their types
-        self.states = nn.Parameter(uniform(2, 2 * self.units, 4 * self.units, inputs=2 * self.units))  # above, before
+        self.states = nn.Parameter(uniform(2, 4 * self.units, 2 * self.units))  # of the pixel above, the one before
         self.up = MaskedConv2d("B", self.units, width, 1, groups=groups)
 
     def run(self, x: Tensor, biases: Biases = (None, None)) -> Tensor:
-        """Stream (H, W, B, S) and what is added to the gates -> outputs of both directions in place (2, H, W, B, U)."""
-        height, width, batch, _ = x.shape
+        """Stream (S, H, W, B) and what is added to the gates -> outputs of both directions in place (2, U, H, W, B)."""
+        height, width, batch = x.shape[1:]
         order, inverse, extents = diagonals(height, width, x.device)
 
-        def by_diagonal(m: Tensor, mirrored: bool) -> Tensor:  # (H, W, B, n) -> (H W B, n)
-            return Reorder.apply((m.flip(1) if mirrored else m).flatten(0, 1), 0, order, inverse).flatten(0, 1)
+        def by_diagonal(m: Tensor, mirrored: int) -> Tensor:  # (n, H, W, B) -> (n, H W, B)
+            return Reorder.apply((m.flip(2) if mirrored else m).flatten(1, 2), 1, order, inverse)
 
         directions = []
         for mirrored, (inputs, bias) in enumerate(zip(self.inputs, biases, strict=True)):
-            gates = inputs(by_diagonal(x, bool(mirrored)))
+            gates = inputs(by_diagonal(x, mirrored))
             if bias is not None:
-                everywhere = bias.permute(2, 3, 0, 1).expand(height, width, batch, -1)
-                gates = gates + by_diagonal(everywhere, bool(mirrored))
-            directions.append(gates)
-        return self._unmirrored(self._recur(torch.stack(directions), extents, batch), inverse, order, (height, width))
+                everywhere = bias.permute(1, 2, 3, 0).expand(-1, height, width, batch)
+                gates = gates + by_diagonal(everywhere, mirrored)
+            directions.append(gates.flatten(1))
+        h = self._recur(torch.stack(directions), extents, batch)
+        right, left = Reorder.apply(h, 2, inverse, order).unflatten(2, (height, width)).unbind()
+        return torch.stack([right, left.flip(2)])
 
     def _recur(self, gates: Tensor, extents: list[tuple[int, int]], batch: int) -> Tensor:
-        """Gates by diagonal (2, H W B, 4 U) -> outputs (2, H W, B, U), a diagonal after the other."""
-        h = memory = rest(2, 1, batch, self.units, like=gates)
+        """Gates by diagonal (2, 4 U, H W B) -> outputs (2, U, H W, B), a diagonal after the other."""
+        h = memory = rest(2, self.units, batch, like=gates)
         first, last = extents[0]
         outputs = []
-        of_diagonals = gates.split([batch * (b - a + 1) for a, b in extents], 1)
+        of_diagonals = gates.split([batch * (b - a + 1) for a, b in extents], 2)
         for here, (a, b) in zip(of_diagonals, extents, strict=True):
             # Rows a - 1 .. b of the diagonal before: above of a pixel is there its row less 1, before it its row.
-            before = F.pad(h, (0, 0, 0, 0, int(a == first), int(b > last)))
-            states = torch.cat([before[:, :-1], before[:, 1:]], -1).flatten(1, 2)
-            memory = F.pad(memory, (0, 0, 0, 0, int(a == first) - 1, int(b > last)))
-            wide = torch.baddbmm(here, states, self.states).unflatten(1, (-1, batch))
-            h, memory = cell(wide, memory)
+            at_top, at_left = batch * (a == first), batch * (b > last)
+            before = F.pad(h, (at_top, at_left))
+            states = torch.cat([before[..., :-batch], before[..., batch:]], 1)
+            memory = F.pad(memory, (at_top - batch, at_left))
+            h, memory = cell(torch.baddbmm(here, self.states, states), memory)
             outputs.append(h)
             first, last = a, b
-        return torch.cat(outputs, 1)
-
-    def _unmirrored(self, h: Tensor, order: Tensor, inverse: Tensor, size: tuple[int, int]) -> Tensor:
-        right, left = Reorder.apply(h, 1, order, inverse).unflatten(1, size).unbind()
-        return torch.stack([right, left.flip(1)])
+        return torch.cat(outputs, 2).unflatten(2, (-1, batch))
 
     def forward(self, h: Tensor, biases: Biases = (None, None)) -> Tensor:
         """(B, S, H, W), and what is added to the gates -> (B, S, H, W)."""
-        x = h.permute(2, 3, 0, 1).contiguous()  # lies so already, but for the first layer
+        x = h.permute(1, 2, 3, 0).contiguous()  # lies so already, but for the first layer
         return self.add(x, self.run(x, biases))
 
     def add(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Stream (H, W, B, S) and outputs (2, H, W, B, U) -> next stream (B, S, H, W)."""
+        """Stream (S, H, W, B) and outputs (2, U, H, W, B) -> next stream (B, S, H, W)."""
         right, left = outputs.unbind()
-        seen = right + F.pad(left[:-1], (0, 0, 0, 0, 0, 0, 1, 0))  # the leftward map, moved down a row
-        return (x + pointwise(self.up, seen)).permute(2, 3, 0, 1)
+        seen = right + F.pad(left[:, :-1], (0, 0, 0, 0, 1, 0))  # the leftward map, moved down a row
+        return (x + pointwise(self.up, seen)).permute(3, 0, 1, 2)
 
 
 def diagonals(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:

@@ -46,11 +46,11 @@ class DiagonalBiLSTMState(PixelRNNState):
         self.up_bias = stacked([block.up.bias[None] for block in blocks])
         self.input = stacked([block.inputs[0].masked_weight[order].T for block in blocks])  # (L, S, 4 U)
         self.bias = stacked([block.inputs[0].bias.flatten()[None, order] for block in blocks])
-        self.above = stacked([block.states[0, :units, order] for block in blocks])  # (L, U, 4 U)
+        self.above = stacked([block.states[0, order, :units].T for block in blocks])  # (L, U, 4 U)
         self.left_input = stacked([block.inputs[1].masked_weight.T for block in blocks])
         self.left_bias = stacked([block.inputs[1].bias.flatten()[None] for block in blocks])
-        self.left_above = stacked([block.states[1, :units] for block in blocks])
-        self.left_before = stacked([block.states[1, units:] for block in blocks])
+        self.left_above = stacked([block.states[1, :, :units].T for block in blocks])
+        self.left_before = stacked([block.states[1, :, units:].T for block in blocks])
         self.own = net.own.weight[:, :, 0, 0].T.contiguous()
         self.left_steps = [
             (gates, gates[..., : 3 * units], *gates.split(units, -1), h)
@@ -96,10 +96,11 @@ class DiagonalBiLSTMState(PixelRNNState):
             self.gates += self.of_rows[1][self.place(self.t)][..., self.by_colour]
 
     def _keep(self, layer: int, block: DiagonalLayer, h: Tensor, bias: Biases) -> Tensor:
-        x = h.permute(2, 3, 0, 1)
+        x = h.permute(1, 2, 3, 0)
         outputs = block.run(x, bias)
-        self.lines[layer, :, 1:, : self.units] = outputs[0, -1].transpose(0, 1)
-        self.left[layer] = outputs[1, -1]
+        right, left = outputs[:, :, -1]
+        self.lines[layer, :, 1:, : self.units] = right.permute(2, 1, 0)
+        self.left[layer] = left.permute(1, 2, 0)
         return block.add(x, outputs)
 
     def _places(self, layer: int, column: int, wide: slice, units: slice) -> tuple[Tensor, ...]:
@@ -108,7 +109,9 @@ class DiagonalBiLSTMState(PixelRNNState):
         return here[:, :stop], self.memory[layer, :, units], following[:, : self.units], here[:, self.units :]
 
     def _weight(self, block: DiagonalLayer, gates: Tensor, stop: int) -> Tensor:
-        return torch.cat([block.states[0, self.units :, gates], block.inputs[0].masked_weight[gates, :stop].T])
+        return torch.cat(
+            [block.states[0, gates, self.units :], block.inputs[0].masked_weight[gates, :stop]], 1
+        ).T.contiguous()
 
     def _buffers(self) -> tuple[tuple[int, tuple[Tensor, ...]], ...]:
         return (1, (self.lines, self.memory)), (2, (self.gates, self.excess, self.left))

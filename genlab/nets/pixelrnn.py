@@ -13,6 +13,7 @@ convolution and to all four gates of every layer.
 B images, C channels, H x W pixels, D features of a step, S = `width` of the stream, U = S // 2 units (the paper's h).
 Steps are single values, T = C * H * W, in raster order with the colours of a pixel in turn; or pixels, T = H * W
 (`chained`). The gates of a pixel are 4 U numbers in the paper's order o, f, i, g, each U of them in colour groups.
+Inside, maps are (channels, H, W, B): a row of pixels, or each gate of it, is one piece of memory, whatever the width.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from genlab.nets.recompute import Recompute
 
 
 class GateInput(nn.Module):
-    """Input-to-state, mask B: a pixel and `reach` pixels to its left (..., W, S) -> its four gates (..., W, 4 U)."""
+    """Input-to-state, mask B: a pixel and `reach` pixels to its left (S, …, W, B) -> its four gates (4 U, …, W, B)."""
 
     mask: Tensor
 
     def __init__(self, channels: int, units: int, *, reach: int = 0, groups: int) -> None:
         super().__init__()
         self.reach, self.full = reach, groups == 1
-        self.weight = nn.Parameter(uniform(4 * units, (reach + 1) * channels, inputs=(reach + 1) * channels))
+        self.weight = nn.Parameter(uniform(4 * units, (reach + 1) * channels))
         self.bias = nn.Parameter(torch.zeros(4, units))
         self.bias.data[1] = 1  # the forget gate starts open
         mask = torch.ones_like(self.weight)
@@ -52,35 +53,69 @@ class GateInput(nn.Module):
         return self.weight if self.full else self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., W, S) -> (..., W, 4 U)."""
+        """(S, …, W, B) -> (4 U, …, W, B)."""
         if self.reach:
             columns, padded = x.shape[-2], F.pad(x, (0, 0, self.reach, 0))
-            x = torch.cat([padded[..., t : t + columns, :] for t in range(self.reach + 1)], -1)
-        return F.linear(x, self.masked_weight, self.bias.flatten())
+            x = torch.cat([padded[..., t : t + columns, :] for t in range(self.reach + 1)])
+        return linear(x, self.masked_weight, self.bias.flatten())
 
 
-def uniform(*shape: int, inputs: int) -> Tensor:
-    """Weights as PyTorch's linear layers start them."""
-    return torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5)
+def uniform(*shape: int) -> Tensor:
+    """Weights (…, inputs) as PyTorch's linear layers start them."""
+    return torch.empty(shape).uniform_(-(shape[-1] ** -0.5), shape[-1] ** -0.5)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map of channels that come first: (D, …) -> (D', …)."""
+    return torch.addmm(bias[:, None], weight, x.flatten(1)).unflatten(1, x.shape[1:])
+
+
+def pointwise(conv: MaskedConv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of channels that come first: (D, …) -> (D', …)."""
+    return linear(x, conv.masked_weight[:, :, 0, 0], conv.bias)
+
+
+class Cell(torch.autograd.Function):
+    """Gates (…, 4 U, N) before their nonlinearities, memory c (…, U, N) -> output h and new c, both (…, U, N).
+
+    The gradient is written out: half the operations, and a recurrent net trains in little else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """o tanh(f c + i g)."""
+        units = memory.shape[-2]
+        active = torch.empty_like(gates)
+        active[..., : 3 * units, :] = gates[..., : 3 * units, :].sigmoid()
+        active[..., 3 * units :, :] = gates[..., 3 * units :, :].tanh()
+        o, f, i, g = active.chunk(4, -2)
+        new = torch.addcmul(f * memory, i, g)
+        squashed = new.tanh()
+        ctx.save_for_backward(active, memory, squashed)
+        return o * squashed, new
+
+    @staticmethod
+    def backward(ctx: Any, of_h: Tensor, of_memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """To the gates and the old memory."""
+        active, memory, squashed = ctx.saved_tensors
+        o, f, i, g = active.chunk(4, -2)
+        units, aten = memory.shape[-2], torch.ops.aten
+        inner = aten.tanh_backward(of_h * o, squashed).add_(of_memory)
+        found = torch.cat([of_h * squashed, inner * memory, inner * g, inner * i], -2)
+        sigmoid, tanh = slice(0, 3 * units), slice(3 * units, None)
+        found[..., sigmoid, :] = aten.sigmoid_backward(found[..., sigmoid, :], active[..., sigmoid, :])
+        found[..., tanh, :] = aten.tanh_backward(found[..., tanh, :], active[..., tanh, :])
+        return found, inner * f
 
 
 def cell(gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Gates (..., 4 U) before their nonlinearities, memory c (..., U) -> output h and new c, float32 at least."""
-    units = memory.shape[-1]
-    gates = gates.to(memory.dtype)
-    o, f, i = gates[..., : 3 * units].sigmoid().chunk(3, -1)
-    memory = torch.addcmul(f * memory, i, gates[..., 3 * units :].tanh())
-    return o * memory.tanh(), memory
+    """`Cell` in the precision of the memory."""
+    return Cell.apply(gates.to(memory.dtype), memory)
 
 
 def rest(*shape: int, like: Tensor) -> Tensor:
     """The state of a cell that has seen nothing, float32 at least."""
     return torch.zeros(shape, dtype=torch.promote_types(like.dtype, torch.float), device=like.device)
-
-
-def pointwise(conv: MaskedConv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of channels that come last: (..., D) -> (..., D')."""
-    return F.linear(x, conv.masked_weight[:, :, 0, 0], conv.bias)
 
 
 class Layer(Protocol):
@@ -142,5 +177,5 @@ class PixelRNN(nn.Module, Recompute):
             h = h + first
         for block, bias in zip(self.blocks, self.gate_biases(values, biases), strict=True):
             h = block(h, bias)
-        h = pointwise(self.last, h.permute(0, 2, 3, 1).contiguous().relu()).relu()
-        return h.reshape(len(x), -1, self.out_width)  # colour groups are blocks
+        h = pointwise(self.last, h.permute(1, 2, 3, 0).relu()).relu()
+        return h.permute(3, 1, 2, 0).reshape(len(x), -1, self.out_width)  # colour groups are blocks

@@ -6,15 +6,15 @@
 - Keys and values of a pixel need its colours, hence wait for the next step; but nothing in them depends on a later
   block, so those of all blocks are computed at once: a dozen operations a pixel, however deep the net.
 - Every gated block is the same eight operations: concat_elu is two on one buffer, biases ride along in the products.
-- Keys lie with pixels last, values with channels last, as the two products of a single query read them fastest. The
-  views of all pixels up to the end of the row are made once a row. Attention weights beyond the present pixel have
-  not been written since they were zeros, so neither a mask nor a special first pixel is needed: the softmax of
-  nothing writes nothing, and zeros weigh the values.
+- Keys lie with pixels last, values with channels last, as the two products of a single query read them fastest. A
+  query meets all pixels up to the end of the row, through views made once a row. Keys have one channel more, which
+  every query reads with weight 1: it is 0 where a pixel is known and -1e30 where not, so the mask costs no operation.
+  Values of unknown pixels are zeros: the first pixel, which weighs them alone, gets the net's zeros.
 - A stream lies between the colours and the place of its pixel: what the net joins is joined already.
 
 B images, C channels, L blocks, N gated 2x2 blocks in all, F stream width, M = C + F + 2 and Q = F + 2 channels joined
-for keys and for queries, K and V channels of all keys and values, h heads, W columns, T pixels. A context with places
-gives every column biases of its own (w = W), otherwise one serves all (w = 1).
+for keys and for queries, K and V channels of all keys (that one included) and all values, h heads, W columns, T pixels.
+A context with places gives every column biases of its own (w = W), otherwise one serves all (w = 1).
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from genlab.nets.gated_step import Gated, above, compute, gated_step, matrix, pa
 
 if TYPE_CHECKING:
     from genlab.nets.pixelsnail import Block, PixelSNAIL
+
+
+UNKNOWN = -1e30  # added to the score of a pixel that is not known yet: its weight is exactly 0
 
 
 class BlockStep(NamedTuple):
@@ -63,7 +66,7 @@ class PixelSNAILState:
         self.maps = net.biases(context)  # for every gated block (B, n, h, w) or None
         one, width, columns = net.blocks[0], net.width, net.spec.width
         channels, depth, layers = net.spec.channels, len(net.blocks), len(one.convs)
-        heads, pixels = one.heads, net.spec.height * columns
+        heads, pixels, keys = one.heads, net.spec.height * columns, one.keys // one.heads + 1
         row, step = 12 * layers * depth * columns * batch * width**2, 8 * batch * width**2
         shared = device.type != "cpu" or step > 2**22
         self.serial_from = columns if shared else int(row > 2**27)
@@ -79,13 +82,17 @@ class PixelSNAILState:
         self.second = zeros(layers * depth, batch, columns + 1, 2 * width)
         self.hidden = zeros(layers * depth, columns, batch, width)
         self.gated = zeros(layers * depth, columns, batch, 2 * width)
-        self.keys = zeros(depth, batch, heads, one.keys // heads, pixels)
+        self.keys = zeros(depth, batch, heads, keys, pixels)
+        self.keys[:, :, :, -1] = UNKNOWN
         self.values = zeros(depth, batch, heads, pixels, one.values // heads)
-        self.found = zeros(depth, batch, one.keys + one.values)  # keys and values of one pixel
-        self.asked = zeros(batch, one.keys)
-        self.scores, self.weights = zeros(2, batch * heads, 1, pixels)
+        self.found = zeros(depth, batch, heads * keys + one.values)  # keys and values of one pixel
+        self.asked = zeros(batch, heads * keys)
+        self.scores, self.weights = zeros(2, batch * heads * pixels)
         self.answer = zeros(batch * heads, 1, one.values // heads)
-        wide = columns if any(m is not None and m.shape[3] > 1 for m in self.maps) else 1
+        self.found_keys, self.found_values = _by_head(self.found, heads, keys)
+        self.colours, self.place = self.joined[:depth, :, :channels], self.joined[..., -2:]
+        self.placed = any(m is not None and m[0, 0].numel() > 1 for m in self.maps)  # biases of their own for rows
+        wide = columns if self.placed else 1
         sizes = zip((layers, 1, 1, 1), (width, channels + width + 2, width + 2, width), strict=True)
         self.bases = [zeros(wide, n * depth, batch, 2 * k) for n, k in sizes]  # biases of all gates
 
@@ -94,7 +101,8 @@ class PixelSNAILState:
         self.above = [above([c.first for c in convs]), above([c.second for c in convs])]
         self.first_bias = torch.stack([c.first.bias for c in convs])[:, None, None]
         self.memory = _memory_steps(self)
-        self.to_memory = stacked([block.to_memory for block in net.blocks])
+        weights, biases = stacked([block.to_memory for block in net.blocks])
+        self.to_memory, self.to_memory_bias = _spread(weights, heads, one.keys), _spread(biases, heads, one.keys)
         self.steps = _steps(self)
         self._take_biases(0)
         if prefix is not None and prefix[1] > 0:
@@ -102,13 +110,13 @@ class PixelSNAILState:
 
     def remember(self, previous: Tensor) -> None:
         """Take in the newest pixel (B, C): its keys and values in all blocks."""
-        t, depth = self.t - 1, len(self.keys)
-        cell = torch.add(self.black, previous, alpha=self.scale, out=self.row[:, 1 + t % self.columns])
-        self.joined[:depth, :, : cell.shape[1]] = cell
+        t = self.t - 1
+        self.colours.copy_(torch.add(self.black, previous, alpha=self.scale, out=self.row[:, 1 + t % self.columns]))
         memory = self.memory[t % len(self.memory)]
         compute(memory, self.signs, torch.baddbmm)
-        torch.baddbmm(self.to_memory[1], memory.out, self.to_memory[0], out=self.found)
-        self._store(self.found[..., None], slice(t, t + 1))
+        torch.baddbmm(self.to_memory_bias, memory.out, self.to_memory, out=self.found)
+        self.keys.select(4, t).copy_(self.found_keys)
+        self.values.select(3, t).copy_(self.found_values)
 
     def begin_row(self) -> None:
         """All that the new row reads of the row above it, for every pixel of the row and every convolution at once."""
@@ -116,7 +124,7 @@ class PixelSNAILState:
         raw = self.row[:, None, 1:].permute(0, 3, 1, 2)
         raw = torch.cat([raw, torch.zeros_like(raw)][not row :], 2)  # colours of the new row enter pixel by pixel
         self.stem.copy_(self.net.stem(raw)[:, :, -1].permute(2, 0, 1))
-        if len(self.bases[0]) > 1:
+        if self.placed:
             self._take_biases(row)
         self.hidden.copy_(self.first_bias)
         self.gated.copy_(self.bases[0].transpose(0, 1))
@@ -126,7 +134,9 @@ class PixelSNAILState:
                 out.flatten(1, 2).baddbmm_(finished[:, d : d + self.columns].flatten(1, 2), weight)
         end = (row + 1) * self.columns
         self.key_rows, self.value_rows = self.keys.flatten(1, 2)[..., :end], self.values.flatten(1, 2)[:, :, :end]
-        self.score_row, self.weight_row = self.scores[..., :end], self.weights[..., :end]
+        heads = len(self.answer)
+        self.score_row = self.scores[: heads * end].view(heads, 1, end)
+        self.weight_row = self.weights[: heads * end].view(heads, 1, end)
 
     def reorder(self, index: Tensor) -> None:
         """Keep the images `index` (B,), in that order: what resampling particles needs."""
@@ -151,13 +161,6 @@ class PixelSNAILState:
                     bias = bias + base[:, :, min(row, base.shape[2] - 1)].permute(2, 0, 1)  # a label's row serves all
                 self.bases[kind][:, k] = bias
 
-    def _store(self, found: Tensor, where: slice) -> None:
-        """Keys and values (…, B, K + V, n) of the pixels `where` of the blocks … into the cache."""
-        keys, values = found.split([self.asked.shape[1], found.shape[-2] - self.asked.shape[1]], -2)
-        heads = self.keys.shape[2]
-        self.keys[..., where] = keys.unflatten(-2, (heads, -1))
-        self.values[..., where, :] = values.unflatten(-2, (heads, -1)).transpose(-1, -2)
-
     def _prefill(self, x: Tensor, context: Tensor | None) -> None:
         """Take in known rows (B, C, rows, W): a forward pass of them that leaves what later rows read."""
         net, rows = self.net, x.shape[2]
@@ -179,7 +182,11 @@ class PixelSNAILState:
             for hook in hooks:
                 hook.remove()
         self.t = rows * self.columns
-        self._store(torch.stack(found).flatten(3), slice(self.t))
+        memory = torch.stack(found).flatten(3).transpose(2, 3)  # (L, B, T, K + V)
+        heads, keys = self.keys.shape[2:4]
+        known, values = _by_head(_spread(memory, heads, heads * (keys - 1)), heads, keys)  # (L, B, T, h, n)
+        self.keys[..., : self.t] = known.permute(0, 1, 3, 4, 2)
+        self.values[..., : self.t, :] = values.transpose(2, 3)
         self.row[:, 1:] = net.embed(x[:, :, -1]).transpose(1, 2)
 
 
@@ -191,25 +198,34 @@ def advance(previous: Tensor | None, state: PixelSNAILState) -> Tensor:
     if column == 0:
         state.begin_row()
     state.t += 1
-    signs, asked, answer, addmm, bmm = state.signs, state.asked, state.answer, torch.addmm, torch.bmm
-    score_row, weight_row, scores, weights = state.score_row, state.weight_row, state.scores, state.weights
-    scores, weights = scores[..., :t], weights[..., :t]
+    signs, addmm, bmm, softmax = state.signs, torch.addmm, torch.bmm, torch.softmax  # looked up once
+    asked, answer, scores, weights = state.asked, state.answer, state.score_row, state.weight_row
     question = asked.view(len(answer), 1, -1)
-    state.joined[..., -2:] = state.places[t]
-    steps, stream = state.steps[column]
+    state.place.copy_(state.places[t])
+    blocks, stream = state.steps[column]
     addmm(state.stem[column], state.row[:, column], state.from_left, out=stream)
-    for (convs, query, bias, found, weight, out), keys, values in zip(
-        steps, state.key_rows, state.value_rows, strict=True
-    ):
+    for block, keys, values in zip(blocks, state.key_rows, state.value_rows, strict=True):
+        convs, query, bias, found, weight, out = block
         for conv in convs:
             compute(conv, signs)
         compute(query, signs)
         addmm(bias, found, weight, out=asked)
-        bmm(question, keys, out=score_row)
-        torch.softmax(scores, 2, out=weights)
-        bmm(weight_row, values, out=answer)
+        bmm(question, keys, out=scores)
+        softmax(scores, 2, out=weights)
+        bmm(weights, values, out=answer)
         compute(out, signs)
     return F.elu(out.out)
+
+
+def _spread(x: Tensor, heads: int, keys: int) -> Tensor:
+    """Room for the channel that says what is known: (…, keys [+ V]) -> (…, keys + heads [+ V]), zero there."""
+    known, rest = x[..., :keys].unflatten(-1, (heads, -1)), x[..., keys:]
+    return torch.cat([F.pad(known, (0, 1)).flatten(-2), rest], -1).contiguous()
+
+
+def _by_head(found: Tensor, heads: int, keys: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (…, heads * keys + V) -> views (…, heads, keys) and (…, heads, V / heads)."""
+    return found[..., : heads * keys].unflatten(-1, (heads, -1)), found[..., heads * keys :].unflatten(-1, (heads, -1))
 
 
 def _steps(state: PixelSNAILState) -> list[tuple[list[BlockStep], Tensor]]:
@@ -258,15 +274,17 @@ def _tail(state: PixelSNAILState, i: int, block: Block) -> list[BlockStep]:
 
     asking, taking = room(queries), room(width)
     asked, answer = read[:, : 2 * queries], state.answer.view(batch, -1)
+    ask = block.query.first.bias, asked, matrix(block.query.first)
+    take, answered = (last_bias, read, last), read[:, 2 * queries :]
+    ask_more, take_more = matrix(block.query.second), matrix(block.out.second)
+    bias, weight = (_spread(x * scale, block.heads, block.keys) for x in (block.to_query.bias, matrix(block.to_query)))
+    bias.unflatten(0, (block.heads, -1))[:, -1] = 1
     steps = []
     for query_base, out_base in zip(state.bases[2][:, i], state.bases[3][:, i], strict=True):
-        ask = block.query.first.bias, asked, matrix(block.query.first)
-        ask_more = query_base, asking[1], matrix(block.query.second)
-        query = gated_step(joined, asked, ask, asking[0], asking[1], ask_more, asking[2], joined, asking[0])
-        take, answered = (last_bias, read, last), read[:, 2 * queries :]
-        take_more = out_base, taking[1], matrix(block.out.second)
-        out = gated_step(answer, answered, take, taking[0], taking[1], take_more, taking[2], stream, following)
-        bias, weight = block.to_query.bias * scale, matrix(block.to_query) * scale
+        second = query_base, asking[1], ask_more
+        query = gated_step(joined, asked, ask, asking[0], asking[1], second, asking[2], joined, asking[0])
+        second = out_base, taking[1], take_more
+        out = gated_step(answer, answered, take, taking[0], taking[1], second, taking[2], stream, following)
         steps.append(BlockStep([], query, bias, query.out, weight, out))
     return steps
 

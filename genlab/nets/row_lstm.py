@@ -24,38 +24,38 @@ from genlab.nets.row_lstm_cache import RowLSTMState
 
 
 class RowLSTMLayer(nn.Module):
-    """Residual layer, (B, S, H, W) -> same. Its streams lie in memory as (H, B, W, S), a row after the other."""
+    """Residual layer, (B, S, H, W) -> same. Its streams lie in memory as (S, H, W, B)."""
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()
         self.kernel, self.units = kernel, width // 2
         self.inputs = GateInput(width, self.units, reach=kernel // 2, groups=groups)
-        self.states = nn.Parameter(uniform(kernel * self.units, 4 * self.units, inputs=kernel * self.units))
+        self.states = nn.Parameter(uniform(4 * self.units, kernel * self.units))
         self.up = MaskedConv2d("B", self.units, width, 1, groups=groups)
 
     def run(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Stream (H, B, W, S) and from a context (B, 4 U, h, w) -> outputs (H, B, W, U), memory of the last row."""
-        batch, columns = x.shape[1:3]
+        """Stream (S, H, W, B) and from a context (B, 4 U, h, w) -> outputs (U, H, W, B), memory of the last row."""
+        columns, batch = x.shape[2:]
         gates = self.inputs(x)
         if bias is not None:
-            gates = gates + bias.permute(2, 0, 3, 1)
-        h = memory = rest(batch * columns, self.units, like=gates)
+            gates = gates + bias.permute(1, 2, 3, 0)
+        h = memory = rest(self.units, columns * batch, like=gates)
         outputs = []
-        for row in gates.flatten(1, 2).unbind():
-            above = F.pad(h.view(batch, columns, -1), (0, 0, self.kernel // 2, self.kernel // 2))
-            taps = torch.cat([above[:, t : t + columns] for t in range(self.kernel)], -1)
-            h, memory = cell(torch.addmm(row, taps.flatten(0, 1), self.states), memory)
+        for row in gates.flatten(2).unbind(1):
+            above = F.pad(h, 2 * (self.kernel // 2 * batch,))  # pixels to the left and right of the image
+            taps = [above[:, t * batch : (t + columns) * batch] for t in range(self.kernel)]
+            h, memory = cell(torch.addmm(row, self.states, torch.cat(taps)), memory)
             outputs.append(h)
-        return torch.stack(outputs).unflatten(1, (batch, columns)), memory.view(batch, columns, -1)
+        return torch.stack(outputs, 1).unflatten(2, (columns, batch)), memory.unflatten(1, (columns, batch))
 
     def forward(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B, S, H, W), and from a context (B, 4 U, h, w) -> (B, S, H, W)."""
-        x = h.permute(2, 0, 3, 1).contiguous()  # lies so already, but for the first layer
+        x = h.permute(1, 2, 3, 0).contiguous()  # lies so already, but for the first layer
         return self.add(x, self.run(x, bias)[0])
 
     def add(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Stream (H, B, W, S) and outputs (H, B, W, U) -> next stream (B, S, H, W)."""
-        return (x + pointwise(self.up, outputs)).permute(1, 3, 0, 2)
+        """Stream (S, H, W, B) and outputs (U, H, W, B) -> next stream (B, S, H, W)."""
+        return (x + pointwise(self.up, outputs)).permute(3, 0, 1, 2)
 
 
 class RowLSTM(PixelRNN):

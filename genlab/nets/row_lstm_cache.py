@@ -36,7 +36,7 @@ class RowLSTMState(PixelRNNState):
         weight = torch.stack([block.inputs.masked_weight.unflatten(1, (-1, self.width)).sum(1) for block in blocks])
         bias = torch.stack([block.inputs.bias.flatten() for block in blocks])
         self.bias = (bias - (weight @ excess[..., None])[..., 0])[:, self.by_colour][:, None, None]
-        states = torch.stack([block.states for block in blocks])[..., self.by_colour]
+        states = torch.stack([block.states[self.by_colour].T for block in blocks])
         self.above = [weight.contiguous() for weight in states.chunk(taps, 1)]  # a tap of every layer (L, U, 4 U)
 
     def _begin(self, first: Tensor) -> None:
@@ -48,10 +48,10 @@ class RowLSTMState(PixelRNNState):
             self.gates += self.of_rows[1][self.place(self.t)][..., self.by_colour]
 
     def _keep(self, layer: int, block: RowLSTMLayer, h: Tensor, bias: Tensor | None) -> Tensor:
-        x = h.permute(2, 0, 3, 1)
+        x = h.permute(1, 2, 3, 0)
         outputs, memory = block.run(x, bias)
-        self.outputs[layer, self.reach : self.reach + self.columns] = outputs[-1].transpose(0, 1)
-        self.memory[layer] = memory.transpose(0, 1)
+        self.outputs[layer, self.reach : self.reach + self.columns] = outputs[:, -1].permute(1, 2, 0)
+        self.memory[layer] = memory.permute(1, 2, 0)
         return block.add(x, outputs)
 
     def _places(self, layer: int, column: int, wide: slice, units: slice) -> tuple[Tensor, ...]:

@@ -67,10 +67,9 @@ def work(settings: Any) -> None:
     result = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():
         out = Path(config.out)
-        names = {key: run["names"][key] for key in ("model", "data")}
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
-        write_json(out, {**result.as_dict(), **names, "checkpoint": checkpoint, "step": step})
+        write_json(out, {**result.as_dict(), "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
         print(f"{config.split} bits/dim {result}")
 
 

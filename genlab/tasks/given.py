@@ -84,11 +84,11 @@ def _check_label(label: object, spec: ImageSpec) -> None:
 def _labels(label: int | str | None, n: int, spec: ImageSpec) -> Given:
     classes = torch.arange(spec.classes)
     if label is None:
-        turn = f" (classes 0 to {spec.classes - 1} in turn; label= chooses)"
+        turn = f", classes 0 to {spec.classes - 1} in turn,"
         return Given(spec, n, classes.repeat(-(-n // spec.classes))[:n], says=turn)
     if label == "all":
         columns = -(-n // spec.classes)
-        each = f" ({columns} of each of the {spec.classes} classes, a row per class)"
+        each = f", {columns} of each of the {spec.classes} classes,"
         return Given(spec, columns * spec.classes, classes.repeat_interleave(columns), columns, each)
     return Given(spec, n, torch.full((n,), int(label)), says=f" of class {label}")
 
@@ -108,5 +108,5 @@ def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, this
     picture, is_whole = context_image(Path(str(config.context)).expanduser(), spec.context, whole)
     context = made_by(picture[None], whole)[1] if is_whole else picture[None]
     assert context is not None
-    says = f" given {config.context}" + f" ({made_by.name} of it)" * is_whole
+    says = f" given {config.context}" + ", made into a context," * is_whole
     return Given(spec, config.n, context.expand(config.n, -1, -1, -1), says=says, made_by=made_by)

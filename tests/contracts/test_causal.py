@@ -59,7 +59,8 @@ def test_receptive_field_is_what_the_net_declares(case):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 2e-4)])
 @EVERY_NET
 def test_cached_step_equals_forward_from_any_row(case, dtype, tolerance):
-    made = case.tiny(dtype=dtype)
+    # Weights that saturate an attention lose the digits of float32 in its scores: tamer ones there.
+    made = case.tiny(dtype=dtype, scale=0.5 if dtype == torch.double else 0.3)
     net, context = made.net, features(made, case, 3)
     x = zoo.random_images(case.spec, 3)
     steps, full = to_steps(x, net.step_channels), net(x, context)

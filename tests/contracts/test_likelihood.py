@@ -86,17 +86,20 @@ def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf
 def test_eight_images_can_be_learnt_by_heart(case):
     """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: optimisation works.
 
-    One logistic cannot put its mass on eight values, so until the image is known it costs more: 0.3.
+    Logistics take longer to become sharp; and one of them cannot put its mass on eight values, so until the image is
+    known it costs more.
     """
+    softmax = case.head in SOFTMAX
+    steps, excess = 400 if softmax else 800, 0.4 if case.head == "logistic" else 0.05
     made = case.tiny(scale=None, dtype=torch.float, sizes=zoo.MEDIUM).train()
     x = zoo.random_images(case.spec, 8)
     optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 400)
-    for _ in range(400):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
         optimiser.zero_grad()
         made.objective(x)["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
         optimiser.step()
         schedule.step()
     bits = bits_per_dim(made.eval().log_prob(x).detach(), case.spec).mean().item()
-    assert 0 <= bits - math.log2(8) / case.spec.dims < (0.3 if case.head == "logistic" else 0.05)
+    assert 0 <= bits - math.log2(8) / case.spec.dims < excess
