@@ -159,9 +159,10 @@ class PixelCNNpp(nn.Module, Recompute):
             for pair, bias in zip(self.pairs(level)[0], biases[level], strict=False):
                 u, ul = pair(u, ul, None, bias)
                 skips.append((u, ul))
-        wanted = []  # rows at every resolution: a block reads two more than it gives
+        # Rows at every resolution: a block reads two more than it gives, and ul reads u one row further up.
+        wanted = []
         for level, (rows, _) in enumerate(sizes):
-            newest = rows if newest is None else min(newest + 2 * len(self.pairs(level)[1]), rows)
+            newest = rows if newest is None else min(newest + 2 * len(self.pairs(level)[1]) + 1, rows)
             wanted.append(slice(rows - newest, None))
             newest = newest // 2 + 1
         u, ul = (stream[:, :, wanted[-1]] for stream in skips.pop())
