@@ -123,6 +123,8 @@ class DiagonalBiLSTM(PixelRNN):
     `feature_width`: D, features per step that the head gets; `chained`: a step is a pixel, not a value.
     """
 
+    cache, advance = DiagonalBiLSTMState, staticmethod(advance)
+
     def __init__(
         self,
         *,
@@ -153,18 +155,3 @@ class DiagonalBiLSTM(PixelRNN):
         """Pixels (H, W) bool that the features of a pixel depend on, itself aside: all before it."""
         height, width = self.spec.height, self.spec.width
         return (torch.arange(height * width) < row * width + column).view(height, width)
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> DiagonalBiLSTMState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return DiagonalBiLSTMState(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: DiagonalBiLSTMState) -> tuple[Tensor, DiagonalBiLSTMState]:  # type: ignore[override]
-        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
-        return advance(previous, state), state

@@ -32,7 +32,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.gated_pixelcnn_cache import GatedPixelCNNState, advance
 from genlab.nets.masked import MaskedConv2d, group_of_channel
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 
 
 def gate(a: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class GatedLayer(nn.Module):
         return v if last else gate(a), added if self.first else added.add_(h)
 
 
-class GatedPixelCNN(nn.Module, Recompute):
+class GatedPixelCNN(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: p, channels of each stack; `depth`: layers; `kernel`: odd, 3 or more; `dilations`: distance of the taps,
@@ -147,6 +147,7 @@ class GatedPixelCNN(nn.Module, Recompute):
     pixel, not a value.
     """
 
+    cache, advance = GatedPixelCNNState, staticmethod(advance)
     rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
@@ -216,23 +217,6 @@ class GatedPixelCNN(nn.Module, Recompute):
         seen = _moved(v, -1, 0) | h
         seen[row, column] = False
         return seen
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> GatedPixelCNNState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return GatedPixelCNNState(self, batch, device, prefix, context)
-
-    def step(  # type: ignore[override]
-        self, previous: Tensor | None, state: GatedPixelCNNState
-    ) -> tuple[Tensor, GatedPixelCNNState]:
-        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
-        return advance(previous, state), state
 
 
 def _union(sets: Iterable[Tensor]) -> Tensor:

@@ -31,7 +31,7 @@ from genlab.nets.attention import Full, Local, make_attention, rotary_table, rot
 from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixel_transformer_cache import TransformerState, advance
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 
 
 class Block(nn.Module):
@@ -71,12 +71,14 @@ class Block(nn.Module):
         return self.rest(h, attend(*self.queries_keys_values(h, table, biases[0])), biases[1])
 
 
-class PixelTransformer(nn.Module, Recompute):
+class PixelTransformer(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every pixel (B, T, D) that depend on earlier pixels alone.
 
     `kernel`: of the convolution that makes the tokens; `attention`: full, local_1d in blocks of `block_length` pixels,
     or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
     """
+
+    cache, advance = TransformerState, staticmethod(advance)
 
     def __init__(
         self,
@@ -161,19 +163,3 @@ class PixelTransformer(nn.Module, Recompute):
             if y and not x:
                 seen[y - 1, -1] = True
         return seen
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> TransformerState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return TransformerState(self, batch, device, prefix, context)
-
-    @torch.no_grad()
-    def step(self, previous: Tensor | None, state: TransformerState) -> tuple[Tensor, TransformerState]:  # type: ignore[override]
-        """Newest values (B, c), None if the state has them -> features (B, D) of the next; changes the state."""
-        return advance(previous, state), state

@@ -23,7 +23,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixelcnn_cache import PixelCNNState, advance
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 
 
 class Bottleneck(nn.Module):
@@ -47,13 +47,14 @@ class Bottleneck(nn.Module):
         return h + self.expand(middle.relu_())
 
 
-class PixelCNN(nn.Module, Recompute):
+class PixelCNN(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: blocks; `kernel`: of the first layer;
     `feature_width`: D, features per step that the head gets; `chained`: a step is a pixel, not a value.
     """
 
+    cache, advance = PixelCNNState, staticmethod(advance)
     rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
@@ -107,21 +108,6 @@ class PixelCNN(nn.Module, Recompute):
         seen = _past(seen, self.first.kernel_size[0] // 2)
         seen[row, column] = False
         return seen
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> PixelCNNState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return PixelCNNState(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: PixelCNNState) -> tuple[Tensor, PixelCNNState]:  # type: ignore[override]
-        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
-        return advance(previous, state), state
 
 
 def _past(seen: Tensor, reach: int) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelcnnpp_cache import PixelCNNppState, advance
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
@@ -66,13 +66,15 @@ class Resize(nn.Module, Generic[Conv]):
         return self.u(u, *size), self.ul(ul, *size)
 
 
-class PixelCNNpp(nn.Module, Recompute):
+class PixelCNNpp(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D) that depend on earlier pixels alone.
 
     `width`: F, channels of a stream, and D; `depth`: blocks at each resolution; `resolutions`: how many there are, each
     half the one before; `dropout`: probability that a value inside a block is dropped in training. A step is a pixel,
     `chained` or not: the head has to order its colours.
     """
+
+    cache, advance = PixelCNNppState, staticmethod(advance)
 
     def __init__(
         self,
@@ -182,21 +184,6 @@ class PixelCNNpp(nn.Module, Recompute):
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on."""
         return _dependencies(*self.size(0), self.depth, self.resolutions)[:, :, row, column].clone()
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> PixelCNNppState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return PixelCNNppState(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: PixelCNNppState) -> tuple[Tensor, PixelCNNppState]:  # type: ignore[override]
-        """Newest values (B, C), None if the state has it -> features (B, D) of the next; the state changes in place."""
-        return advance(previous, state), state
 
 
 @lru_cache(4)

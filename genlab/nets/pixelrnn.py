@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d, group_of_channel
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 
 
 class GateInput(nn.Module):
@@ -126,7 +126,7 @@ class Layer(Protocol):
         ...
 
 
-class PixelRNN(nn.Module, Recompute):
+class PixelRNN(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `directions`: LSTMs of a layer. A subclass makes `blocks` and a cache.

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelsnail_cache import PixelSNAILState, advance
-from genlab.nets.recompute import Recompute
+from genlab.nets.recompute import Cached
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, pointwise, shift_down, shift_right
 
 
@@ -63,12 +63,14 @@ class Block(nn.Module):
         return self.out(h, earlier(query, keys, values, self.heads), of_out)
 
 
-class PixelSNAIL(nn.Module, Recompute):
+class PixelSNAIL(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every pixel (B, T, F) that depend on earlier pixels alone.
 
     `width`: F; `depth`: blocks; `layers`: gated 2x2 convolutions in each; `key_width`: channels of a key, a head;
     `dropout`: inside every gated block while training. A step is a whole pixel whatever `chained` says.
     """
+
+    cache, advance = PixelSNAILState, staticmethod(advance)
 
     place: Tensor
 
@@ -126,21 +128,6 @@ class PixelSNAIL(nn.Module, Recompute):
         """Pixels (H, W) bool that the features of a pixel depend on: all earlier ones."""
         order = torch.arange(self.spec.height * self.spec.width)
         return (order < row * self.spec.width + column).view(self.spec.shape[1:])
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> PixelSNAILState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return PixelSNAILState(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: PixelSNAILState) -> tuple[Tensor, PixelSNAILState]:  # type: ignore[override]
-        """Newest pixel (B, C), None if the state has it -> features (B, F) of the next; the state changes in place."""
-        return advance(previous, state), state
 
 
 def earlier(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:

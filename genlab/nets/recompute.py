@@ -1,4 +1,4 @@
-"""Sampling without a cache: the slow, obvious version of every net's `start` and `step`.
+"""Sampling without a cache, the slow, obvious version of every net's `start` and `step`; and what every cache shares.
 
 One step writes the newest value into the image and runs the whole network. It costs T forward passes an image; every
 cached net is tested against it, step by step.
@@ -6,7 +6,9 @@ cached net is tested against it, step by step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,3 +63,31 @@ class Recompute:
         h = self(from_steps(state.steps, self.spec), state.context)[:, state.t]  # type: ignore[operator]
         state.t += 1
         return h, state
+
+
+class Cached(Recompute):
+    """Mixin: `start` and `step` from a cache that the net names; `Recompute` has the slow version to compare with.
+
+    `cache(net, batch, device, prefix, context)` is a state, with `reorder`; `advance(previous, state)` one step of it.
+    """
+
+    cache: Callable[..., Any]
+    advance: Callable[[Tensor | None, Any], Tensor]
+
+    @torch.no_grad()
+    def start(
+        self,
+        batch: int,
+        device: torch.device,
+        prefix: tuple[Tensor, int] | None = None,
+        context: Tensor | None = None,
+    ) -> Any:
+        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        return self.cache(self, batch, device, prefix, context)
+
+    def step(self, previous: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+        """Newest values (B, c), None if the state has them -> features (B, D) of the next; the state changes in place.
+
+        Under `torch.no_grad` or `inference_mode`: it writes to buffers.
+        """
+        return self.advance(previous, state), state

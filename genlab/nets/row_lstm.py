@@ -65,6 +65,8 @@ class RowLSTM(PixelRNN):
     pixels of the row above a state reads; `feature_width`: D; `chained`: a step is a pixel, not a value.
     """
 
+    cache, advance = RowLSTMState, staticmethod(advance)
+
     def __init__(
         self,
         *,
@@ -101,18 +103,3 @@ class RowLSTM(PixelRNN):
             pixels[max(y - first, 0) : y, max(x - first, 0) : x + first + 1] = True
             pixels[y, max(x - first, 0) : x] = True
         return pixels
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> RowLSTMState:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return RowLSTMState(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: RowLSTMState) -> tuple[Tensor, RowLSTMState]:  # type: ignore[override]
-        """Newest values (B, c), None if the state has it -> features (B, D) of the next; the state changes in place."""
-        return advance(previous, state), state
