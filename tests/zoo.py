@@ -16,7 +16,7 @@ from genlab.compose import Request, configs_folder, groups
 from genlab.core import ImageSpec, RequestError
 
 # Keywords that make a model small, wherever a yaml has them.
-SMALL = {"width": 12, "depth": 2, "feature_width": 7, "layers": 2, "key_width": 5}
+SMALL = {"width": 12, "depth": 2, "feature_width": 7, "layers": 2, "key_width": 5, "value_width": 3}
 SMALL |= {"attention_heads": 3, "block_length": 3, "block": [2, 3], "flange": [1, 1], "resolutions": 2}
 
 # … and large enough to learn eight images by heart.

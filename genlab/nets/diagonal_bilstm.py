@@ -135,14 +135,15 @@ class DiagonalBiLSTM(PixelRNN):
         depth: int = 12,
         kernel: int = 7,
         feature_width: int = 64,
+        value_width: int = 8,
     ) -> None:
         super().__init__(
             spec=spec, context_width=context_width, chained=chained, width=width, depth=depth, kernel=kernel,
-            feature_width=feature_width, directions=2,
+            feature_width=feature_width, value_width=value_width, directions=2,
         )  # fmt: skip
         blocks = nn.ModuleList(DiagonalLayer(width, self.groups) for _ in range(depth))
         self.blocks: Sequence[DiagonalLayer] = blocks  # type: ignore[assignment]  # so that the parts keep their types
-        self.own = nn.Conv2d(spec.channels, 4 * self.units, 1, bias=False)  # a pixel's values, to the leftward LSTM
+        self.own = nn.Conv2d(self.values.channels, 4 * self.units, 1, bias=False)  # a pixel's values, to the leftward LSTM
 
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Biases]:
         """Of a context, and in the first layer of the pixel itself."""

@@ -6,6 +6,7 @@ layer what the vertical stack computed before its gate, through a 1x1 (fig. 2). 
 gate tanh(a) * sigmoid(b); the horizontal one alone is residual, from layer 2 on. Then ReLU, 1x1, ReLU.
 
 Differs from the paper:
+- A value enters as a few learnt numbers (see `values`).
 - `dilations` spread the taps of a layer, one distance per layer in turn, so that a shallow net sees far.
 - Kernels are cropped to what may be seen instead of masked; the image enters the vertical stack one row late, after
   which its layers read the row they are on, and need no shift.
@@ -33,6 +34,7 @@ from genlab.nets.context import LayerBiases
 from genlab.nets.gated_pixelcnn_cache import GatedPixelCNNState, advance
 from genlab.nets.masked import MaskedConv2d, group_of_channel
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 
 
 def gate(a: Tensor) -> Tensor:
@@ -143,8 +145,8 @@ class GatedPixelCNN(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: p, channels of each stack; `depth`: layers; `kernel`: odd, 3 or more; `dilations`: distance of the taps,
-    one per layer in turn, None for 1; `feature_width`: D, features per step that the head gets; `chained`: a step is a
-    pixel, not a value.
+    one per layer in turn, None for 1; `feature_width`: D, features per step that the head gets; `value_width`: numbers
+    that stand for a value at the input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
 
     cache, advance = GatedPixelCNNState, staticmethod(advance)
@@ -161,6 +163,7 @@ class GatedPixelCNN(nn.Module, Cached):
         kernel: int = 3,
         dilations: Sequence[int] | None = None,
         feature_width: int = 128,
+        value_width: int = 8,
     ) -> None:
         super().__init__()
         self.step_channels = spec.channels if chained else 1
@@ -177,9 +180,10 @@ class GatedPixelCNN(nn.Module, Cached):
                 f"got kernel={kernel}, dilations={dilations}"
             )
         self.spec, self.width, self.out_width = spec, width, feature_width
+        self.values = Values(spec, value_width)
         layers = nn.ModuleList(
             GatedLayer(
-                width if i else spec.channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0
+                width if i else self.values.channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0
             )
             for i in range(depth)
         )
@@ -189,15 +193,11 @@ class GatedPixelCNN(nn.Module, Cached):
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
         self.biases = LayerBiases(context_width, 2 * depth * [2 * width])  # vertical, horizontal, layer by layer
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
-        return x.to(self.last.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
         biases = self.biases(context)
         # A single channel leaves the memory format open, and the stream would be copied to and fro at every layer.
-        h = self.embed(x).contiguous(memory_format=torch.channels_last)
+        h = self.values(x).contiguous(memory_format=torch.channels_last)
         v = F.pad(h, (0, 0, 1, -1))  # one row late: strictly above
         for i, layer in enumerate(self.blocks):
             v, h = layer(v, h, biases[2 * i : 2 * i + 2], last=i + 1 == len(self.blocks))

@@ -94,8 +94,8 @@ class GatedPixelCNNState:
         prefix: tuple[Tensor, int] | None = None,
         context: Tensor | None = None,
     ) -> None:
-        self.t, self.columns, self.channels = 0, net.spec.width, net.spec.channels
-        self.colours = self.channels // net.step_channels
+        self.t, self.columns, self.put = 0, net.spec.width, net.values.put
+        self.channels, self.colours = net.values.channels, net.spec.channels // net.step_channels
         width, depth = net.width, len(net.blocks)
         # As measured for the PixelCNN: small products gain nothing from a second core.
         row, step = 12 * depth * self.columns * batch * width**2, 4 * batch * width**2
@@ -125,7 +125,6 @@ class GatedPixelCNNState:
         ]  # the row that enters each layer of the vertical stack
         self.pending = [zeros(layer.reach, self.columns * batch, 2 * width) for layer in layers]
 
-        self.scale, self.black = 2 / (net.spec.levels - 1), zeros(1, 1) - 1  # as GatedPixelCNN.embed
         self.order = _colour_by_colour(width, self.colours).to(device)
         self.biases = net.biases(context)  # (B, 2p, h, w) or None; vertical, horizontal, layer by layer
         self.rows = _rows(net, self, batch)
@@ -172,7 +171,7 @@ class GatedPixelCNNState:
 
     def _prefill(self, net: GatedPixelCNN, x: Tensor, rows: int) -> None:
         """Take in the first rows of x (B, C, H, W): the vertical stack over what the next rows read of them."""
-        values = net.embed(x[:, :, :rows])
+        values = net.values(x[:, :, :rows])
         self.streams[0][:, self.place] = values[:, :, -1].transpose(1, 2)
         needed = sum(layer.reach for layer in net.blocks)  # newest rows that a layer reads
         v = F.pad(values, (0, 0, 1, -1))[:, :, -needed:]
@@ -212,7 +211,7 @@ def advance(previous: Tensor | None, state: GatedPixelCNNState) -> Tensor:
     column = state.t % len(state.steps)
     step = state.steps[column]
     if previous is not None:
-        torch.add(state.black, previous, alpha=state.scale, out=step.previous)
+        state.put(previous, step.previous)
     if column == 0:
         state.begin_row()
     state.t += 1
@@ -256,7 +255,7 @@ def _rows(net: GatedPixelCNN, state: GatedPixelCNNState, batch: int) -> list[Row
 
 def _steps(net: GatedPixelCNN, state: GatedPixelCNNState, colour: int) -> list[ValueStep]:
     """The steps of one colour in a row, one for each of the W columns."""
-    values, channels = net.step_channels, state.channels
+    values, channels = net.step_channels * net.values.width, state.channels
     mine, out = (group_slices(k, state.colours)[colour] for k in (net.width, net.out_width * state.colours))
     n, end = mine.stop - mine.start, mine.stop
     both = state.order[2 * mine.start : 2 * mine.stop]  # values and gates of this colour

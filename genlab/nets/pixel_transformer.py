@@ -32,6 +32,7 @@ from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixel_transformer_cache import TransformerState, advance
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 
 
 class Block(nn.Module):
@@ -95,6 +96,7 @@ class PixelTransformer(nn.Module, Cached):
         block: Sequence[int] = (8, 16),
         flange: Sequence[int] = (8, 8),
         dropout: float = 0.0,
+        value_width: int = 8,
     ) -> None:
         super().__init__()
         if min(width, depth, attention_heads) < 1 or width % attention_heads or width // attention_heads % 4:
@@ -108,8 +110,9 @@ class PixelTransformer(nn.Module, Cached):
             raise RequestError(f"block and flange are two numbers each, got block={block}, flange={flange}")
         self.spec, self.step_channels, self.width, self.out_width = spec, spec.channels, width, width
         self.heads = attention_heads
-        self.first = MaskedConv2d("A", spec.channels, width, kernel, groups=1)
-        self.wrap = nn.Linear(spec.channels, width, bias=False) if spec.height > 1 else None
+        self.values = Values(spec, value_width)
+        self.first = MaskedConv2d("A", self.values.channels, width, kernel, groups=1)
+        self.wrap = nn.Linear(self.values.channels, width, bias=False) if spec.height > 1 else None
         self.rows = nn.Parameter(torch.randn(spec.height, 1, width) * 0.1)
         self.columns = nn.Parameter(torch.randn(spec.width, width) * 0.1)
         self.attend = make_attention(attention, spec, block_length, (block[0], block[1]), (flange[0], flange[1]))
@@ -121,13 +124,9 @@ class PixelTransformer(nn.Module, Cached):
         self.register_buffer("table", table, persistent=False)
         self.table: Tensor
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
-        return x.to(self.first.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-
     def embed(self, x: Tensor) -> Tensor:
         """The first rows of images (B, C, h, W) -> tokens (B, h * W, D), each of the pixels before it."""
-        values = self.scaled(x)
+        values = self.values(x)
         # channels_last: the convolution then writes tokens, and none has to be moved.
         h = self.first(values).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         h = h + (self.rows[: x.shape[2]] + self.columns)

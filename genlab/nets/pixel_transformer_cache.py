@@ -109,15 +109,14 @@ class TransformerState:
         spec, width, heads, depth = net.spec, net.width, net.heads, len(net.blocks)
         tokens, d = spec.height * spec.width, width // heads
         self.net, self.context, self.columns, self.t = net, context, spec.width, 0
-        self.pad, self.scale = net.first.kernel_size[0] // 2, 2 / (spec.levels - 1)
+        self.pad, self.put = net.first.kernel_size[0] // 2, net.values.put
         shared = device.type != "cpu" or batch * width * max(4 * width, tokens) > 2**21
         self.serial_from = spec.width if shared else 0
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=net.first.weight.dtype, device=device)
 
-        self.black = zeros(1, 1) - 1  # as PixelTransformer.scaled
-        self.image = zeros(batch, spec.height + self.pad, spec.width + 2 * self.pad, spec.channels)
+        self.image = zeros(batch, spec.height + self.pad, spec.width + 2 * self.pad, net.values.channels)
         self.keys, self.values = zeros(depth, batch * heads, d, tokens), zeros(depth, batch * heads, tokens, d)
         attend = net.attend
         rectangles = isinstance(attend, Local) and attend.columns > 1
@@ -192,7 +191,7 @@ class TransformerState:
     def _prefill(self, x: Tensor, rows: int) -> None:
         """Take in the first rows of x (B, C, H, W): keys and values of their tokens, by one forward pass."""
         net, tokens = self.net, rows * self.columns
-        known = net.scaled(x[:, :, :rows])
+        known = net.values(x[:, :, :rows])
         self.image[:, self.pad : self.pad + rows, self.pad : self.pad + self.columns] = known.permute(0, 2, 3, 1)
         context = self.context
         if context is not None and context.shape[2] > 1:
@@ -214,7 +213,7 @@ def advance(previous: Tensor | None, state: TransformerState) -> Tensor:
     """One step: the previous values (B, c), None if the state has them -> features (B, D) of the next step."""
     t, column = state.t, state.t % state.columns
     if previous is not None:
-        torch.add(state.black, previous, alpha=state.scale, out=state.pixels[(t - 1) % state.columns])
+        state.put(previous, state.pixels[(t - 1) % state.columns])
     if column == 0:
         state.begin_row()
     state.t += 1

@@ -24,6 +24,7 @@ from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d
 from genlab.nets.pixelcnn_cache import PixelCNNState, advance
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 
 
 class Bottleneck(nn.Module):
@@ -51,7 +52,8 @@ class PixelCNN(nn.Module, Cached):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: blocks; `kernel`: of the first layer;
-    `feature_width`: D, features per step that the head gets; `chained`: a step is a pixel, not a value.
+    `feature_width`: D, features per step that the head gets; `value_width`: numbers that stand for a value at the
+    input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
 
     cache, advance = PixelCNNState, staticmethod(advance)
@@ -67,6 +69,7 @@ class PixelCNN(nn.Module, Cached):
         depth: int = 15,
         kernel: int = 7,
         feature_width: int = 64,
+        value_width: int = 8,
     ) -> None:
         super().__init__()
         self.step_channels = spec.channels if chained else 1
@@ -77,21 +80,18 @@ class PixelCNN(nn.Module, Cached):
                 f"got depth={depth}, width={width}, feature_width={feature_width}"
             )
         self.spec, self.width, self.out_width = spec, width, feature_width
-        self.first = MaskedConv2d("A", spec.channels, width, kernel, groups=groups)
+        self.values = Values(spec, value_width)
+        self.first = MaskedConv2d("A", self.values.channels, width, kernel, groups=groups)
         blocks = nn.ModuleList(Bottleneck(width, groups) for _ in range(depth))
         self.blocks: Sequence[Bottleneck] = blocks  # type: ignore[assignment]  # so that the parts keep their types
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
         self.biases = LayerBiases(context_width, [width] + depth * [width // 2])
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
-        return x.to(self.first.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
         first, *biases = self.biases(context)
         # A single channel leaves the memory format open, and the stream would be copied to and fro at every block.
-        h = self.first(self.embed(x)).contiguous(memory_format=torch.channels_last)
+        h = self.first(self.values(x)).contiguous(memory_format=torch.channels_last)
         if first is not None:
             h = h + first
         for block, bias in zip(self.blocks, biases, strict=True):

@@ -78,8 +78,8 @@ class PixelCNNState:
         context: Tensor | None = None,
     ) -> None:
         self.t, self.pad = 0, net.first.kernel_size[0] // 2
-        self.columns, self.channels = net.spec.width, net.spec.channels
-        self.colours = self.channels // net.step_channels
+        self.columns, self.channels, self.put = net.spec.width, net.values.channels, net.values.put
+        self.colours = net.spec.channels // net.step_channels
         depth, width, half = len(net.blocks), net.width, net.width // 2
         # Measured on 2 idle cores: a product of 4 million multiply-adds gains nothing, a row of 80 million a twelfth.
         row, step = 3 * depth * self.columns * batch * half**2, batch * width * half
@@ -99,7 +99,6 @@ class PixelCNNState:
         self.middle = zeros(depth, self.columns, batch, half)
 
         convs = [block.conv for block in net.blocks]
-        self.scale, self.black = 2 / (net.spec.levels - 1), zeros(1, 1) - 1  # as PixelCNN.embed
         self.first_weight, self.first_bias = net.first.masked_weight[:, :, : self.pad], net.first.bias.detach()
         self.above_weight = torch.stack([c.masked_weight[:, :, 0].permute(2, 1, 0) for c in convs], 1).contiguous()
         self.above_bias = torch.stack([c.bias for c in convs])[:, None, None]
@@ -145,7 +144,7 @@ class PixelCNNState:
     def _prefill(self, net: PixelCNN, x: Tensor, rows: int) -> None:
         """Take in the first rows of x (B, C, H, W): a forward pass of what the next row reads, fewer rows a block."""
         needed = len(net.blocks)  # newest rows of the stream: a block passes on one less than it reads
-        values = net.embed(x[:, :, :rows])
+        values = net.values(x[:, :, :rows])
         self.row.view(len(x), -1, self.channels)[:, self.pad :] = values[:, :, -1].transpose(1, 2)
         seen = values[:, :, max(rows - 1 - self.pad, 0) : rows - 1]  # the newest row joins when the next one begins
         if seen.shape[2] and self.pad:
@@ -172,7 +171,7 @@ def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
     column = state.t % len(state.steps)
     step = state.steps[column]
     if previous is not None:
-        torch.add(state.black, previous, alpha=state.scale, out=step.previous)
+        state.put(previous, step.previous)
     if column == 0:
         state.begin_row()
     state.t += 1
@@ -190,7 +189,7 @@ def advance(previous: Tensor | None, state: PixelCNNState) -> Tensor:
 def _steps(net: PixelCNN, state: PixelCNNState, colour: int) -> list[ValueStep]:
     """The steps of one colour in a row, one for each of the W columns."""
     colours, channels, pad, n = state.colours, state.channels, state.pad, net.width // 2
-    values = net.step_channels
+    values = net.step_channels * net.values.width
     wide, half, out = (group_slices(k, colours)[colour] for k in (net.width, n, net.out_width * colours))
     biases = torch.stack([block.expand.bias for block in net.blocks]).cumsum(0)
     lacking = torch.cat([torch.zeros_like(biases[:1]), biases])  # before each block and the last layer (L + 1, S)

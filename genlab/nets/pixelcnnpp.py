@@ -29,6 +29,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelcnnpp_cache import PixelCNNppState, advance
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
@@ -86,6 +87,7 @@ class PixelCNNpp(nn.Module, Cached):
         depth: int = 5,
         resolutions: int = 3,
         dropout: float = 0.0,
+        value_width: int = 8,
     ) -> None:
         super().__init__()
         if min(width, depth, resolutions) < 1 or not 0 <= dropout < 1:
@@ -95,9 +97,11 @@ class PixelCNNpp(nn.Module, Cached):
             )
         self.spec, self.width, self.depth, self.resolutions = spec, width, depth, resolutions
         self.out_width, self.step_channels = width, spec.channels
-        self.stem_u = ShiftedConv2d(spec.channels + 1, width, (2, 3), kind="down")
-        self.stem_above = ShiftedConv2d(spec.channels + 1, width, (1, 3), kind="down")
-        self.stem_left = ShiftedConv2d(spec.channels + 1, width, (2, 1), kind="down_right")
+        self.values = Values(spec, value_width)
+        read = self.values.channels + 1
+        self.stem_u = ShiftedConv2d(read, width, (2, 3), kind="down")
+        self.stem_above = ShiftedConv2d(read, width, (1, 3), kind="down")
+        self.stem_left = ShiftedConv2d(read, width, (2, 1), kind="down_right")
         back = [depth if level == resolutions - 1 else depth + 1 for level in range(resolutions)]
         blocks = nn.ModuleList(Pair(width, skip=False, dropout=dropout) for _ in range(depth * resolutions))
         blocks.extend(Pair(width, skip=True, dropout=dropout) for _ in range(sum(back)))
@@ -123,9 +127,9 @@ class PixelCNNpp(nn.Module, Cached):
         return self.blocks[level * self.depth : (level + 1) * self.depth], self.blocks[start : start + count]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Integers (B, C, H, W) -> (B, C + 1, H, W): in [-1, 1], and ones, which tell the image from what is around."""
-        x = x.to(self.stem_u.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-        return torch.cat([x, torch.ones_like(x[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+        """Integers (B, C, H, W) -> (B, C E + 1, H, W): with ones, which tell the image from what is around it."""
+        values = self.values(x)
+        return torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
 
     def layer_biases(self, context: Tensor | None) -> list[list[tuple[Tensor | None, Tensor | None]]]:
         """Of every resolution and block there (on the way there, then back), of u and of ul: (B, 2 F, h, w) or None."""

@@ -142,11 +142,11 @@ class PixelCNNppState:
         self.t, self.columns, self.active = 0, net.spec.width, 1
         biases = net.layer_biases(context)
         self.levels = [Level(net, k, batch, biases[k]) for k in range(net.resolutions)]
-        zeros, channels = self.levels[0].u_there.zeros, net.spec.channels
+        zeros, channels = self.levels[0].u_there.zeros, net.values.channels
         step = 8 * batch * net.width**2  # multiply-adds of the largest product of a pixel, of the products of a row
         row = 36 * (2 * net.depth + 1) * self.columns * batch * net.width**2
         self.serial_from = self.columns if device.type != "cpu" or step > 2**22 else int(row > 2**27)
-        self.scale, self.black = 2 / (net.spec.levels - 1), zeros(1, 1) - 1  # as PixelCNNpp.embed
+        self.put = net.values.put
         self.sign = self.levels[0].u_there.sign
         self.gated = zeros(batch, 1, net.width)
         self.rows = zeros(batch, channels + 1, 2, self.columns + 2)  # the two rows above, zeros around
@@ -277,7 +277,7 @@ def advance(previous: Tensor | None, state: PixelCNNppState) -> Tensor:
     """One step: the previous values (B, C), None if the state has them -> features (B, D) of the next pixel."""
     column = state.t % state.columns
     if previous is not None:
-        torch.add(state.black, previous, alpha=state.scale, out=state.values[column])
+        state.put(previous, state.values[column])
     if column == 0:
         state.begin_row()
     state.t += 1

@@ -29,6 +29,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.masked import MaskedConv2d, group_of_channel
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 
 
 class GateInput(nn.Module):
@@ -145,6 +146,7 @@ class PixelRNN(nn.Module, Cached):
         depth: int,
         kernel: int,
         feature_width: int,
+        value_width: int,
         directions: int,
     ) -> None:
         super().__init__()
@@ -156,22 +158,19 @@ class PixelRNN(nn.Module, Cached):
                 f"got depth={depth}, width={width}, feature_width={feature_width}, kernel={kernel}"
             )
         self.spec, self.width, self.units, self.out_width = spec, width, width // 2, feature_width
-        self.first = MaskedConv2d("A", spec.channels, width, kernel, groups=groups)
+        self.values = Values(spec, value_width)
+        self.first = MaskedConv2d("A", self.values.channels, width, kernel, groups=groups)
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
         self.biases = LayerBiases(context_width, [width] + depth * [directions * 4 * self.units])
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
-        return x.to(self.first.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Any]:
-        """Image in [-1, 1] (B, C, H, W), what a context adds (B, …, h, w) -> what every layer adds to its gates."""
+        """What is read of an image (B, C E, H, W), what a context adds (B, …, h, w) -> what every layer adds to its gates."""
         return biases
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
         first, *biases = self.biases(context)
-        values = self.embed(x)
+        values = self.values(x)
         h = self.first(values)
         if first is not None:
             h = h + first

@@ -83,7 +83,7 @@ class PixelRNNState:
         context: Tensor | None = None,
     ) -> None:
         self.t, self.pad = 0, net.first.kernel_size[0] // 2
-        self.batch, self.columns, self.channels = batch, net.spec.width, net.spec.channels
+        self.batch, self.columns, self.channels = batch, net.spec.width, net.values.channels
         self.depth, self.width, self.units = len(net.blocks), net.width, net.units
         self.like = net.first.weight
         wide, half = group_slices(net.width, net.groups), group_slices(net.units, net.groups)
@@ -96,7 +96,7 @@ class PixelRNNState:
         self.row = self.zeros(batch, (self.pad + self.columns) * self.channels)  # input, a pixel's colours together
         self.rows = self.zeros(batch, self.channels, self.pad, self.columns)  # input of the rows above
         self.final = self.zeros(batch, net.width)
-        self.scale, self.black = 2 / (net.spec.levels - 1), self.zeros(1, 1) - 1  # as PixelRNN.embed
+        self.put = net.values.put
         self.first_weight, self.first_bias = net.first.masked_weight[:, :, : self.pad], net.first.bias.detach()
         self.biases = net.biases(context)  # of the first layer and the LSTM layers, (B, D, h, w) or None
         self.of_rows = self._by_row()
@@ -143,7 +143,7 @@ class PixelRNNState:
         self._begin(first if self.of_rows is None else first + self.of_rows[0][self.place(self.t)])
 
     def values(self) -> Tensor:
-        """The newest row of the image in [-1, 1], (B, W, C)."""
+        """What is read of the newest row (B, W, C E)."""
         return self.row.view(self.batch, -1, self.channels)[:, self.pad :]
 
     def place(self, t: int) -> int:
@@ -165,7 +165,7 @@ class PixelRNNState:
 
     def _prefill(self, net: PixelRNN, x: Tensor, rows: int) -> None:
         """Take in the first rows of x (B, C, H, W): a forward pass; a layer keeps what the next row reads of it."""
-        values = net.embed(x[:, :, :rows])
+        values = net.values(x[:, :, :rows])
         self.values().copy_(values[:, :, -1].transpose(1, 2))
         seen = values[:, :, max(rows - 1 - self.pad, 0) : rows - 1]  # the newest row joins when the next one begins
         if seen.shape[2]:
@@ -180,7 +180,7 @@ class PixelRNNState:
 
     def _steps(self, net: PixelRNN, colour: int, wide: slice, units: slice) -> list[ValueStep]:
         """The steps of one colour in a row, one for each of the W columns."""
-        values, channels, n = net.step_channels, self.channels, units.stop - units.start
+        values, channels, n = net.step_channels * net.values.width, self.channels, units.stop - units.start
         numbers = self.by_colour[4 * units.start : 4 * units.stop]
         weights = [self._weight(block, numbers, wide.stop) for block in net.blocks]
         up = [block.up.masked_weight[wide, : units.stop, 0, 0].T.contiguous() for block in net.blocks]  # type: ignore[attr-defined]
@@ -220,7 +220,7 @@ def advance(previous: Tensor | None, state: PixelRNNState) -> Tensor:
     column = state.t % len(state.steps)
     step = state.steps[column]
     if previous is not None:
-        torch.add(state.black, previous, alpha=state.scale, out=step.previous)
+        state.put(previous, step.previous)
     if column == 0:
         state.begin_row()
     state.t += 1

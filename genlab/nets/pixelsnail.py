@@ -29,6 +29,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelsnail_cache import PixelSNAILState, advance
 from genlab.nets.recompute import Cached
+from genlab.nets.values import Values
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, pointwise, shift_down, shift_right
 
 
@@ -53,7 +54,7 @@ class Block(nn.Module):
         self.bias_widths = layers * [2 * width] + [2 * (channels + width + 2), 2 * (width + 2), 2 * width]
 
     def forward(self, h: Tensor, raw: Tensor, place: Tensor, biases: Sequence[Tensor | None]) -> Tensor:
-        """Stream (B, F, H, W), image (B, C, H, W), places (B, 2, H, W), from a context (B, D, h, w) for every gate."""
+        """Stream (B, F, H, W), values (B, C E, H, W), places (B, 2, H, W), from a context (B, D, h, w) for every gate."""
         *of_convs, of_memory, of_query, of_out = biases
         for conv, bias in zip(self.convs, of_convs, strict=True):
             h = conv(h, bias=bias)
@@ -86,6 +87,7 @@ class PixelSNAIL(nn.Module, Cached):
         attention_heads: int = 1,
         key_width: int = 16,
         dropout: float = 0.0,
+        value_width: int = 8,
     ) -> None:
         super().__init__()
         if min(depth, layers, key_width, attention_heads) < 1 or width < 2 or width // 2 % attention_heads:
@@ -95,9 +97,11 @@ class PixelSNAIL(nn.Module, Cached):
                 f"attention_heads={attention_heads}, width={width}"
             )
         self.spec, self.width, self.out_width, self.step_channels = spec, width, width, spec.channels
-        self.above = ShiftedConv2d(spec.channels + 1, width, (1, 3), kind="down")
-        self.left = ShiftedConv2d(spec.channels + 1, width, (2, 1), kind="down_right")
-        sizes = spec.channels, width, layers, attention_heads, key_width, dropout
+        self.values = Values(spec, value_width)
+        read = self.values.channels
+        self.above = ShiftedConv2d(read + 1, width, (1, 3), kind="down")
+        self.left = ShiftedConv2d(read + 1, width, (2, 1), kind="down_right")
+        sizes = read, width, layers, attention_heads, key_width, dropout
         blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.blocks: Sequence[Block] = blocks  # type: ignore[assignment]
         self.layers = len(self.blocks[0].bias_widths)  # gated ones of a block
@@ -105,19 +109,15 @@ class PixelSNAIL(nn.Module, Cached):
         place = torch.meshgrid(*(torch.arange(n) / n - 0.5 for n in spec.shape[1:]), indexing="ij")
         self.register_buffer("place", torch.stack(place), persistent=False)  # (2, H, W)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers -> [-1, 1], so that a black pixel differs from the zeros around the image."""
-        return x.to(self.place.dtype) * (2 / (self.spec.levels - 1)) - 1
-
     def stem(self, raw: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, F, H, W): the three pixels above, the left one and the one above that."""
+        """Values (B, C E, H, W) -> (B, F, H, W): the three pixels above, the left one and the one above that."""
         ones = F.pad(raw, (0, 0, 0, 0, 0, 1), value=1.0)
         h = shift_down(self.above(ones)) + shift_right(self.left(ones))
         return h.contiguous(memory_format=torch.channels_last)  # one channel of input leaves the format open
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), or their first rows; context features (B, E, h, w) -> (B, T, F)."""
-        raw, biases = self.embed(x), self.biases(context)
+        raw, biases = self.values(x), self.biases(context)
         place = self.place[:, : x.shape[2]].expand(len(x), -1, -1, -1)
         h = self.stem(raw)
         for i, block in enumerate(self.blocks):

@@ -65,14 +65,14 @@ class PixelSNAILState:
         self.net, self.t, self.batch, self.columns = net, 0, batch, net.spec.width
         self.maps = net.biases(context)  # for every gated block (B, n, h, w) or None
         one, width, columns = net.blocks[0], net.width, net.spec.width
-        channels, depth, layers = net.spec.channels, len(net.blocks), len(one.convs)
+        channels, depth, layers = net.values.channels, len(net.blocks), len(one.convs)
         heads, pixels, keys = one.heads, net.spec.height * columns, one.keys // one.heads + 1
         row, step = 12 * layers * depth * columns * batch * width**2, 8 * batch * width**2
         shared = device.type != "cpu" or step > 2**22
         self.serial_from = columns if shared else int(row > 2**27)
 
         zeros = partial(torch.zeros, dtype=net.place.dtype, device=device)
-        self.signs, self.black, self.scale = zeros(2, 1), zeros(1, 1) - 1, 2 / (net.spec.levels - 1)  # as net.embed
+        self.signs, self.put = zeros(2, 1), net.values.put
         self.signs[0], self.signs[1] = 1, -1
         self.places = net.place.flatten(1).T.contiguous()  # (T, 2)
         self.row = zeros(batch, columns + 1, channels)  # the image's row, after a pixel of zeros
@@ -111,7 +111,9 @@ class PixelSNAILState:
     def remember(self, previous: Tensor) -> None:
         """Take in the newest pixel (B, C): its keys and values in all blocks."""
         t = self.t - 1
-        self.colours.copy_(torch.add(self.black, previous, alpha=self.scale, out=self.row[:, 1 + t % self.columns]))
+        here = self.row[:, 1 + t % self.columns]
+        self.put(previous, here)
+        self.colours.copy_(here)
         memory = self.memory[t % len(self.memory)]
         compute(memory, self.signs, torch.baddbmm)
         torch.baddbmm(self.to_memory_bias, memory.out, self.to_memory, out=self.found)
@@ -187,7 +189,7 @@ class PixelSNAILState:
         known, values = _by_head(_spread(memory, heads, heads * (keys - 1)), heads, keys)  # (L, B, T, h, n)
         self.keys[..., : self.t] = known.permute(0, 1, 3, 4, 2)
         self.values[..., : self.t, :] = values.transpose(2, 3)
-        self.row[:, 1:] = net.embed(x[:, :, -1]).transpose(1, 2)
+        self.row[:, 1:] = net.values(x[:, :, -1:])[:, :, 0].transpose(1, 2)
 
 
 def advance(previous: Tensor | None, state: PixelSNAILState) -> Tensor:

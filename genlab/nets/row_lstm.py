@@ -62,7 +62,8 @@ class RowLSTM(PixelRNN):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: LSTM layers; `kernel`: of the first layer; `row_kernel`: how many
-    pixels of the row above a state reads; `feature_width`: D; `chained`: a step is a pixel, not a value.
+    pixels of the row above a state reads; `feature_width`: D; `value_width`: numbers that stand for a value at the input, 1
+    for its intensity; `chained`: a step is a pixel, not a value.
     """
 
     cache, advance = RowLSTMState, staticmethod(advance)
@@ -78,12 +79,13 @@ class RowLSTM(PixelRNN):
         kernel: int = 7,
         row_kernel: int = 3,
         feature_width: int = 64,
+        value_width: int = 8,
     ) -> None:
         if row_kernel < 1 or row_kernel % 2 == 0:
             raise RequestError(f"row_lstm needs an odd row_kernel, got {row_kernel}")
         super().__init__(
             spec=spec, context_width=context_width, chained=chained, width=width, depth=depth, kernel=kernel,
-            feature_width=feature_width, directions=1,
+            feature_width=feature_width, value_width=value_width, directions=1,
         )  # fmt: skip
         self.row_kernel = row_kernel
         blocks = nn.ModuleList(RowLSTMLayer(width, row_kernel, self.groups) for _ in range(depth))
