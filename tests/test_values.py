@@ -24,13 +24,15 @@ def test_one_number_is_the_intensity_and_nothing_is_learnt():
     values = Values(SPEC, 1)
     x = torch.randint(0, 256, (2, 3, 4, 5))
     assert torch.allclose(values(x), x / 127.5 - 1, atol=1e-6)
-    assert not list(values.parameters()) and not values.state_dict()
+    assert not list(values.parameters())
+    assert not values.state_dict()
 
 
 def test_levels_begin_distinct_and_near_ones_alike():
     table = Values(SPEC, 8).table.detach()
     steps = (table[1:] - table[:-1]).norm(dim=1)
-    assert steps.min() > 0 and steps.max() < 0.2 < (table[0] - table[128]).norm()
+    assert steps.min() > 0
+    assert steps.max() < 0.2 < (table[0] - table[128]).norm()
 
 
 def test_no_more_numbers_than_levels_can_use():

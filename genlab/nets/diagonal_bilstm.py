@@ -143,7 +143,8 @@ class DiagonalBiLSTM(PixelRNN):
         )  # fmt: skip
         blocks = nn.ModuleList(DiagonalLayer(width, self.groups) for _ in range(depth))
         self.blocks: Sequence[DiagonalLayer] = blocks  # type: ignore[assignment]  # so that the parts keep their types
-        self.own = nn.Conv2d(self.values.channels, 4 * self.units, 1, bias=False)  # a pixel's values, to the leftward LSTM
+        # Of a pixel, to its leftward LSTM.
+        self.own = nn.Conv2d(self.values.channels, 4 * self.units, 1, bias=False)
 
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Biases]:
         """Of a context, and in the first layer of the pixel itself."""

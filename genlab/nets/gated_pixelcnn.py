@@ -181,11 +181,10 @@ class GatedPixelCNN(nn.Module, Cached):
             )
         self.spec, self.width, self.out_width = spec, width, feature_width
         self.values = Values(spec, value_width)
+        inputs = [self.values.channels] + (depth - 1) * [width]
         layers = nn.ModuleList(
-            GatedLayer(
-                width if i else self.values.channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0
-            )
-            for i in range(depth)
+            GatedLayer(channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0)
+            for i, channels in enumerate(inputs)
         )
         self.blocks: Sequence[GatedLayer] = layers  # type: ignore[assignment]  # so that the parts keep their types
         for layer in self.blocks:

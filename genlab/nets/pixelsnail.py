@@ -54,7 +54,7 @@ class Block(nn.Module):
         self.bias_widths = layers * [2 * width] + [2 * (channels + width + 2), 2 * (width + 2), 2 * width]
 
     def forward(self, h: Tensor, raw: Tensor, place: Tensor, biases: Sequence[Tensor | None]) -> Tensor:
-        """Stream (B, F, H, W), values (B, C E, H, W), places (B, 2, H, W), from a context (B, D, h, w) for every gate."""
+        """Stream (B, F, H, W), values (B, C E, H, W), places (B, 2, H, W), of a context (B, D, h, w) for every gate."""
         *of_convs, of_memory, of_query, of_out = biases
         for conv, bias in zip(self.convs, of_convs, strict=True):
             h = conv(h, bias=bias)
