@@ -29,8 +29,8 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelcnnpp_cache import PixelCNNppState, advance
 from genlab.nets.recompute import Cached
-from genlab.nets.values import Values
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
+from genlab.nets.values import Values
 
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")

@@ -29,8 +29,8 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.context import LayerBiases
 from genlab.nets.pixelsnail_cache import PixelSNAILState, advance
 from genlab.nets.recompute import Cached
-from genlab.nets.values import Values
 from genlab.nets.shifted import GatedResNet, ShiftedConv2d, pointwise, shift_down, shift_right
+from genlab.nets.values import Values
 
 
 class Block(nn.Module):
