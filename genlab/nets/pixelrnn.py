@@ -164,7 +164,7 @@ class PixelRNN(nn.Module, Cached):
         self.biases = LayerBiases(context_width, [width] + depth * [directions * 4 * self.units])
 
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Any]:
-        """What is read of an image (B, C E, H, W), what a context adds (B, …, h, w) -> what enters the gates by layer."""
+        """What is read of an image (B, C E, H, W), what a context adds (B, …, h, w) -> what enters the gates."""
         return biases
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -62,8 +62,8 @@ class RowLSTM(PixelRNN):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: LSTM layers; `kernel`: of the first layer; `row_kernel`: how many
-    pixels of the row above a state reads; `feature_width`: D; `value_width`: numbers that stand for a value at the input,
-    1 for its intensity; `chained`: a step is a pixel, not a value.
+    pixels of the row above a state reads; `feature_width`: D; `value_width`: numbers that stand for a value at the
+    input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
 
     cache, advance = RowLSTMState, staticmethod(advance)
