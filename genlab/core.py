@@ -135,6 +135,25 @@ class Features(Protocol):
         ...
 
 
+@runtime_checkable
+class Coder(Protocol):
+    """Something that writes an image as a vector and reads it back. `latent_dim`: L numbers."""
+
+    latent_dim: int
+
+    def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""
+        ...
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
+        ...
+
+    def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
+        ...
+
+
 def to_steps(x: Tensor, step_channels: int) -> Tensor:
     """Images (B, C, H, W) -> values in generation order (B, T, c): raster order, the channels of a pixel together."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, step_channels)
