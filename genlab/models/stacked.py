@@ -1,10 +1,11 @@
 """Layer-wise pretraining: greedy, each layer on the clean code of the one below, then all of them together.
 
 Stacked denoising autoencoders (Vincent et al. 2010, JMLR 11, sec. 3.5; the greedy idea is Bengio et al. 2007, NIPS 19).
-For `pretrain_steps` optimiser steps a layer, layer l of the encoder and its mirror image in the decoder learn to undo
+For `pretrain_steps` batches a layer, layer l of the encoder and its mirror image in the decoder learn to undo
 the corruption of what the layers below make of a clean image, which do not change meanwhile. The steps that are left
 train the whole autoencoder, as if it had not been pretrained. One run, one checkpoint: which layer is at work is a
-function of the step count, a buffer of the model; so a resumed run goes on where it was.
+function of the number of batches seen, a buffer of the model; so a resumed run goes on where it was. The learning rate
+follows one schedule through all of it.
 
 What is judged is always the whole: in evaluation mode the objective is that of the autoencoder.
 """

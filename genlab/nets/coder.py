@@ -52,7 +52,12 @@ class MLPDecoder(nn.Module):
         unit_columns: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.features, self.tied, self.unit_columns = spec.dims // step_channels, features, tied, unit_columns
+        self.steps, self.features, self.tied, self.unit_columns = (
+            spec.dims // step_channels,
+            features,
+            tied,
+            unit_columns,
+        )
         self.layers = _linears([inputs, *hidden, self.steps * features])
         _lend(self.layers, tied)
 
@@ -72,7 +77,9 @@ class ConvEncoder(nn.Module):
         super().__init__()
         _check_conv(widths, kernel)
         sizes = _sizes(spec, len(widths))
-        convs = [nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])]
+        convs = [
+            nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])
+        ]
         self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)])
 
     def forward(self, y: Tensor) -> Tensor:
@@ -124,7 +131,9 @@ def _linears(widths: Sequence[int]) -> nn.ModuleList:
 
 def _check_conv(widths: Sequence[int], kernel: int) -> None:
     if not widths or min(widths) < 1 or kernel < 2 or kernel % 2:
-        raise RequestError(f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}")
+        raise RequestError(
+            f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}"
+        )
 
 
 def _sizes(spec: ImageSpec, halvings: int) -> list[tuple[int, int]]:
