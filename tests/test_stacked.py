@@ -13,7 +13,7 @@ from genlab.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 SPEC = ImageSpec(1, 4, 5)
 
 
-def stacked(cls=StackedAutoencoder, *, **parts):
+def stacked(cls=StackedAutoencoder, **parts):
     """Three layers each way: 20-7-6-3-6-7-20."""
     torch.manual_seed(0)
     more = {"pretrain_steps": 2} if cls is StackedAutoencoder else {}

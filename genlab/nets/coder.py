@@ -64,7 +64,7 @@ class MLPDecoder(nn.Module):
     def forward(self, h: Tensor, encoder: MLPEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         for i, (layer, weight) in enumerate(zip(self.layers, _weights(self, encoder), strict=True)):
-            h = F.linear(h.relu() if i else h, weight, layer.bias)
+            h = F.linear(h.relu() if i else h, weight, layer.bias)  # type: ignore[arg-type]
         return h.view(len(h), self.steps, self.features)
 
 
@@ -117,7 +117,7 @@ class ConvDecoder(nn.Module):
     def forward(self, h: Tensor, encoder: ConvEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         (first, *rest), (weight, *weights) = self.layers, _weights(self, encoder)
-        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])
+        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])  # type: ignore[arg-type]
         for layer, weight, (height, width) in zip(rest, weights, self.sizes[1:], strict=True):
             h = F.conv_transpose2d(h.relu(), weight, layer.bias, stride=2, padding=self.padding)[..., :height, :width]  # type: ignore[arg-type]
         return h.permute(0, 2, 3, 1).reshape(len(h), -1, self.features)  # the colours of a pixel are blocks
