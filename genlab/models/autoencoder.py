@@ -59,7 +59,8 @@ class Autoencoder(nn.Module):
             raise RequestError("tied weights end in the image itself: they go with model/head=none")
         self.spec, self.latent_dim, self.corruption = spec, latent_dim, corruption
         self.emphasis = tuple(emphasis)
-        self.code: Any = code(units=latent_dim)
+        self.code: Any
+        self.code = code(units=latent_dim)
         self.encoder: Any = encoder(spec=spec, outputs=latent_dim * self.code.inputs)
         chained = getattr(getattr(head, "func", head), "chains_colours", head is None)
         self.step_channels = spec.channels if chained else 1
