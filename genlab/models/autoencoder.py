@@ -16,6 +16,7 @@ B images, L units, T steps of c values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,12 @@ class Autoencoder(nn.Module):
             raise RequestError("tied weights end in the image itself: they go with model/head=none")
         self.spec, self.latent_dim, self.corruption = spec, latent_dim, corruption
         self.emphasis = tuple(emphasis)
+        self.code: Any
         self.code = code(units=latent_dim)
-        self.encoder = encoder(spec=spec, outputs=latent_dim * self.code.inputs)
+        self.encoder: Any = encoder(spec=spec, outputs=latent_dim * self.code.inputs)
         chained = getattr(getattr(head, "func", head), "chains_colours", head is None)
         self.step_channels = spec.channels if chained else 1
-        self.decoder = decoder(
+        self.decoder: Any = decoder(
             spec=spec, inputs=latent_dim, step_channels=self.step_channels, tied=tied,
             features=self.step_channels if head is None else features, unit_columns=self.code.unit_columns,
         )  # fmt: skip
@@ -118,7 +120,7 @@ class Autoencoder(nn.Module):
         found: dict[str, Tensor] = {}
         hooks = [
             layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": found.__setitem__(name, out))
-            for i, layer in enumerate(self.encoder.layers)  # type: ignore[arg-type]
+            for i, layer in enumerate(self.encoder.layers)
         ]
         try:
             found["code"] = self.encode(x)

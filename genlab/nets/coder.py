@@ -52,14 +52,19 @@ class MLPDecoder(nn.Module):
         unit_columns: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.features, self.tied, self.unit_columns = spec.dims // step_channels, features, tied, unit_columns
+        self.steps, self.features, self.tied, self.unit_columns = (
+            spec.dims // step_channels,
+            features,
+            tied,
+            unit_columns,
+        )
         self.layers = _linears([inputs, *hidden, self.steps * features])
         _lend(self.layers, tied)
 
     def forward(self, h: Tensor, encoder: MLPEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         for i, (layer, weight) in enumerate(zip(self.layers, _weights(self, encoder), strict=True)):
-            h = F.linear(h.relu() if i else h, weight, layer.bias)
+            h = F.linear(h.relu() if i else h, weight, layer.bias)  # type: ignore[arg-type]
         return h.view(len(h), self.steps, self.features)
 
 
@@ -72,7 +77,9 @@ class ConvEncoder(nn.Module):
         super().__init__()
         _check_conv(widths, kernel)
         sizes = _sizes(spec, len(widths))
-        convs = [nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])]
+        convs = [
+            nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])
+        ]
         self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)])
 
     def forward(self, y: Tensor) -> Tensor:
@@ -110,7 +117,7 @@ class ConvDecoder(nn.Module):
     def forward(self, h: Tensor, encoder: ConvEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         (first, *rest), (weight, *weights) = self.layers, _weights(self, encoder)
-        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])
+        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])  # type: ignore[arg-type]
         for layer, weight, (height, width) in zip(rest, weights, self.sizes[1:], strict=True):
             h = F.conv_transpose2d(h.relu(), weight, layer.bias, stride=2, padding=self.padding)[..., :height, :width]  # type: ignore[arg-type]
         return h.permute(0, 2, 3, 1).reshape(len(h), -1, self.features)  # the colours of a pixel are blocks
@@ -124,7 +131,9 @@ def _linears(widths: Sequence[int]) -> nn.ModuleList:
 
 def _check_conv(widths: Sequence[int], kernel: int) -> None:
     if not widths or min(widths) < 1 or kernel < 2 or kernel % 2:
-        raise RequestError(f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}")
+        raise RequestError(
+            f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}"
+        )
 
 
 def _sizes(spec: ImageSpec, halvings: int) -> list[tuple[int, int]]:
