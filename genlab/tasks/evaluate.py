@@ -39,7 +39,8 @@ def command(request: Request) -> None:
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
         raise RequestError(
-            f"draws={config.draws}: draws are those of a likelihood's bound, and an autoencoder has no likelihood: drop draws="
+            f"draws={config.draws}: draws are those of a bound on the likelihood, which an autoencoder does not have; "
+            "leave draws= out"
         )
     _data(config, run).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
