@@ -137,9 +137,16 @@ class Features(Protocol):
 
 @runtime_checkable
 class Coder(Protocol):
-    """Something that writes an image as a vector and reads it back. `latent_dim`: L numbers."""
+    """Something that writes an image as a vector and reads it back. `latent_dim`: L numbers.
+
+    `on`: a number h of a code counts as on where |h| > on. `asked`: what its "active" or "mean_activation" should be.
+    `measured_in`: the unit of its objective's "reconstruction".
+    """
 
     latent_dim: int
+    on: float
+    asked: dict[str, float]
+    measured_in: str
 
     def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
         """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""

@@ -1,6 +1,6 @@
 """Codes of autoencoders, and what corrupts their input."""
 
-from genlab.codes.code import Coded, measure
+from genlab.codes.code import Coded
 from genlab.codes.corruption import Gaussian, Masking, SaltPepper
 from genlab.codes.penalised import KL, L1, L2, Dense
 from genlab.codes.selective import Lifetime, TopK
@@ -18,5 +18,4 @@ __all__ = [
     "SaltPepper",
     "SpikeSlab",
     "TopK",
-    "measure",
 ]

@@ -1,7 +1,8 @@
 """What a denoising autoencoder has to undo (Vincent et al. 2010, JMLR 11, sec. 3.3).
 
 Images come scaled, y (B, C, H, W) in [0, 1], and go out corrupted with the values that were touched, bool of that
-shape: an emphasised loss (sec. 3.4) weighs those differently. Noise is torch's, so the training step's seed decides.
+shape: an emphasised loss (sec. 3.4) weighs those differently, unless they are `everywhere`. Noise is torch's, so the
+training step's seed decides.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from genlab.core import RequestError
 
 class Gaussian(nn.Module):
     """y + sigma * noise; every value is touched. `sigma` in units of the range of an image."""
+
+    everywhere = True
 
     def __init__(self, *, sigma: float) -> None:
         super().__init__()
@@ -28,6 +31,8 @@ class Gaussian(nn.Module):
 
 class _Some(nn.Module):
     """Touches every value with probability `share`."""
+
+    everywhere = False
 
     def __init__(self, *, share: float) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class StackedAutoencoder(Autoencoder):
         else:
             code, penalty = self.code(a)
         up = self.decoder.layers[self.depth - 1 - layer]
-        weight = F.normalize(up.weight, dim=0) if layer + 1 == self.depth and self.decoder.unit_columns else up.weight
+        weight = F.normalize(up.weight, dim=0) if self.decoder.unit_columns else up.weight
         reconstruction = (F.linear(code, weight, up.bias) - h).square().sum(1) / 2
         number = torch.full_like(penalty, layer)
         return {"loss": reconstruction + penalty, "reconstruction": reconstruction.detach(), "layer": number}

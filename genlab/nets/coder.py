@@ -6,7 +6,8 @@ back by a linear layer and transposed convolutions (Radford et al. 2016, arXiv:1
 Odd sizes are rounded up on the way there and cut on the way back.
 
 A decoder that is `tied` has only biases of its own, and is handed its mirror image, an encoder, whose weights it uses
-transposed, the last layer first. `unit_columns` keeps the weights of every unit of the code at length 1.
+transposed, the last layer first. `unit_columns` keeps the weights that leave a unit at length 1, in every layer: were
+it the code's units alone, a penalty on a small code could be dodged by large weights further on. (Biases are free.)
 
 B images y (B, C, H, W) in [0, 1]; code h (B, L); T steps of c values, D features each: (B, T, D).
 """
@@ -65,7 +66,7 @@ class MLPDecoder(nn.Module):
         """(B, L) -> (B, T, D)."""
         for i, (layer, weight) in enumerate(zip(self.layers, _weights(self, encoder), strict=True)):
             h = F.linear(h.relu() if i else h, weight, layer.bias)  # type: ignore[arg-type]
-        return h.view(len(h), self.steps, self.features)
+        return h.view(len(h), self.features, self.steps).mT  # the order of an image's values, as the encoder reads them
 
 
 class ConvEncoder(nn.Module):
@@ -156,6 +157,11 @@ def _weights(decoder: MLPDecoder | ConvDecoder, encoder: nn.Module | None) -> li
         weights = [layer.weight.T if layer.weight.ndim == 2 else layer.weight for layer in reversed(encoder.layers)]  # type: ignore[union-attr, arg-type]
     else:
         weights = [layer.weight for layer in decoder.layers]  # type: ignore[misc]
-    if decoder.unit_columns:
-        weights[0] = F.normalize(weights[0], dim=0)  # type: ignore[arg-type]
-    return weights  # type: ignore[return-value]
+    return [_unit(weight) for weight in weights] if decoder.unit_columns else weights  # type: ignore[arg-type, return-value]
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """What leaves every unit has length 1: columns of a matrix, the first dimension of a transposed convolution."""
+    if weight.ndim == 2:
+        return F.normalize(weight, dim=0)
+    return F.normalize(weight.flatten(1), dim=1).view_as(weight)

@@ -77,7 +77,7 @@ class Validation(Periodic):
         """Validate; write best.ckpt on a new best."""
         with learner.judged() as model:
             judgement = judge(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
-        write(trainer, {f"valid/{judgement.name}": judgement.value}, step)
+        write(trainer, {f"valid/{name}": value for name, value in judgement.terms.items()}, step)
         if judgement.value < self.state["value"]:
             self.state = {"value": judgement.value, "step": step, "stale": 0, "details": judgement.details}
             trainer.save_checkpoint(self.best)
