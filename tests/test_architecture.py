@@ -26,6 +26,7 @@ MAY = {
     "masks": ({"core", "pictures"}, {"torch"}),
     "pictures": ({"core"}, {"torch", "numpy", "PIL"}),
     "viz": ({"core"}, {"torch", "PIL", "matplotlib", "numpy"}),
+    "densities": ({"core"}, {"torch", "numpy", "sklearn"}),
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
     "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),

@@ -142,6 +142,29 @@ class Autoencoder(nn.Module):
         top = self.spec.levels - 1
         return (y * top).round().clamp(0, top).long()
 
+    def draw(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Codes (B, L) -> integers (B, C, H, W) drawn from p(x | h); without a head, which has none, the expected image
+        rounded. Noise is drawn where the generator lives.
+        """
+        if self.head is None:
+            return self.quantised(self.decode(h))
+        pixels = self.head(self._decoded(h))
+        size = len(h), self.spec.dims // self.step_channels, int(self.head.noise_size)  # type: ignore[arg-type]
+        device = h.device if generator is None else generator.device
+        noise = torch.rand(*size, generator=generator, device=device, dtype=torch.float)
+        return from_steps(pixels.sample(noise.to(h.device)), self.spec)
+
+    def denoise(self, y: Tensor) -> Tensor:
+        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones."""
+        return self.decode(self.code(self.encoder(y)).h)
+
+    def renew(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Corrupted images (B, C, H, W), about [0, 1] -> clean ones, drawn from p(x | y); without a head, which has
+        none, the expected ones.
+        """
+        h = self.code(self.encoder(y)).h
+        return self.decode(h) if self.head is None else self.scaled(self.draw(h, generator))
+
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Output of every layer of the encoder, "encoder0" …, each (B, D) or (B, D, h, w), and the "code" (B, L)."""
         found: dict[str, Tensor] = {}
