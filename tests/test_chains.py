@@ -247,3 +247,17 @@ def test_corruption_repeats_with_its_generator():
         a, b, c = (corruption(y, seeded(seed))[0] for seed in (0, 0, 1))
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+
+def test_a_chain_never_leaves_the_range_of_images(runs):
+    """A denoiser that exaggerates (ten times its weights) would otherwise run away, and end in numbers that are none."""
+    model = genlab.load(runs / "gaussian")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10)
+    x = torch.rand(4, 1, 28, 28, generator=seeded())
+    for renewed in (model.renew, model.denoise):
+        y = walk(x, corrupt=lambda y: model.corruption(y, seeded())[0], renew=renewed, steps=20)
+        assert 0 <= y.min() <= y.max() <= 1
+    y = langevin(x, denoise=model.denoise, sigma=model.corruption.sigma, steps=200, generator=seeded())
+    assert y.abs().max() < 4

@@ -18,7 +18,7 @@ RANGES = {nn.ReLU: (0.0, None), nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
 
 
 def support(code: nn.Module) -> tuple[Callable[[Tensor], Tensor], str]:
-    """(any vectors (B, L) -> vectors that could be codes, what that does in words or "" for nothing)."""
+    """(any vectors (B, L) -> vectors that could be codes, what that does in words; "" where any vector could)."""
     if isinstance(code, TopK):
         return lambda h: code(h).h, f"all but the {code.k} largest units set to 0"
     low, high = None, None

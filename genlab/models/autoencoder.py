@@ -155,15 +155,18 @@ class Autoencoder(nn.Module):
         return from_steps(pixels.sample(noise.to(h.device)), self.spec)
 
     def denoise(self, y: Tensor) -> Tensor:
-        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones."""
-        return self.decode(self.code(self.encoder(y)).h)
+        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones, cut to [0, 1], where expectations of
+        images are: a chain that is let out of it does not come back.
+        """
+        return self.decode(self.code(self.encoder(y)).h).clamp(0, 1)
 
     def renew(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Corrupted images (B, C, H, W), about [0, 1] -> clean ones, drawn from p(x | y); without a head, which has
         none, the expected ones.
         """
-        h = self.code(self.encoder(y)).h
-        return self.decode(h) if self.head is None else self.scaled(self.draw(h, generator))
+        if self.head is None:
+            return self.denoise(y)
+        return self.scaled(self.draw(self.code(self.encoder(y)).h, generator))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Output of every layer of the encoder, "encoder0" …, each (B, D) or (B, D, h, w), and the "code" (B, L)."""
