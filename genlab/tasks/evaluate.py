@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from genlab import bits
-from genlab.build import build_data, find_checkpoint, read_checkpoint, restore
+from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks import launch
-from genlab.tasks.common import at_least, check_seed, with_progress, writable
+from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
 from genlab.train.plan import Plan
 
@@ -33,7 +33,7 @@ def command(request: Request) -> None:
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, Likelihood):
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
-    _data(config, run).split(config.split)  # a missing file is told now, and not by every process
+    data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.tasks.evaluate:work", settings=settings)
@@ -49,7 +49,7 @@ def work(settings: Any) -> None:
     launch.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     assert isinstance(model, Likelihood)
-    data = _data(config, run)
+    data = data_of(config, run)
     if plan.accelerator == "gpu":
         device = torch.device("cuda", torch.cuda.current_device())
         data.move_to(device)
@@ -71,19 +71,3 @@ def work(settings: Any) -> None:
         checkpoint = str(find_checkpoint(config.ckpt))
         write_json(out, {**result.as_dict(), "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
         print(f"{config.split} bits/dim {result}")
-
-
-def _data(config: DictConfig, run: dict[str, Any]) -> Any:
-    """The data set the checkpoint was trained on, from where it is on this machine."""
-    data = OmegaConf.create(run["data"])
-    with open_dict(data):
-        for key, value in config.data.items():
-            if value is not None:
-                if key == "path" and "path" not in data:
-                    raise RequestError(
-                        f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
-                    )
-                data[key] = value
-        if config.batch_size is not None:
-            data.eval_batch_size = config.batch_size
-    return build_data(data, config.trust)
