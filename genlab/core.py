@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -158,6 +158,33 @@ class Coder(Protocol):
 
     def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
         """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
+        ...
+
+
+class Repair(NamedTuple):
+    """Corrupted copies of images, and what became of them: integers (B, C, H, W) each."""
+
+    corrupted: Tensor
+    repaired: Tensor
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A coder that may have been trained to undo a corruption; `corruption` is None if it was not."""
+
+    corruption: Any
+
+    def repair(self, x: Tensor) -> Repair:
+        """Corrupt images (B, C, H, W) as in training, then reconstruct the clean ones; torch's own noise."""
+        ...
+
+
+@runtime_checkable
+class Filters(Protocol):
+    """Something whose first layer can be looked at."""
+
+    def filters(self) -> Tensor | None:
+        """Weights of the first layer as images (N, C, h, w); None where it has none that make a picture."""
         ...
 
 

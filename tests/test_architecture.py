@@ -25,7 +25,7 @@ MAY = {
     "bits": ({"core"}, {"torch"}),
     "masks": ({"core", "pictures"}, {"torch"}),
     "pictures": ({"core"}, {"torch", "numpy", "PIL"}),
-    "viz": ({"core"}, {"torch", "PIL", "matplotlib", "numpy"}),
+    "viz": ({"core", "viz"}, {"torch", "PIL", "matplotlib", "numpy"}),
     "densities": ({"core"}, {"torch", "numpy", "sklearn"}),
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),

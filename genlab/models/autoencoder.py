@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.core import ImageSpec, RequestError, from_steps, to_steps
+from genlab.core import Filters, ImageSpec, Repair, RequestError, from_steps, to_steps
 
 
 class Autoencoder(nn.Module):
@@ -136,6 +136,21 @@ class Autoencoder(nn.Module):
     def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
         """Integers (B, C, H, W) -> the levels nearest to the expected image, from x or from a corrupted copy of it."""
         return self.quantised(self.decode(self.encode(x, corrupted=corrupted)))
+
+    def denoise(self, y: Tensor) -> Tensor:
+        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones."""
+        return self.decode(self.code(self.encoder(y)).h)
+
+    def repair(self, x: Tensor) -> Repair:
+        """Integers (B, C, H, W) -> corrupted copies as in training, and the clean images as reconstructed from them."""
+        y = self.scaled(x)
+        y = y if self.corruption is None else self.corruption(y)[0]
+        return Repair(self.quantised(y), self.quantised(self.denoise(y)))
+
+    def filters(self) -> Tensor | None:
+        """Weights of the encoder's first layer as images (N, C, h, w), if it has such."""
+        found: Tensor | None = self.encoder.filters() if isinstance(self.encoder, Filters) else None
+        return found
 
     def quantised(self, y: Tensor) -> Tensor:
         """Images in [0, 1], or a little beyond -> integers (B, C, H, W)."""

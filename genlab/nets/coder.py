@@ -28,7 +28,11 @@ class MLPEncoder(nn.Module):
 
     def __init__(self, *, spec: ImageSpec, outputs: int, hidden: Sequence[int] = (512,)) -> None:
         super().__init__()
-        self.layers = _linears([spec.dims, *hidden, outputs])
+        self.spec, self.layers = spec, _linears([spec.dims, *hidden, outputs])
+
+    def filters(self) -> Tensor:
+        """Weights of the first layer as images (D, C, H, W)."""
+        return self.layers[0].weight.view(-1, *self.spec.shape)  # type: ignore[operator, union-attr]
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, outputs)."""
@@ -82,6 +86,10 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])
         ]
         self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)])
+
+    def filters(self) -> Tensor:
+        """Kernels of the first layer, (D, C, k, k)."""
+        return self.layers[0].weight  # type: ignore[return-value]
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, outputs)."""

@@ -98,6 +98,11 @@ def check_drawing(config: DictConfig) -> Path:
     at_least(config, "n", 1)
     check_temperature(config)
     check_seed(config)
+    return check_out(config)
+
+
+def check_out(config: DictConfig) -> Path:
+    """The PNG that `out` names, checked as `writable` does, together with the .npy beside it."""
     out = writable("out", config.out, ".png")
     writable("out", str(out.with_suffix(".npy")), ".npy")
     return out

@@ -19,7 +19,7 @@ from genlab import viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import RequestError, RunError
-from genlab.tasks import launch
+from genlab.tasks import launch, show
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
 from genlab.train.fit import Fit, check, fit, signal_name
@@ -174,6 +174,9 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
     }
     if launch.is_zero():
         write_json(folder / "results.json", results)
+        if config.train.sample_every:
+            subject = show.Subject(judged, data, "valid", folder / "metrics.csv")
+            show.draw(subject, list(show.PICTURES), folder / "pictures")
         print(f"test {judgement.text}")
         print(folder)
     return results
