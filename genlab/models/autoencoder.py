@@ -137,10 +137,6 @@ class Autoencoder(nn.Module):
         """Integers (B, C, H, W) -> the levels nearest to the expected image, from x or from a corrupted copy of it."""
         return self.quantised(self.decode(self.encode(x, corrupted=corrupted)))
 
-    def denoise(self, y: Tensor) -> Tensor:
-        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones."""
-        return self.decode(self.code(self.encoder(y)).h)
-
     def repair(self, x: Tensor) -> Repair:
         """Integers (B, C, H, W) -> corrupted copies as in training, and the clean images as reconstructed from them."""
         y = self.scaled(x)
@@ -170,8 +166,8 @@ class Autoencoder(nn.Module):
         return from_steps(pixels.sample(noise.to(h.device)), self.spec)
 
     def denoise(self, y: Tensor) -> Tensor:
-        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones, cut to [0, 1], where expectations of
-        images are: a chain that is let out of it does not come back.
+        """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones, cut to [0, 1], where expectations
+        of images are: a chain that is let out of it does not come back.
         """
         return self.decode(self.code(self.encoder(y)).h).clamp(0, 1)
 
