@@ -22,19 +22,16 @@ class Code(Protocol):
     """A hidden layer with a price.
 
     `inputs`: numbers that the encoder gives for a unit. `unit_columns`: whether the decoder's weights of every unit
-    must have length 1, without which a penalty on h is dodged by a small h and large weights. `asked`: the sparsity
+    must have length 1, without which a penalty on h is dodged by a small h and large weights. (A head has weights of
+    its own: with one, only weight decay holds them.) `on`: a unit counts as on where |h| > on. `asked`: the sparsity
     that was asked for, under the name of the measure that should reach it, if any.
     """
 
     inputs: int
     unit_columns: bool
+    on: float
     asked: dict[str, float]
 
     def __call__(self, a: Tensor) -> Coded:
         """What the encoder says (B, inputs * L) -> the code. May differ in training and evaluation mode."""
         ...
-
-
-def measure(h: Tensor) -> dict[str, Tensor]:
-    """Code (B, L) -> "active", the share of units that are not zero, and "mean_activation", each (B,)."""
-    return {"active": (h != 0).to(h.dtype).mean(1), "mean_activation": h.mean(1)}

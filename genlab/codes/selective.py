@@ -19,7 +19,7 @@ from genlab.core import RequestError
 class TopK(nn.Module):
     """The k largest units of an image as they are, zero elsewhere; in training and after."""
 
-    inputs, unit_columns = 1, False
+    inputs, unit_columns, on = 1, False, 0.0
 
     def __init__(self, *, units: int, k: int) -> None:
         super().__init__()
@@ -34,9 +34,12 @@ class TopK(nn.Module):
 
 
 class Lifetime(nn.Module):
-    """In training the ceil(share * B) largest activations of every unit over the batch, after it relu(a)."""
+    """In training the ceil(share * B) largest activations of every unit over the batch, after it relu(a).
 
-    inputs, unit_columns = 1, False
+    A batch is that of one process: several have winners each.
+    """
+
+    inputs, unit_columns, on = 1, False, 0.0
 
     def __init__(self, *, units: int, share: float) -> None:
         super().__init__()
@@ -48,5 +51,6 @@ class Lifetime(nn.Module):
         """(B, L) -> the code."""
         if not self.training:
             return Coded(a.relu(), a.new_zeros(len(a)))
-        winners = a.topk(math.ceil(self.share * len(a)), 0).indices
+        count = math.ceil(round(self.share * len(a), 6))  # 0.07 * 100 is 7.000000000000001
+        winners = a.topk(count, 0).indices
         return Coded(a.new_zeros(a.shape).scatter(0, winners, a.gather(0, winners)), a.new_zeros(len(a)))

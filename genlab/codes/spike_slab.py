@@ -9,18 +9,20 @@ training, so that its gradient is that of a smooth function, and after training 
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.codes.code import Coded
-from genlab.codes.penalised import bernoulli_kl
 from genlab.core import RequestError
 
 
 class SpikeSlab(nn.Module):
     """Mean, log-variance and gate logit of every unit, (B, 3 L) -> code (B, L) at the price of weight * KL."""
 
-    inputs, unit_columns = 3, False
+    inputs, unit_columns, on = 3, False, 0.0
 
     def __init__(self, *, units: int, share: float, weight: float = 1.0, temperature: float = 0.5) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class SpikeSlab(nn.Module):
         """(B, 3 L) -> the code."""
         mean, log_var, logit = a.chunk(3, 1)
         log_var = log_var.clamp(-10, 10)  # a variance that neither vanishes nor overflows
-        penalty = self.weight * kl(mean, log_var, logit.sigmoid(), self.share).sum(1)
+        penalty = self.weight * kl(mean, log_var, logit, self.share).sum(1)
         if not self.training:
             return Coded(mean * (logit > 0), penalty)
         u = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
@@ -44,7 +46,12 @@ class SpikeSlab(nn.Module):
         return Coded(gate * (mean + (log_var / 2).exp() * torch.randn_like(mean)), penalty)
 
 
-def kl(mean: Tensor, log_var: Tensor, gate: Tensor, share: float) -> Tensor:
-    """KL of the spike-and-slab posterior from its prior, nats, elementwise."""
+def kl(mean: Tensor, log_var: Tensor, logit: Tensor, share: float) -> Tensor:
+    """KL of the spike-and-slab posterior, whose gate is sigmoid(logit), from its prior, nats, elementwise.
+
+    From the logit, because a gate that is rounded to 0 or 1 has a logarithm without a gradient.
+    """
     slab = (mean.square() + log_var.exp() - 1 - log_var) / 2
-    return gate * slab + bernoulli_kl(gate, torch.full_like(gate, share))
+    on = slab + F.logsigmoid(logit) - math.log(share)
+    off = F.logsigmoid(-logit) - math.log1p(-share)
+    return logit.sigmoid() * on + (-logit).sigmoid() * off

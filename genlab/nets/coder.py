@@ -6,7 +6,8 @@ back by a linear layer and transposed convolutions (Radford et al. 2016, arXiv:1
 Odd sizes are rounded up on the way there and cut on the way back.
 
 A decoder that is `tied` has only biases of its own, and is handed its mirror image, an encoder, whose weights it uses
-transposed, the last layer first. `unit_columns` keeps the weights of every unit of the code at length 1.
+transposed, the last layer first. `unit_columns` keeps the weights that leave a unit at length 1, in every layer: were
+it the code's units alone, a penalty on a small code could be dodged by large weights further on. (Biases are free.)
 
 B images y (B, C, H, W) in [0, 1]; code h (B, L); T steps of c values, D features each: (B, T, D).
 """
@@ -27,7 +28,11 @@ class MLPEncoder(nn.Module):
 
     def __init__(self, *, spec: ImageSpec, outputs: int, hidden: Sequence[int] = (512,)) -> None:
         super().__init__()
-        self.layers = _linears([spec.dims, *hidden, outputs])
+        self.spec, self.layers = spec, _linears([spec.dims, *hidden, outputs])
+
+    def filters(self) -> Tensor:
+        """Weights of the first layer as images (D, C, H, W)."""
+        return self.layers[0].weight.view(-1, *self.spec.shape)  # type: ignore[operator, union-attr]
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, outputs)."""
@@ -52,15 +57,20 @@ class MLPDecoder(nn.Module):
         unit_columns: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.features, self.tied, self.unit_columns = spec.dims // step_channels, features, tied, unit_columns
+        self.steps, self.features, self.tied, self.unit_columns = (
+            spec.dims // step_channels,
+            features,
+            tied,
+            unit_columns,
+        )
         self.layers = _linears([inputs, *hidden, self.steps * features])
         _lend(self.layers, tied)
 
     def forward(self, h: Tensor, encoder: MLPEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         for i, (layer, weight) in enumerate(zip(self.layers, _weights(self, encoder), strict=True)):
-            h = F.linear(h.relu() if i else h, weight, layer.bias)
-        return h.view(len(h), self.steps, self.features)
+            h = F.linear(h.relu() if i else h, weight, layer.bias)  # type: ignore[arg-type]
+        return h.view(len(h), self.features, self.steps).mT  # the order of an image's values, as the encoder reads them
 
 
 class ConvEncoder(nn.Module):
@@ -72,8 +82,14 @@ class ConvEncoder(nn.Module):
         super().__init__()
         _check_conv(widths, kernel)
         sizes = _sizes(spec, len(widths))
-        convs = [nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])]
+        convs = [
+            nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])
+        ]
         self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)])
+
+    def filters(self) -> Tensor:
+        """Kernels of the first layer, (D, C, k, k)."""
+        return self.layers[0].weight  # type: ignore[return-value]
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, outputs)."""
@@ -110,7 +126,7 @@ class ConvDecoder(nn.Module):
     def forward(self, h: Tensor, encoder: ConvEncoder | None = None) -> Tensor:
         """(B, L) -> (B, T, D)."""
         (first, *rest), (weight, *weights) = self.layers, _weights(self, encoder)
-        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])
+        h = F.linear(h, weight, first.bias).view(len(h), -1, *self.sizes[0])  # type: ignore[arg-type]
         for layer, weight, (height, width) in zip(rest, weights, self.sizes[1:], strict=True):
             h = F.conv_transpose2d(h.relu(), weight, layer.bias, stride=2, padding=self.padding)[..., :height, :width]  # type: ignore[arg-type]
         return h.permute(0, 2, 3, 1).reshape(len(h), -1, self.features)  # the colours of a pixel are blocks
@@ -124,7 +140,9 @@ def _linears(widths: Sequence[int]) -> nn.ModuleList:
 
 def _check_conv(widths: Sequence[int], kernel: int) -> None:
     if not widths or min(widths) < 1 or kernel < 2 or kernel % 2:
-        raise RequestError(f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}")
+        raise RequestError(
+            f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}"
+        )
 
 
 def _sizes(spec: ImageSpec, halvings: int) -> list[tuple[int, int]]:
@@ -147,6 +165,11 @@ def _weights(decoder: MLPDecoder | ConvDecoder, encoder: nn.Module | None) -> li
         weights = [layer.weight.T if layer.weight.ndim == 2 else layer.weight for layer in reversed(encoder.layers)]  # type: ignore[union-attr, arg-type]
     else:
         weights = [layer.weight for layer in decoder.layers]  # type: ignore[misc]
-    if decoder.unit_columns:
-        weights[0] = F.normalize(weights[0], dim=0)  # type: ignore[arg-type]
-    return weights  # type: ignore[return-value]
+    return [_unit(weight) for weight in weights] if decoder.unit_columns else weights  # type: ignore[arg-type, return-value]
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """What leaves every unit has length 1: columns of a matrix, the first dimension of a transposed convolution."""
+    if weight.ndim == 2:
+        return F.normalize(weight, dim=0)
+    return F.normalize(weight.flatten(1), dim=1).view_as(weight)
