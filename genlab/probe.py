@@ -9,13 +9,17 @@ probes are below random patches, so a result stands beside four controls:
     patches    random convolution patches with a soft threshold, pooled in quadrants (Coates & Ng 2011, ICML)
     untrained  the same network with fresh weights, its layer chosen in the same way
 
+What needs no labels (the network, components, patches) has seen all training images, however few are labelled. The
+choices use every label of the validation split, more than `few` gives to learn from: few-label accuracies compare with
+one another, not with those of a whole system that has no other labels.
+
 N images, D features, B a batch; labels y (N,) are integers, features float32.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +35,11 @@ from torch import Tensor
 from genlab.core import Features, RequestError
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # times |w|^2 / 2, beside the mean cross-entropy of an image in nats
-ITERATIONS = 300  # of L-BFGS for each penalty, which starts from the solution for the stronger one
+PATIENCE = 2  # so many weaker penalties in a row that do no better on validation, and the search is over
+ITERATIONS = 1000  # of L-BFGS at most for each penalty, which starts from the solution for the stronger one
+TOLERANCE = 1e-4  # of every component of the gradient of the penalised mean cross-entropy
 FILTERS, PATCH, THRESHOLD = 64, 6, 0.25  # random patches, their side in pixels, what is taken off a response
+CONTRAST = 1e-3  # variance that is added to that of a patch with values in [0, 1]; one with less of its own is blank
 Z95 = 1.96
 
 Array = NDArray[Any]
@@ -87,11 +94,17 @@ def features(
 
 
 def probe(layer: str, train: Labelled, valid: Labelled, test: Labelled) -> Probe:
-    """Fit every penalty, keep the one with the highest validation accuracy (of equals the strongest), score it."""
+    """Fit weaker and weaker penalties, keep the one with the highest validation accuracy (of equals the strongest).
+
+    RequestError when the training images are all of one class.
+    """
+    if len(np.unique(train.y)) < 2:
+        raise RequestError(f"the {len(train.y)} labelled training images are all of one class: a probe needs two")
     scaler = StandardScaler().fit(train.x)
     x, x_valid = scaler.transform(train.x), scaler.transform(valid.x)
-    classifier = LogisticRegression(max_iter=ITERATIONS, tol=1e-4, warm_start=True)
+    classifier = LogisticRegression(max_iter=ITERATIONS, tol=TOLERANCE, warm_start=True)
     best: Probe | None = None
+    waiting = 0
     for penalty in PENALTIES:
         classifier.C = 1 / (penalty * len(x))
         with warnings.catch_warnings(record=True) as caught:
@@ -101,33 +114,42 @@ def probe(layer: str, train: Labelled, valid: Labelled, test: Labelled) -> Probe
         accuracy = float(classifier.score(x_valid, valid.y))
         if best is None or accuracy > best.valid:
             of_test = float(classifier.score(scaler.transform(test.x), test.y))
-            best = Probe(layer, x.shape[1], penalty, accuracy, of_test, converged)
+            best, waiting = Probe(layer, x.shape[1], penalty, accuracy, of_test, converged), 0
+        elif (waiting := waiting + 1) == PATIENCE:
+            break
     assert best is not None
     return best
 
 
-def chosen(probes: Iterable[Probe]) -> Probe:
-    """The layer with the highest validation accuracy."""
-    return max(probes, key=lambda p: p.valid)
+def chosen(seeds: Sequence[Mapping[str, Probe]]) -> str:
+    """The layer with the highest validation accuracy, averaged over seeds; of equals the first."""
+    return max(seeds[0], key=lambda layer: float(np.mean([probes[layer].valid for probes in seeds])))
 
 
 def interval(tests: list[float], images: int) -> float:
     """Half the width of the 95 % interval of the mean of test accuracies over seeds.
 
-    The variance is the binomial one of the test images, which all seeds share, plus that over seeds by their number.
+    The variance is the binomial one of the test images, which all seeds share, plus that over seeds by their number; of
+    a normal distribution, which for a handful of seeds is a little narrow.
     """
     mean = float(np.mean(tests))
     over_seeds = float(np.var(tests, ddof=1)) / len(tests) if len(tests) > 1 else 0.0
     return Z95 * (mean * (1 - mean) / images + over_seeds) ** 0.5
 
 
-def few(y: Array, per_class: int, seed: int) -> Array:
-    """Positions of `per_class` random images of every class, in the file's order. RequestError if one has fewer."""
-    random = np.random.default_rng(seed)
-    positions = {c: np.flatnonzero(y == c) for c in np.unique(y)}
-    if (least := min(map(len, positions.values()))) < per_class:
-        raise RequestError(f"per_class={per_class}: the smallest class has only {least} training images")
-    return np.sort(np.concatenate([random.choice(p, per_class, replace=False) for p in positions.values()]))
+def drawn(y: Array, seed: int, *, per_class: int | None = None, count: int | None = None) -> Array:
+    """Positions of the images that are used, in the file's order: `per_class` random ones of every class, or `count` of
+    all of them, or all. A smaller draw is part of a larger one. RequestError when there are not so many.
+    """
+    order = np.random.default_rng(seed).permutation(len(y))
+    if per_class is not None:
+        positions = [order[y[order] == c] for c in np.unique(y)]
+        if (least := min(map(len, positions))) < per_class:
+            raise RequestError(f"per_class={per_class}: the smallest class has only {least} training images")
+        return np.sort(np.concatenate([p[:per_class] for p in positions]))
+    if count is not None and count > len(y):
+        raise RequestError(f"train={count}: there are only {len(y)} training images")
+    return np.sort(order[:count])
 
 
 def pixels(images: Tensor) -> Array:
@@ -143,30 +165,35 @@ def components(images: Mapping[str, Tensor], width: int, seed: int = 0) -> dict[
     return {split: pca.transform(of).astype(np.float32) for split, of in x.items()}
 
 
-def patches(images: Mapping[str, Tensor], seed: int) -> dict[str, Array]:
-    """Responses to random patches of the "train" images (N, 8 * FILTERS), by split.
+def patches(images: Mapping[str, Tensor], levels: int, seed: int) -> dict[str, Array]:
+    """Responses to random patches of the "train" images (N, 8 * FILTERS), by split. Values are 0..`levels` - 1.
 
     Patches are freed of mean and contrast and whitened (ZCA), filters have length 1; z becomes relu(z - THRESHOLD) and
-    relu(-z - THRESHOLD), averaged over each quadrant.
+    relu(-z - THRESHOLD), averaged over each quadrant. Blank patches, half of MNIST's, would make filters of nothing:
+    they are passed over.
     """
     random = torch.Generator().manual_seed(seed)
     train = images["train"]
     side = min(PATCH, *train.shape[2:])
 
     def unfolded(x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, positions, C * side^2), normalised."""
-        p = F.unfold(x.float() / 255, side).mT
-        return (p - p.mean(2, keepdim=True)) / (p.var(2, keepdim=True) + 1e-3).sqrt()
+        """(B, C, H, W) -> (B, positions, C * side^2)."""
+        return F.unfold(x.float() / (levels - 1), side).mT
 
-    some = train[torch.randint(len(train), (2000,), generator=random)]
-    every = unfolded(some)
-    drawn = every[torch.arange(len(some)), torch.randint(every.shape[1], (len(some),), generator=random)]
-    mean, (values, vectors) = drawn.mean(0), torch.linalg.eigh(drawn.T.cov())
+    def normalised(p: Tensor) -> Tensor:
+        return (p - p.mean(-1, keepdim=True)) / (p.var(-1, keepdim=True, correction=0) + CONTRAST).sqrt()
+
+    some = train[torch.randint(len(train), (4000,), generator=random)]
+    places = torch.randint(unfolded(some[:1]).shape[1], (len(some),), generator=random)
+    found = torch.cat([unfolded(x[None])[:, place] for x, place in zip(some, places, strict=True)])
+    rich = found[found.var(1, correction=0) > CONTRAST]
+    found = normalised(rich if len(rich) >= FILTERS else found)
+    mean, (values, vectors) = found.mean(0), torch.linalg.eigh(found.T.cov())
     whiten = vectors @ ((values + 0.1).rsqrt()[:, None] * vectors.T)
-    filters = F.normalize((drawn[:FILTERS] - mean) @ whiten, dim=1)
+    filters = F.normalize((found[:FILTERS] - mean) @ whiten, dim=1)
 
     def responses(x: Tensor) -> Tensor:
-        z = (unfolded(x) - mean) @ (whiten @ filters.T)
+        z = (normalised(unfolded(x)) - mean) @ (whiten @ filters.T)
         z = z.mT.unflatten(2, (x.shape[2] - side + 1, -1))
         z = torch.cat([(z - THRESHOLD).relu(), (-z - THRESHOLD).relu()], 1)
         return F.adaptive_avg_pool2d(z, 2).flatten(1)

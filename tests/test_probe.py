@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import zoo
 from sklearn.linear_model import LogisticRegression
 
 from genlab import cli, probe
@@ -50,9 +51,34 @@ def test_the_penalty_is_per_image():
     assert alone.score((test.x - mean) / scale, test.y) == pytest.approx(found.test, abs=0.02)
 
 
-def test_the_layer_is_chosen_on_validation():
-    better = Probe("a", 1, 1.0, valid=0.9, test=0.1, converged=True)
-    assert probe.chosen([better._replace(layer="b", valid=0.8, test=0.9), better]) == better
+def test_the_search_ends_when_weaker_penalties_do_no_better(monkeypatch):
+    train, valid, test = separable(200), separable(50, seed=1), separable(50, seed=2)
+    fits = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", lambda self, *data: (fits.append(self.C), fit(self, *data))[1])
+    assert probe.probe("a", train, valid, test).penalty == probe.PENALTIES[0]
+    np.testing.assert_allclose(fits, [1 / (penalty * 200) for penalty in probe.PENALTIES[: 1 + probe.PATIENCE]])
+
+
+def test_what_has_not_converged_says_so(monkeypatch):
+    train, valid, test = (separable(n, seed=n, noise=1.0) for n in (60, 60, 60))
+    monkeypatch.setattr(probe, "ITERATIONS", 1)
+    assert not probe.probe("a", train, valid, test).converged
+
+
+def test_one_class_is_refused():
+    train = separable(30)
+    with pytest.raises(RequestError, match="30 labelled training images are all of one class"):
+        probe.probe("a", Labelled(train.x, 0 * train.y), separable(50, seed=1), separable(50, seed=2))
+
+
+def test_the_layer_is_chosen_on_validation_by_all_seeds():
+    def seed(a, b):
+        """Validation accuracies of two layers, which the test accuracies contradict."""
+        return {name: Probe(name, 1, 1.0, valid=v, test=1 - v, converged=True) for name, v in (("a", a), ("b", b))}
+
+    assert probe.chosen([seed(0.9, 0.8), seed(0.5, 0.7)]) == "b"
+    assert probe.chosen([seed(0.9, 0.8), seed(0.7, 0.7)]) == "a"
 
 
 def test_interval_has_both_variances():
@@ -60,14 +86,22 @@ def test_interval_has_both_variances():
     assert probe.interval([0.4, 0.6], 100) == pytest.approx(1.96 * np.sqrt(0.0025 + 0.02 / 2))
 
 
-def test_few_takes_exactly_so_many_of_each_class():
+def test_exactly_so_many_images_are_drawn():
     y = np.repeat([0, 1, 2], [5, 9, 7])
-    a, b = probe.few(y, 4, seed=0), probe.few(y, 4, seed=1)
+    a, b = (probe.drawn(y, seed, per_class=4) for seed in (0, 1))
     assert np.bincount(y[a]).tolist() == [4, 4, 4]
     assert len(set(a)) == 12
-    assert list(a) != list(b)
+    assert list(a) == sorted(a) != list(b)
+    assert set(probe.drawn(y, 0, per_class=2)) < set(a)
+    some = probe.drawn(y, 0, count=10)
+    assert list(some) == sorted(set(some))
+    assert len(some) == 10
+    assert set(probe.drawn(y, 0, count=6)) < set(some)
+    assert list(probe.drawn(y, 0)) == list(range(21))
     with pytest.raises(RequestError, match="only 5"):
-        probe.few(y, 6, seed=0)
+        probe.drawn(y, 0, per_class=6)
+    with pytest.raises(RequestError, match="only 21"):
+        probe.drawn(y, 0, count=22)
 
 
 def test_pooling():
@@ -93,14 +127,46 @@ def test_components_are_white_on_the_training_images_and_come_from_them():
 
 def test_patches_see_every_image_alike():
     of = images(210)
-    found = probe.patches(of, seed=0)
+    found = probe.patches(of, 256, seed=0)
     assert found["train"].shape == (210, 8 * probe.FILTERS)
-    alone = probe.patches({**of, "test": of["test"][7:8]}, seed=0)
+    alone = probe.patches({**of, "test": of["test"][7:8]}, 256, seed=0)
     np.testing.assert_allclose(alone["test"][0], found["test"][7], rtol=1e-4, atol=1e-5)
     brighter = {**of, "test": (of["test"] // 2 + 50).to(torch.uint8)}  # contrast and brightness hardly matter
-    close = np.abs(probe.patches(brighter, seed=0)["test"] - found["test"]).mean()
+    close = np.abs(probe.patches(brighter, 256, seed=0)["test"] - found["test"]).mean()
     assert close < 0.1 * np.abs(found["test"]).mean()
-    assert not np.allclose(probe.patches(of, seed=1)["test"], found["test"])
+    assert not np.allclose(probe.patches(of, 256, seed=1)["test"], found["test"])
+
+
+def test_blank_patches_are_no_filters():
+    """Images that are blank but for a corner: blank filters would all give the same numbers."""
+    of = {split: torch.zeros_like(x) for split, x in images(50, (1, 20, 20)).items()}
+    for split, x in images(50, (1, 8, 8)).items():
+        of[split][:, :, :8, :8] = x
+    upper_left = probe.patches(of, 256, seed=0)["test"].reshape(50, 2 * probe.FILTERS, 4)[:, :, 0]
+    assert len(np.unique(upper_left.round(6), axis=1).T) > 1.6 * probe.FILTERS  # a few look alike by chance
+
+
+def test_patches_know_the_range_of_values():
+    of = {split: x // 255 * 255 for split, x in images(40).items()}
+    binary = {split: x // 255 for split, x in of.items()}
+    found, again = probe.patches(of, 256, seed=0), probe.patches(binary, 2, seed=0)
+    np.testing.assert_allclose(found["test"], again["test"], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", zoo.nets({"grey": zoo.GREY, "rgb": zoo.RGB}))
+def test_every_net_names_its_blocks_and_gives_what_they_said(case):
+    """Nothing later writes into what a block gave; pooled, it is a row an image."""
+    made, x = case.tiny(), zoo.random_images(case.spec, 3)
+    said = []
+    for block in made.net.blocks:
+        block.register_forward_hook(
+            lambda _, __, out: said.append((out[-1] if isinstance(out, tuple) else out).clone())
+        )
+    found = made.features(x)
+    assert list(found) == [f"block{i}" for i in range(len(made.net.blocks))]
+    assert all(torch.equal(h, then) for h, then in zip(found.values(), said, strict=True))
+    assert {probe.pooled(h).shape for h in found.values()} == {(3, made.net.width)}
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +201,37 @@ def test_features_verb(here):
 
 
 @pytest.mark.parametrize("name", ["ae", "ar"])
-def test_probe_verb(here, name):
+def test_probe_verb(here, name, capsys):
     words = ["per_class=5", "seeds=2", "data.limit=150", "layer=all", f"out={name}.json"]
     assert cli.run(["probe", f"ckpt=../{name}", *words]) == 0
     found = json.loads((here / f"{name}.json").read_text())
     records = {r["features"]: r for r in found["records"]}
     assert list(records) == ["network", "raw pixels", "PCA", "random patches", "untrained network"]
-    assert found["labelled_images"] == 50
+    assert (found["labelled_images"], found["valid_images"], found["test_images"]) == (50, 150, 150)
     for r in records.values():
         assert r["seeds"] == len(r["probes"]) == 2
         assert 0 < r["accuracy"] < 1
+        assert {p["layer"] for p in r["probes"]} == {r["layer"]}
+        assert r["layers"][r["layer"]]["valid"] == max(of["valid"] for of in r["layers"].values())
     assert len(records["network"]["layers"]) > 1
     assert records["network"]["layers"] != records["untrained network"]["layers"]
-    assert records["PCA"]["probes"][0]["width"] <= records["network"]["probes"][0]["width"]
+    assert records["PCA"]["width"] == records["network"]["width"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + sum(len(r["layers"]) for r in records.values())
+    assert sum("(chosen)" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(("words", "labels"), [([], 64), (["train=40"], 40)])
+def test_what_no_seed_changes_is_probed_once(here, words, labels):
+    assert cli.run(["probe", "ckpt=../ae", "seeds=2", "layer=code", "data.limit=64", *words]) == 0
+    found = json.loads((here / "probe.json").read_text())
+    assert found["labelled_images"] == labels
+    fixed = 1 if labels == 64 else 2
+    assert {r["features"]: r["seeds"] for r in found["records"]} == {
+        "network": fixed, "raw pixels": fixed, "PCA": fixed, "random patches": 2, "untrained network": 2,
+    }  # fmt: skip
+    untrained = found["records"][-1]["probes"]
+    assert untrained[0] != untrained[1]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +240,10 @@ def test_probe_verb(here, name):
         (["probe", "ckpt=../label"], "given the label"),
         (["probe", "ckpt=../ae", "layer=encodr0"], "did you mean 'encoder0'"),
         (["probe", "ckpt=../ae", "per_class=100000"], "smallest class"),
+        (["probe", "ckpt=../ae", "train=100000"], "train=100000"),
+        (["probe", "ckpt=../ae", "train=0"], "train=0"),
+        (["probe", "ckpt=../ae", "train=10", "per_class=1"], "give one"),
+        (["probe", "ckpt=../ae", "batch_size=0"], "batch_size=0"),
         (["probe", "ckpt=../ae", "seeds=0"], "seeds=0"),
         (["features", "ckpt=../ar", "layer=block7"], "layer=block7"),
         (["features", "ckpt=../ar", "split=tset"], "did you mean 'test'"),

@@ -180,11 +180,13 @@ class Autoencoder(nn.Module):
         return self.scaled(self.draw(self.code(self.encoder(y)).h, generator))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Output of every layer of the encoder, "encoder0" …, each (B, D) or (B, D, h, w), and the "code" (B, L)."""
+        """Hidden layers of the encoder as the next one reads them, "encoder0" …, each (B, D) or (B, D, h, w), and the
+        "code" (B, L).
+        """
         found: dict[str, Tensor] = {}
         hooks = [
-            layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": found.__setitem__(name, out))
-            for i, layer in enumerate(self.encoder.layers)
+            layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": found.__setitem__(name, out.relu()))
+            for i, layer in enumerate(self.encoder.layers[:-1])
         ]
         try:
             found["code"] = self.encode(x)
