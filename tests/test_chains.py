@@ -250,7 +250,7 @@ def test_corruption_repeats_with_its_generator():
 
 
 def test_a_chain_never_leaves_the_range_of_images(runs):
-    """A denoiser that exaggerates (ten times its weights) would otherwise run away."""
+    """A denoiser that exaggerates (ten times its weights) would otherwise run away to no number at all."""
     model = genlab.load(runs / "gaussian")
     with torch.no_grad():
         for p in model.parameters():

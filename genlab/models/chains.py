@@ -7,6 +7,7 @@ al. 2013, arXiv:1305.6663, sec. 3). Where p(x | y) is right, the images that the
 for any corruption that mixes. Their walk-back *training*, which teaches the denoiser its own chain's mistakes, is not
 done here. A model without a distribution of pixels can only go on with r(y) in place of a draw, and then varies too
 little: on Gaussian data of variance S, with a = S / (S + sigma^2), it keeps the variance S a / (1 + a), about half.
+Worse with masking: a grey mean is read as a value that was seen, so means of means fill up to blobs.
 With `known` pixels put back after every draw it is an approximate completion: the model reads the known pixels through
 their corruption, so on Gaussian data the mean is E[y_unknown | y_known = x_known] of the *corrupted* images' density.
 
