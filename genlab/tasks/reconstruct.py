@@ -61,9 +61,7 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
     if not isinstance(config.corrupted, bool):
         raise RequestError(f"corrupted={config.corrupted}: expected true or false")
     if config.corrupted and not can:
-        raise RequestError(
-            f"corrupted=true: this {type(model).__name__} was trained on clean images, without corruption"
-        )
+        raise RequestError(f"corrupted=true: this {type(model).__name__} was trained on clean images")
     return config.corrupted
 
 

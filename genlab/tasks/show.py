@@ -147,14 +147,13 @@ def traversal(subject: Subject) -> Save:
     sheet = (torch.stack(rows) * 255).round().clamp(0, 255).long()
     names = [f"unit {u}\n{lows[u]:.2f} … {highs[u]:.2f}" for u in units]
     columns = ["as it is", "least", *[""] * (STEPS - 2), "largest"]
-    below = f"the first {subject.split} image, with one unit from its least to its largest value in the split"
+    below = f"first image of the {subject.split} split, with one unit from its least to its largest value in the split"
     return _figure(plots.labelled_grid(sheet.flatten(0, 1), _grey(sheet), names, columns, below=below))
 
 
 def plane(subject: Subject) -> Save:
     """A point an image."""
-    if _coder(subject).latent_dim < 2:
-        raise RequestError("a plane needs a code of at least 2 numbers, and model.latent_dim is 1")
+    _coder(subject)
     points, kept = looks.plane(subject.codes)
     labels = subject.data.split(subject.split).labels.cpu()
     return _figure(plots.scatter(points, kept, labels, subject.data.class_names, subject.split))

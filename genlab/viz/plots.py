@@ -56,7 +56,7 @@ def histogram(h: Tensor, split: str) -> Figure:
     means.hist(h.mean(0).numpy(), bins=50, color="0.35")
     means.set(xlabel="mean of a unit over the images", ylabel="how many units")
     means.set_title(f"{int((h == 0).all(0).sum())} of {h.shape[1]} units are 0 for every image", fontsize=10)
-    figure.suptitle(f"Codes of {len(h):,} {split} images", fontsize=11)
+    figure.suptitle(f"Codes of {len(h):,} images of the {split} split", fontsize=11)
     return _tidy(figure)
 
 
@@ -76,12 +76,13 @@ def scatter(points: Tensor, kept: float | None, labels: Tensor, names: Sequence[
             axes.legend(markerscale=4, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         axes.scatter(points[:, 0], points[:, 1], s=3, color="0.35", linewidths=0)
-    what = ("unit 0", "unit 1") if kept is None else ("first principal component", "second principal component")
-    title = f"Codes of {len(points):,} {split} images"
-    axes.set(xlabel=what[0], ylabel=what[1])
-    axes.set_title(
-        title if kept is None else f"{title}: two principal components, {kept:.0%} of the variance", fontsize=10
-    )
+    title = f"Codes of {len(points):,} images of the {split} split"
+    if kept is None:
+        axes.set(xlabel="unit 0", ylabel="unit 1")
+    else:
+        axes.set(xlabel="first principal component", ylabel="second principal component")
+        title += f": two principal components, {kept:.0%} of the variance"
+    axes.set_title(title, fontsize=10)
     return _tidy(figure)
 
 
@@ -103,9 +104,7 @@ def sparsity(metrics: Path) -> Figure:
     }
     panels = {axis: names for axis, names in panels.items() if names}
     if not panels:
-        raise RequestError(
-            f"{metrics} does not say how sparse a code is: only autoencoders log active and mean_activation"
-        )
+        raise RequestError(f"{metrics} does not say how sparse a code is: only autoencoders log active units")
     figure = _figure(4.5 * len(panels), 3.6)
     for axes, (axis, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in zip(names, ("C0", "C3"), strict=False):
@@ -126,9 +125,7 @@ def _rows(metrics: Path) -> list[dict[str, str]]:
         with open(metrics, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except OSError as error:
-        raise RequestError(
-            f"{metrics} is not there: the curves of a run are in its folder, beside checkpoints/"
-        ) from error
+        raise RequestError(f"{metrics} is not there: the curves of a run are in its folder") from error
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
