@@ -64,10 +64,10 @@ def arguments() -> argparse.Namespace:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.ceiling = 8192 if args.device == "cuda" else 1024  # size of the matrices
-    args.positions, args.steps = 12, 150
+    args.steps = 40
     if args.quick:
         args.data, args.n, args.width, args.depth, args.rounds = ["1x6x6"], [2], [8], 2, 1
-        args.ceiling, args.batch, args.positions, args.steps = 64, 4, 2, 12
+        args.ceiling, args.batch, args.steps = 64, 4, 12
     return args
 
 
@@ -81,18 +81,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {"machine": machine(args.device)}
     if "memory" in args.parts:  # first: on Linux a child's peak is at least what its parent held when it was started
-        jobs = [("sampling", max(args.n)), ("training", args.batch)]
-        found["memory"] = [_alone(memory, case, *job) for case in cases if case.data == args.data[-1] for job in jobs]
+        uses = [("sampling", max(args.n)), ("training", args.batch)]
+        found["memory"] = [_alone(memory, case, *use) for case in cases if case.data == args.data[-1] for use in uses]
     ceiling = found["ceilings_flops"] = ceilings(args.device, args.ceiling, 3 * args.rounds)
-    if "training" in args.parts:
-        found["training"] = [record for case in cases for record in training(case, args.batch, args.rounds, ceiling)]
-    if "sampling" in args.parts:
-        found["sampling"] = [sampling(c, n, args.rounds, ceiling, args.positions) for c in cases for n in args.n]
-    if "overhead" in args.parts:
-        from bench_overhead import overhead
-
-        smallest = [case for i, case in enumerate(cases) if case.model not in {c.model for c in cases[:i]}]
-        found["overhead"] = [overhead(replace(c, data="1x28x28"), args.batch, args.steps) for c in smallest]
+    smallest = [case for i, case in enumerate(cases) if case.model not in {c.model for c in cases[:i]}]
+    jobs = {
+        "training": [(training, case, args.batch, args.rounds, ceiling) for case in cases],
+        "sampling": [(sampling, case, n, args.rounds, ceiling, positions(n)) for case in cases for n in args.n],
+        "overhead": [(_overhead, replace(case, data="1x28x28"), args.batch, args.steps) for case in smallest],
+    }
+    for part in (part for part in jobs if part in args.parts):
+        found[part] = []
+        for run, *given in jobs[part]:
+            found[part] += run(*given)
+            args.out.write_text(json.dumps(found, indent=2) + "\n")  # an hour's figures survive what comes after them
     return found
 
 
@@ -102,6 +104,11 @@ def sizes(model: str, depth: int | None, widths: list[int] | None) -> list[tuple
     if widths:
         return [(depth or usual[0][0], width) for width in widths]
     return [(depth or usual_depth, width) for usual_depth, width in usual]
+
+
+def positions(n: int) -> int:
+    """At how many of its steps recomputation of n images is timed: a forward pass of many is already an average."""
+    return max(2, 12 * 16 // max(n, 16))
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -178,6 +185,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
+def _overhead(*given: Any) -> list[dict[str, Any]]:
+    from bench_overhead import overhead  # Lightning's memory is not to be counted as a model's
+
+    return overhead(*given)
+
+
 def _alone(run: Any, *args: Any) -> Any:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(run, *args).result()
@@ -186,9 +199,7 @@ def _alone(run: Any, *args: Any) -> Any:
 def main() -> None:
     """Measure, write, show."""
     args = arguments()
-    found = measure(args)
-    args.out.write_text(json.dumps(found, indent=2) + "\n")
-    show(found)
+    show(measure(args))
 
 
 if __name__ == "__main__":

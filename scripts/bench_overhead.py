@@ -23,7 +23,7 @@ from genlab.train.fit import fit
 from genlab.train.plan import Plan
 
 
-def overhead(case: Case, batch: int, steps: int) -> dict[str, Any]:
+def overhead(case: Case, batch: int, steps: int) -> list[dict[str, Any]]:
     """Images per second of `genlab train` and of the bare loop: same model, data and precision, step by step in turn.
 
     The bare step runs inside the call by which Lightning asks for the next batch, and is taken out of that period.
@@ -61,9 +61,10 @@ def overhead(case: Case, batch: int, steps: int) -> dict[str, Any]:
             model, data, settings, plan, Path(folder), card=card, draw=viz.save_grid, environment=launch.environment()
         )  # fmt: skip
     real, loop = real[5:], loop[5 : 5 + len(real[5:])]  # the first steps allocate
-    return {
+    record = {
         **case.name, "batch": batch, "precision": plan.precision,
         "images_per_second": summary([batch / t for t in real]),
         "bare_images_per_second": summary([batch / t for t in loop]),
         "overhead": statistics.median(real) / statistics.median(loop) - 1,
     }  # fmt: skip
+    return [record]

@@ -119,7 +119,7 @@ def training(case: Case, batch: int, rounds: int, ceiling: dict[str, Any]) -> li
     ]  # fmt: skip
 
 
-def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions: int) -> dict[str, Any]:
+def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions: int) -> list[dict[str, Any]]:
     """n images from the cache, beside one forward pass of them, recomputation, and completion of the lower halves.
 
     Recomputation is timed at `positions` of its T steps, each a forward pass, the head and a draw, and scaled.
@@ -150,7 +150,7 @@ def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions
             case.device,
         )
     sample, recomputed = times["sample"], [t * steps / positions for t in times["recompute"]]
-    return {
+    record = {
         **case.name, "n": n,
         "seconds": summary(sample),
         "forward_seconds": summary(times["forward"]),
@@ -160,6 +160,7 @@ def sampling(case: Case, n: int, rounds: int, ceiling: dict[str, Any], positions
         "times_floor": summary([t * ceiling["32-true"]["median"] / flops for t in sample]),
         "half_completion": summary([b / a for a, b in zip(sample, times["complete"], strict=True)]),
     }  # fmt: skip
+    return [record]
 
 
 def memory(case: Case, what: str, n: int) -> dict[str, Any]:

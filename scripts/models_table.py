@@ -22,7 +22,6 @@ from genlab.train.checkpoint import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"
-BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
 COPIED = ("model", "experiment", "parameters", "steps", "seconds", "images_per_second", "precision")
 LOCAL = ("hydra.run.dir", "hydra.sweep.dir", "data.root")  # where things are on one machine: no part of what was run
 HEADER = ("model", "data", "on test, bits/dim", "parameters", "trained for", "command")
@@ -101,13 +100,14 @@ def _effort(entry: dict[str, Any]) -> str:
     return "; ".join(text for text in (", ".join(parts), entry["note"]) if text)
 
 
-def written(readme: str, rows: str) -> str:
-    """The README with the table between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md needs the lines {BEGIN} and {END}: the table goes between them")
-    return f"{before}{BEGIN}\n{rows}\n{END}{after}"
+def written(readme: str, rows: str, what: str = "models") -> str:
+    """The README with a table between the markers of that name."""
+    begin, end = f"<!-- {what}:begin -->", f"<!-- {what}:end -->"
+    before, found, rest = readme.partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not found or not found_too:
+        raise SystemExit(f"README.md needs the lines {begin} and {end}: the table goes between them")
+    return f"{before}{begin}\n{rows}\n{end}{after}"
 
 
 def main() -> None:
