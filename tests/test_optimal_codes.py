@@ -43,6 +43,42 @@ def trained(model, batches, steps, rate):
     return model.eval()
 
 
+def placed(model, basis, mean):
+    """A linear autoencoder that projects onto an orthonormal basis (D, L) around a mean (D,)."""
+    encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
+    with torch.no_grad():
+        encoder.weight.copy_(basis.T)
+        encoder.bias.copy_(-basis.T @ mean)
+        decoder.weight.copy_(basis)
+        decoder.bias.copy_(mean)
+    return model
+
+
+def fitted(model, x, iterations):
+    """A linear autoencoder at the bottom of its objective on all images, the noise the same at every call; float64.
+
+    From a random subspace: from torch's first weights the way leads past those that are all zero, where the loss is
+    flat, and takes thousands of steps.
+    """
+    model, dims = model.double(), model.spec.dims
+    basis = torch.linalg.qr(torch.randn(dims, model.latent_dim, generator=torch.Generator().manual_seed(0)).double()).Q
+    placed(model, basis, model.scaled(x).flatten(1).mean(0))
+    optimiser = torch.optim.LBFGS(
+        model.parameters(), max_iter=iterations, history_size=30, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-9, tolerance_change=0,
+    )  # fmt: skip
+
+    def loss():
+        optimiser.zero_grad()
+        torch.manual_seed(0)
+        value = model.objective(x)["loss"].mean()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def digits():
     """Real MNIST where it is at hand, else the few thousand digits of the package; the training split."""
@@ -53,12 +89,11 @@ def digits():
 
 
 def test_a_linear_autoencoder_finds_the_principal_components(digits):
-    """Full batches of 2,000 digits; `experiment=linear_ae_mnist` is the same on all of them."""
-    x = digits[:2000]
-    model = trained(made("linear_ae", ImageSpec(1, 28, 28), latent_dim=10), lambda step: x, 600, 2e-2)
-    found = pca_check.check(model, x)
+    """Six of 500 digits; `experiment=linear_ae_mnist` finds 32 of all."""
+    x = digits[:500]
+    found = pca_check.check(fitted(made("linear_ae", ImageSpec(1, 28, 28), latent_dim=6), x, 200), x)
     assert found.angle < 1e-2
-    assert 0 <= found.excess < 1e-4
+    assert -1e-9 < found.excess < 1e-4
 
 
 @pytest.mark.slow
@@ -69,7 +104,7 @@ def test_a_linear_autoencoder_finds_32_components_of_mnist(digits):
     model = trained(made("linear_ae", ImageSpec(1, 28, 28)), lambda step: x[places[step]], 3000, 1e-2)
     found = pca_check.check(model, x)
     assert found.angle < 1e-2
-    assert 0 <= found.excess < 1e-2
+    assert -1e-6 < found.excess < 1e-2
 
 
 def test_the_check_sees_a_subspace_that_is_off(digits):
@@ -81,13 +116,7 @@ def test_the_check_sees_a_subspace_that_is_off(digits):
     turned = kept.clone()
     turned[:, 0] = math.cos(0.1) * kept[:, 0] + math.sin(0.1) * vectors[:, 0]
     for basis, angle in ((kept, 0.0), (turned, 0.1)):
-        with torch.no_grad():
-            encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
-            encoder.weight.copy_(basis.T)
-            encoder.bias.copy_(-basis.T @ mean)
-            decoder.weight.copy_(basis)
-            decoder.bias.copy_(mean)
-        found = pca_check.check(model, x)
+        found = pca_check.check(placed(model, basis, mean), x)
         assert found.angle == pytest.approx(angle, abs=1e-6)
         assert (abs(found.excess) < 1e-6) == (angle == 0)
     assert found.least == pytest.approx(values[:-3].sum().item(), rel=1e-6)
@@ -96,7 +125,7 @@ def test_the_check_sees_a_subspace_that_is_off(digits):
 # ---- denoising
 
 SPEC = ImageSpec(1, 2, 3, 256)
-NOISE = {"_target_": "genlab.codes.Gaussian", "sigma": 0.2}
+NOISE = {"_target_": "genlab.codes.Gaussian", "sigma": 0.1}
 
 
 def gaussian_images(n):
@@ -116,13 +145,14 @@ def drawn(x, size, seed=0):
 
 def test_a_linear_denoiser_finds_the_best_one_for_gaussian_data():
     """mu + Sigma (Sigma + s^2 I)^-1 (y - mu), of the mean and covariance of the images themselves, within 2 %."""
-    x = gaussian_images(4000)
-    model = trained(made("linear_ae", SPEC, latent_dim=6, corruption=NOISE), drawn(x, 512), 1500, 1e-2)
+    x = gaussian_images(40_000)
+    model = fitted(made("linear_ae", SPEC, latent_dim=6, corruption=NOISE), x, 60)
     clean = model.scaled(x).flatten(1)
     mean, covariance = clean.mean(0), torch.cov(clean.T, correction=0)
-    gain = covariance @ torch.linalg.inv(covariance + NOISE["sigma"] ** 2 * torch.eye(6))
+    gain = covariance @ torch.linalg.inv(covariance + NOISE["sigma"] ** 2 * torch.eye(6).double())
     with torch.no_grad():
-        y = clean[:1000] + NOISE["sigma"] * torch.randn(1000, 6, generator=torch.Generator().manual_seed(3))
+        noise = torch.randn(1000, 6, generator=torch.Generator().manual_seed(3)).double()
+        y = clean[:1000] + NOISE["sigma"] * noise
         best = mean + (y - mean) @ gain.T
         found = model.decode(model.code(model.encoder(y.view(-1, 1, 2, 3))).h).flatten(1)
     assert ((found - best).square().mean() / (best - mean).square().mean()).sqrt() < 0.02
