@@ -44,9 +44,8 @@ def tiles(path, count):
     """The first `count` 28 x 28 images of a grid, row by row."""
     pixels = np.asarray(Image.open(path))[::2, ::2]  # the grid shows them twice as large
     columns = pixels.shape[1] // 30
-    at = [(1 + i // columns * 30, 1 + i % columns * 30) for i in range(count)]
-    # 2 grey pixels lie between images and around them, of which every second was read: 2, in units of images
-    return np.stack([pixels[row + 1 : row + 29, column + 1 : column + 29] for row, column in at])
+    at = [(2 + i // columns * 30, 2 + i % columns * 30) for i in range(count)]  # 2 pixels lie between images
+    return np.stack([pixels[row : row + 28, column : column + 28] for row, column in at])
 
 
 def first(n, split="valid"):
