@@ -36,6 +36,7 @@ from genlab.core import Features, RequestError
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # times |w|^2 / 2, beside the mean cross-entropy of an image in nats
 PATIENCE = 2  # so many weaker penalties in a row that do no better on validation, and the search is over
+LEAST = 1e-6  # variance of a principal component as a share of the first one's; with less it is rounding, no direction
 ITERATIONS = 1000  # of L-BFGS at most for each penalty, which starts from the solution for the stronger one
 TOLERANCE = 1e-4  # of every component of the gradient of the penalised mean cross-entropy
 FILTERS, PATCH, THRESHOLD = 64, 6, 0.25  # random patches, their side in pixels, what is taken off a response
@@ -158,11 +159,11 @@ def pixels(images: Tensor) -> Array:
 
 
 def components(images: Mapping[str, Tensor], width: int, seed: int = 0) -> dict[str, Array]:
-    """Whitened principal components of the "train" images, `width` of them (or as many as there can be), by split."""
+    """Whitened principal components of the "train" images, `width` of them (or as many as there are), by split."""
     x = {split: pixels(of) for split, of in images.items()}
-    width = min(width, *x["train"].shape)
-    pca = PCA(width, whiten=True, svd_solver="covariance_eigh", random_state=seed).fit(x["train"])
-    return {split: pca.transform(of).astype(np.float32) for split, of in x.items()}
+    pca = PCA(min(width, *x["train"].shape), whiten=True, svd_solver="covariance_eigh", random_state=seed)
+    there = np.sum(pca.fit(x["train"]).explained_variance_ > LEAST * pca.explained_variance_[0])
+    return {split: pca.transform(of)[:, :there].astype(np.float32) for split, of in x.items()}
 
 
 def patches(images: Mapping[str, Tensor], levels: int, seed: int) -> dict[str, Array]:
