@@ -170,6 +170,16 @@ def test_spike_and_slab_kl_is_the_mean_of_the_log_ratio(logit):
     assert (kl(mean, log_var, torch.tensor(logit), share) - ratio.mean()).abs() < 4 * error
 
 
+def test_spike_and_slab_says_how_many_of_its_relaxed_gates_are_on():
+    code = SpikeSlab(units=4, share=0.1)
+    logit = torch.tensor([[-2.0, 0.0, 0.5, 3.0], [-1.0, -1.0, -1.0, -1.0]])
+    a = torch.cat([torch.ones(2, 8), logit], 1)
+    found = code.train()(a)
+    assert torch.equal(found.active, logit.sigmoid().mean(1))
+    assert (found.h != 0).all()
+    assert code.eval()(a).active is None
+
+
 def test_spike_and_slab_kl_is_zero_at_the_prior_alone_and_finite_for_gates_rounded_to_0_or_1():
     share = 0.1
     at_prior = math.log(share / (1 - share))

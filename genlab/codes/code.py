@@ -12,10 +12,14 @@ from torch import Tensor
 
 
 class Coded(NamedTuple):
-    """Code h (B, L) and what is added to the training loss (B,), nats."""
+    """Code h (B, L) and what is added to the training loss (B,), nats.
+
+    `active`: the share of an image's units that are on (B,), where that cannot be counted in h.
+    """
 
     h: Tensor
     penalty: Tensor
+    active: Tensor | None = None
 
 
 class Code(Protocol):

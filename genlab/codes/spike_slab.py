@@ -43,7 +43,9 @@ class SpikeSlab(nn.Module):
             return Coded(mean * (logit > 0), penalty)
         u = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
         gate = ((logit + u.log() - (-u).log1p()) / self.temperature).sigmoid()
-        return Coded(gate * (mean + (log_var / 2).exp() * torch.randn_like(mean)), penalty)
+        # A relaxed gate is never quite shut: how many units are on is what their probabilities say.
+        active = logit.sigmoid().mean(1)
+        return Coded(gate * (mean + (log_var / 2).exp() * torch.randn_like(mean)), penalty, active)
 
 
 def kl(mean: Tensor, log_var: Tensor, logit: Tensor, share: float) -> Tensor:

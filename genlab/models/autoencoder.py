@@ -112,14 +112,15 @@ class Autoencoder(nn.Module):
             raise RequestError("an autoencoder is unconditional: it takes no label and no context image")
         y = self.scaled(x)
         corrupt, touched = (y, None) if self.corruption is None or not self.training else self.corruption(y)
-        h, penalty = self._coded(corrupt)
+        h, penalty, active = self._coded(corrupt)
         found = self._decoded(h)
         reconstruction = self._reconstruction(found, x, touched)
         terms = {"reconstruction": reconstruction, "penalty": penalty}
         if self.head is None or not self.training:
             with torch.no_grad():
                 terms["squared_error"] = (self._expected(found) - y).square().flatten(1).mean(1)
-        terms |= {"active": (h.abs() > self.on).to(h.dtype).mean(1), "mean_activation": h.mean(1)}
+        active = (h.abs() > self.on).to(h.dtype).mean(1) if active is None else active
+        terms |= {"active": active, "mean_activation": h.mean(1)}
         return {"loss": reconstruction + penalty, **{name: term.detach() for name, term in terms.items()}}
 
     def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
@@ -127,7 +128,8 @@ class Autoencoder(nn.Module):
         y = self.scaled(x)
         if corrupted and self.corruption is not None:
             y = self.corruption(y)[0]
-        return self._coded(y)[0]
+        h: Tensor = self._coded(y).h
+        return h
 
     def decode(self, h: Tensor) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
@@ -195,10 +197,9 @@ class Autoencoder(nn.Module):
                 hook.remove()
         return found
 
-    def _coded(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> codes (B, L) and their penalty (B,)."""
-        h, penalty = self.code(self.encoder(y).to(self.dtype))
-        return h, penalty
+    def _coded(self, y: Tensor) -> Any:
+        """Images (B, C, H, W) in [0, 1] -> what the code makes of them (see codes/code.py)."""
+        return self.code(self.encoder(y).to(self.dtype))
 
     def _decoded(self, h: Tensor) -> Tensor:
         """Codes (B, L) -> what the head gets, or without one the expected values in [0, 1]: (B, T, D)."""

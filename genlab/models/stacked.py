@@ -61,7 +61,7 @@ class StackedAutoencoder(Autoencoder):
         if layer + 1 < self.depth:
             code = a.relu()
         else:
-            code, penalty = self.code(a)
+            code, penalty, _ = self.code(a)
         up = self.decoder.layers[self.depth - 1 - layer]
         weight = F.normalize(up.weight, dim=0) if self.decoder.unit_columns else up.weight
         reconstruction = (F.linear(code, weight, up.bias) - h).square().sum(1) / 2
