@@ -23,7 +23,7 @@ def numbers(*shape, seed=0, scale=1.0):
 def test_every_code_says_what_it_is(name):
     code = zoo.part(zoo.Coding("sparse_ae", zoo.GREY, code=name).config()["code"], units=6).double()
     for training in (True, False):
-        h, penalty = code.train(training)(numbers(5, 6 * code.inputs))
+        h, penalty, _ = code.train(training)(numbers(5, 6 * code.inputs))
         assert h.shape == (5, 6)
         assert penalty.shape == (5,)
         assert (penalty >= 0).all()
@@ -34,7 +34,7 @@ def test_every_code_says_what_it_is(name):
 def test_dense_is_the_activation_for_nothing():
     a = numbers(4, 3)
     for name, function in {"identity": lambda t: t, "relu": torch.relu, "tanh": torch.tanh}.items():
-        h, penalty = Dense(units=3, activation=name)(a)
+        h, penalty, _ = Dense(units=3, activation=name)(a)
         assert torch.equal(h, function(a))
         assert not penalty.any()
     assert Dense(units=3, activation="sigmoid").on == 0.5
@@ -199,7 +199,7 @@ def test_gates_are_relaxed_in_training_and_exact_after():
     mean, log_var, logit = torch.ones(2000, 4), torch.full((2000, 4), -8.0), torch.tensor([-3.0, -0.1, 0.1, 3.0])
     a = torch.cat([mean, log_var, logit.expand(2000, 4)], 1).requires_grad_()
     torch.manual_seed(0)
-    h, penalty = code(a)
+    h, penalty, _ = code(a)
     gate = h.detach()
     assert ((gate > 0.02) & (gate < 0.98)).any()
     # A binary concrete gate is above 1/2 with the probability of the gate it relaxes.
