@@ -96,17 +96,6 @@ def test_a_linear_autoencoder_finds_the_principal_components(digits):
     assert -1e-9 < found.excess < 1e-4
 
 
-@pytest.mark.slow
-def test_a_linear_autoencoder_finds_32_components_of_mnist(digits):
-    x = digits[: len(digits) // 1000 * 1000]
-    orders = [torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)) for epoch in range(400)]
-    places = torch.cat(orders).view(-1, 1000)
-    model = trained(made("linear_ae", ImageSpec(1, 28, 28)), lambda step: x[places[step]], 3000, 1e-2)
-    found = pca_check.check(model, x)
-    assert found.angle < 1e-2
-    assert -1e-6 < found.excess < 1e-2
-
-
 def test_the_check_sees_a_subspace_that_is_off(digits):
     """PCA itself passes, turned by 0.1 rad it does not."""
     x, model = digits[:500], made("linear_ae", ImageSpec(1, 28, 28), latent_dim=3).double()
