@@ -68,9 +68,10 @@ class Result:
 
 
 class Tally:
-    """Collects nats per image, on any number of processes, and summarises them once."""
+    """Collects nats per image, on any number of processes, and summarises them once. `what` they are, for errors."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "log-likelihood") -> None:
+        self._what = what
         self._index: list[Tensor] = []
         self._nats: list[Tensor] = []
 
@@ -95,8 +96,8 @@ class Tally:
         if not nats.isfinite().all():
             bad = index[~nats.isfinite()]
             raise RunError(
-                f"log-likelihood is not finite for {len(bad)} of {len(index)} images, first image {bad[0].item()} "
-                f"of the split ({nats[~nats.isfinite()][0].item()} nats)"
+                f"{self._what} is not finite for {len(bad)} of {len(index)} images, first image {bad[0].item()} "
+                f"of the split ({nats[~nats.isfinite()][0].item()})"
             )
         if len(index.unique()) != len(index) or (expected is not None and len(index) != expected):
             raise RunError(

@@ -21,6 +21,10 @@ VERBS = {
     "eval": "likelihood of a checkpoint over a whole split",
     "sample": "draw images",
     "complete": "fill in the unknown part of an image",
+    "reconstruct": "show images beside their reconstructions",
+    "show": "pictures of what a model has learnt: filters, codes, traversals",
+    "features": "what a model makes of every image of a data set, as numbers",
+    "probe": "what those features are worth to a linear classifier, beside controls",
     "list": "what there is: models, data sets, experiments",
 }
 USAGE = """\

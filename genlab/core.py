@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -132,6 +132,59 @@ class Features(Protocol):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Named representations of the images, each (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class Coder(Protocol):
+    """Something that writes an image as a vector and reads it back. `latent_dim`: L numbers.
+
+    `on`: a number h of a code counts as on where |h| > on. `asked`: what its "active" or "mean_activation" should be.
+    `measured_in`: the unit of its objective's "reconstruction".
+    """
+
+    latent_dim: int
+    on: float
+    asked: dict[str, float]
+    measured_in: str
+
+    def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""
+        ...
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
+        ...
+
+    def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
+        ...
+
+
+class Repair(NamedTuple):
+    """Corrupted copies of images, and what became of them: integers (B, C, H, W) each."""
+
+    corrupted: Tensor
+    repaired: Tensor
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A coder that may have been trained to undo a corruption; `corruption` is None if it was not."""
+
+    corruption: Any
+
+    def repair(self, x: Tensor) -> Repair:
+        """Corrupt images (B, C, H, W) as in training, then reconstruct the clean ones; torch's own noise."""
+        ...
+
+
+@runtime_checkable
+class Filters(Protocol):
+    """Something whose first layer can be looked at."""
+
+    def filters(self) -> Tensor | None:
+        """Weights of the first layer as images (N, C, h, w); None where it has none that make a picture."""
         ...
 
 

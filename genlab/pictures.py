@@ -46,6 +46,17 @@ def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
     return image, known
 
 
+def whole_image(path: Path, spec: ImageSpec) -> Tensor:
+    """A picture of the model's size without transparent pixels -> integers (C, H, W)."""
+    image, known = partial_image(path, spec)
+    if not known.all():
+        raise RequestError(
+            f"image={path} leaves pixels open (transparent, or smaller than the model's {spec.height}x{spec.width}): "
+            "give a whole image"
+        )
+    return image
+
+
 def context_image(path: Path, spec: ImageSpec, whole: ImageSpec) -> tuple[Tensor, bool]:
     """A picture file for `context=`: (integers (C, h, w), False) of a context of `spec`, or (…, True) of a whole image.
 

@@ -74,10 +74,20 @@ def table(folder: Path = RESULTS) -> str:
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     test = entry["test"]
-    value = str(Result(**test)) if "bits_per_dim" in test else f"loss {test['loss']:.4f} nats ({test['n']:,} images)"
+    value = _value(test)
     parameters = "" if entry["parameters"] is None else f"{entry['parameters']:,}"
     cells = (f"`{entry['model']}`", f"`{entry['data']}`", value, parameters, _effort(entry), f"`{entry['command']}`")
     return tuple(cell.replace("|", "\\|") for cell in cells)
+
+
+def _value(test: dict[str, Any]) -> str:
+    """What a model is judged by; a reconstruction does not pass for a likelihood."""
+    if "bits_per_dim" in test:
+        return str(Result(**test))
+    if test.get("kind") == "reconstruction":
+        error = f"{test['reconstruction']:.4f} ± {test['standard_error']:.4f} {test['measured_in']}"
+        return f"no likelihood; reconstruction {error} ({test['n']:,} images)"
+    return f"loss {test['loss']:.4f} nats ({test['n']:,} images)"
 
 
 def _effort(entry: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ import genlab
 ROOT = Path(genlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-FOREIGN = {"torch", "torchvision", "pytorch_lightning", "hydra", "omegaconf", "numpy", "PIL", "rich", "scipy"}
+FOREIGN = {"torch", "torchvision", "pytorch_lightning", "hydra", "omegaconf"}
+FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
     "core": (set(), {"torch"}),
@@ -24,7 +25,9 @@ MAY = {
     "bits": ({"core"}, {"torch"}),
     "masks": ({"core", "pictures"}, {"torch"}),
     "pictures": ({"core"}, {"torch", "numpy", "PIL"}),
-    "viz": ({"core"}, {"torch", "PIL"}),
+    "viz": ({"core", "viz"}, {"torch", "PIL", "matplotlib", "numpy"}),
+    "densities": ({"core"}, {"torch", "numpy", "sklearn"}),
+    "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
     "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
     "build": ({"core"}, {"torch", "hydra", "omegaconf"}),

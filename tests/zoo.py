@@ -1,4 +1,8 @@
-"""Every model yaml with every legal head and context, shrunk to sizes at which all questions can be asked."""
+"""Every model yaml, family by family, shrunk to sizes at which all questions can be asked.
+
+Autoregressive ones (`Case`): with every legal head and context. Autoencoders (`Coding`): with every legal head, every
+code and every corruption.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from functools import cache
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from genlab.build import build
@@ -49,6 +54,22 @@ LISTABLE = {
 
 CONTEXTS = ("none", "label", "image")
 
+# Layers of autoencoders are lists of widths; a width that a yaml asks for becomes:
+NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
+CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
+AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
+
+
+def tiny(config: dict, spec: ImageSpec, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double):
+    """A model in evaluation mode with random weights of that scale everywhere (None: as initialised)."""
+    torch.manual_seed(seed)
+    made = build(config, spec).to(dtype).eval()
+    if scale is not None:
+        with torch.no_grad():
+            for p in made.parameters():
+                p.normal_(0, scale)
+    return made
+
 
 @dataclass(frozen=True)
 class Case:
@@ -71,13 +92,7 @@ class Case:
 
     def tiny(self, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, sizes=SMALL):
         """A small model with random weights of that scale everywhere (None: as initialised)."""
-        torch.manual_seed(seed)
-        made = build(self.config(sizes), self.spec).to(dtype).eval()
-        if scale is not None:
-            with torch.no_grad():
-                for p in made.parameters():
-                    p.normal_(0, scale)
-        return made
+        return tiny(self.config(sizes), self.spec, scale=scale, seed=seed, dtype=dtype)
 
     def given(self, n: int, seed: int = 0):
         """Contexts of n images, different ones: labels, images or None."""
@@ -86,14 +101,53 @@ class Case:
         return random_images(self.spec.context, n, seed + 100) if self.context == "image" else None
 
 
+@dataclass(frozen=True)
+class Coding:
+    """One autoencoder yaml with a head, a code and a corruption, on images of a spec."""
+
+    model: str
+    spec: ImageSpec
+    head: str = "none"
+    code: str = "dense"
+    corruption: str = "none"
+
+    def config(self, **changes):
+        """The model config, small, as a plain dict; `changes` go over its own keys."""
+        plain = OmegaConf.to_container(_composed(self.model), resolve=True)
+        for group in ("head", "code", "corruption"):
+            plain[group] = _part(group, getattr(self, group))
+        _resize(plain, CODES)
+        for side in ("encoder", "decoder"):
+            for key in {"hidden", "widths"} & plain[side].keys():
+                plain[side][key] = [NARROW[width] for width in plain[side][key]]
+        return plain | changes
+
+    def tiny(self, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, **changes):
+        """A small model with random weights of that scale everywhere (None: as initialised)."""
+        return tiny(self.config(**changes), self.spec, scale=scale, seed=seed, dtype=dtype)
+
+
 @cache
 def _composed(model: str):
     return Request("train", [], command="").check([f"model={model}"]).model
 
 
 @cache
+def family(*classes: str) -> tuple[str, ...]:
+    """The model yamls whose class is one of these."""
+    return tuple(m for m in choices("model") if _composed(m)._target_.rpartition(".")[2] in classes)
+
+
+def choices(group: str) -> list[str]:
+    """What there is to choose from in a group of configs."""
+    return list(groups([configs_folder()])[group])
+
+
+@cache
 def _part(group: str, name: str):
-    return OmegaConf.to_container(OmegaConf.load(configs_folder() / "model" / group / f"{name}.yaml"))
+    """A part of a model; nothing where its yaml says so ("none")."""
+    plain = OmegaConf.to_container(OmegaConf.load(configs_folder() / "model" / group / f"{name}.yaml"))
+    return plain if "_target_" in plain else plain.get(group)
 
 
 def _resize(node, sizes) -> None:
@@ -107,10 +161,9 @@ def _resize(node, sizes) -> None:
 @cache
 def _legal(spec: ImageSpec) -> tuple[tuple[Case, int], ...]:
     """Unconditional cases on images of the spec, and values per step. Heads in the order of preference."""
-    known = groups([configs_folder()])
-    heads = sorted(known["model/head"], key=lambda head: (head != "categorical", head))
+    heads = sorted(set(choices("model/head")) - {"none"}, key=lambda head: (head != "categorical", head))
     found = []
-    for model in known["model"]:
+    for model in family("Autoregressive"):
         for variant, head in itertools.product(VARIANTS.get(model, {"": {}}), heads):
             case = Case(model, variant, head, "none", spec)
             try:
@@ -129,7 +182,8 @@ def _named(cases: Iterable[tuple[str, Case]]):
 def models(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
     """Every model with every head that is legal."""
     pairs = [(name, case) for name, spec in specs.items() for case, _ in _legal(spec)]
-    assert {case.model for _, case in pairs} == set(groups([configs_folder()])["model"]), "a model accepts no head"
+    assert {case.model for _, case in pairs} == set(family("Autoregressive")), "a model accepts no head"
+    assert not set(choices("model")) - set(family("Autoregressive", *AUTOENCODERS)), "a model that nobody asks anything"
     return _named((name, replace(case, context=context)) for context in contexts for name, case in pairs)
 
 
@@ -151,6 +205,12 @@ def nets_and_heads(specs: dict[str, ImageSpec], net: str = "pixelcnn"):
     return list(chosen.values())
 
 
+def part(config: dict, **finish):
+    """A part of a model by itself, out of its config; one that a family finishes takes what is missing."""
+    made = instantiate(config)
+    return made(**finish) if config.get("_partial_") else made
+
+
 def every_image(spec: ImageSpec) -> torch.Tensor:
     """All K^(CHW) images, (N, C, H, W)."""
     values = torch.cartesian_prod(*[torch.arange(spec.levels)] * spec.dims)
@@ -166,3 +226,29 @@ def histogram(images: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     """How often each of `every_image` occurs, (K^(CHW),)."""
     place = spec.levels ** torch.arange(spec.dims - 1, -1, -1)
     return torch.bincount((images.flatten(1) * place).sum(1), minlength=spec.levels**spec.dims).double()
+
+
+@cache
+def legal(model: str, group: str, spec: ImageSpec) -> tuple[str, ...]:
+    """Heads, codes or corruptions that an autoencoder yaml accepts for images of the spec."""
+
+    def accepts(choice: str) -> bool:
+        try:
+            return build(Coding(model, spec, **{group: choice}).config(), spec) is not None
+        except RequestError:
+            return False
+
+    return tuple(filter(accepts, choices(f"model/{group}")))
+
+
+def codings(specs: dict[str, ImageSpec]):
+    """Every autoencoder as plain as can be, and with each head, code and corruption: the parts do not know one another.
+
+    (`test_everything_goes_with_everything` is about the rest of the combinations.)
+    """
+    found = {}
+    for model, (name, spec) in itertools.product(family(*AUTOENCODERS), specs.items()):
+        for group in ("head", "code", "corruption"):
+            cases = [Coding(model, spec, **{group: choice}) for choice in legal(model, group, spec)]
+            found |= {(name, case): None for case in cases}
+    return [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]

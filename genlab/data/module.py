@@ -110,9 +110,10 @@ class ImageData(LightningDataModule):
         split = self._whole_split(name)
         return self._conditioned(take(split, torch.arange(min(count, len(split.labels)))))
 
-    def batches(self, split: str) -> WholeSplit:
-        """The whole split in fixed batches, for this process."""
-        return WholeSplit(self._whole_split(split), self.eval_batch_size, self._conditioned)
+    def batches(self, split: str, index: torch.Tensor | None = None) -> WholeSplit:
+        """The whole split, or its images at the positions `index`, in fixed batches, for this process."""
+        whole = self._whole_split(split)
+        return WholeSplit(whole if index is None else whole.take(index), self.eval_batch_size, self._conditioned)
 
     def training_batch(self, number: int) -> Batch:
         """Batch `number` of the training sequence, for this process, augmented and drawn as the options say."""

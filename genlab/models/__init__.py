@@ -1,5 +1,7 @@
 """Families: what owns an algorithm (likelihood, sampling, completion) and is given networks and heads."""
 
+from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
+from genlab.models.stacked import StackedAutoencoder
 
-__all__ = ["Autoregressive"]
+__all__ = ["Autoencoder", "Autoregressive", "StackedAutoencoder"]

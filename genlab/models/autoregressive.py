@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, ImageSpec, RequestError, from_steps, to_steps
+from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
 
 KINDS = {"label": "a class label", "image": "a second image"}
 
@@ -74,6 +74,11 @@ class Autoregressive(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+        return found
+
+    def filters(self) -> Tensor | None:
+        """What the net's first layer makes of each pixel around, (N, C, h, w), if that is a picture."""
+        found: Tensor | None = self.net.filters() if isinstance(self.net, Filters) else None
         return found
 
     def sample(

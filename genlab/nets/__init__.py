@@ -1,5 +1,6 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
+from genlab.nets.coder import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from genlab.nets.context import ImageContext, LabelContext
 from genlab.nets.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.gated_pixelcnn import GatedPixelCNN
@@ -10,10 +11,14 @@ from genlab.nets.pixelsnail import PixelSNAIL
 from genlab.nets.row_lstm import RowLSTM
 
 __all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
     "ImageContext",
     "LabelContext",
+    "MLPDecoder",
+    "MLPEncoder",
     "PixelCNN",
     "PixelCNNpp",
     "PixelSNAIL",

@@ -203,6 +203,10 @@ class GatedPixelCNN(nn.Module, Cached):
         h = self.last(h.relu()).relu()
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)  # colour groups are blocks
 
+    def filters(self) -> Tensor:
+        """What a brighter pixel adds to the first layer of the vertical stack, (N, C, k // 2 + 1, k)."""
+        return self.values.contrast(self.blocks[0].vertical.weight)
+
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on, itself aside."""
         h = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)

@@ -146,6 +146,10 @@ class PixelTransformer(nn.Module, Cached):
             h = block(h, self.table, self.attend, biases)
         return self.norm(h)
 
+    def filters(self) -> Tensor:
+        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        return self.values.contrast(self.first.masked_weight)
+
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on: what the tokens that reach it are made of."""
         height, width = self.spec.height, self.spec.width

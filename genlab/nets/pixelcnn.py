@@ -99,6 +99,10 @@ class PixelCNN(nn.Module, Cached):
         h = self.last(h.relu()).relu()
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)  # colour groups are blocks
 
+    def filters(self) -> Tensor:
+        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        return self.values.contrast(self.first.masked_weight)
+
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on, itself aside: the past less the blind spot."""
         seen = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)

@@ -163,6 +163,10 @@ class PixelRNN(nn.Module, Cached):
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
         self.biases = LayerBiases(context_width, [width] + depth * [directions * 4 * self.units])
 
+    def filters(self) -> Tensor:
+        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        return self.values.contrast(self.first.masked_weight)
+
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Any]:
         """What is read of an image (B, C E, H, W), what a context adds (B, …, h, w) -> what enters the gates."""
         return biases

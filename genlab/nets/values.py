@@ -44,6 +44,13 @@ class Values(nn.Module):
         """Integers (B, C, H, W) -> (B, C E, H, W)."""
         return F.embedding(x.permute(0, 2, 3, 1).long(), self.table).flatten(3).permute(0, 3, 1, 2)
 
+    def contrast(self, weight: Tensor) -> Tensor:
+        """Weights of a convolution that reads these numbers, (D, C E, h, w) -> (D, C, h, w): what the brightest value
+        instead of the darkest adds, from each place.
+        """
+        span = self.table[-1] - self.table[0]
+        return (weight.unflatten(1, (-1, self.width)) * span[:, None, None]).sum(2)
+
     def put(self, values: Tensor, into: Tensor) -> None:
         """`forward` of one step of a cache: integers (B, c) -> into (B, c E)."""
         into.copy_(F.embedding(values.long(), self.table).flatten(1))

@@ -11,22 +11,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
-from genlab.build import restore
+from genlab.build import build_data, restore
 from genlab.core import ImageSpec, RequestError
 from genlab.train.checkpoint import atomically
 from genlab.viz import save_grid
 
 
-def open_model(config: DictConfig, capability: type, does: str) -> tuple[nn.Module, dict[str, Any], ImageSpec]:
-    """(model on its device, run config, spec) of `ckpt=`. RequestError when the model cannot do what the verb needs."""
+def open_model(config: DictConfig, capability: type, does: str, *others: type) -> tuple[Any, dict[str, Any], ImageSpec]:
+    """(model on its device, run config, spec) of `ckpt=`. RequestError when the model cannot do what the verb needs
+    and is none of the `others` that the verb has a way with.
+    """
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    if not isinstance(model, capability):
+    if not isinstance(model, (capability, *others)):
         raise RequestError(f"{type(model).__name__} cannot {does}: it has no {capability.__name__.lower()} side")
     return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
+
+
+def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
+    """The data set the checkpoint was trained on, from where it is on this machine."""
+    data = OmegaConf.create(run["data"])
+    with open_dict(data):
+        for key, value in config.data.items():
+            if value is not None:
+                if key == "path" and "path" not in data:
+                    raise RequestError(
+                        f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
+                    )
+                data[key] = value
+        if config.batch_size is not None:
+            data.eval_batch_size = config.batch_size
+    return build_data(data, config.trust)
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,6 +98,11 @@ def check_drawing(config: DictConfig) -> Path:
     at_least(config, "n", 1)
     check_temperature(config)
     check_seed(config)
+    return check_out(config)
+
+
+def check_out(config: DictConfig) -> Path:
+    """The PNG that `out` names, checked as `writable` does, together with the .npy beside it."""
     out = writable("out", config.out, ".png")
     writable("out", str(out.with_suffix(".npy")), ".npy")
     return out

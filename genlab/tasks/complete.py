@@ -10,9 +10,11 @@ from torch import Tensor
 from genlab.compose import Request, split_hydra
 from genlab.core import Completer, ImageSpec, RequestError
 from genlab.masks import known_mask
+from genlab.models import Autoencoder
 from genlab.pictures import partial_image
 from genlab.tasks.common import at_least, check_drawing, open_model, save_drawing, with_progress
 from genlab.tasks.given import Given, given
+from genlab.tasks.stand_in import completer_of
 
 PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
 COPIES = 512  # images times particles at once
@@ -24,8 +26,9 @@ def command(request: Request) -> None:
     out = check_drawing(config)
     if config.particles is not None:
         at_least(config, "particles", 1)
-    model, run, spec = open_model(config, Completer, "complete images")
+    model, run, spec = open_model(config, Completer, "complete images", Autoencoder)
     what = given(config, model, run, any_label=False)
+    completer, approximate = completer_of(config, model)
     generator = torch.Generator().manual_seed(config.seed)
 
     image, known = partial_image(Path(str(config.image)).expanduser(), spec)
@@ -44,14 +47,14 @@ def command(request: Request) -> None:
 
     # Known pixels that come after an unknown one need weighted particles; a known prefix does not.
     prefix = bool((known.flatten().long().diff() <= 0).all())
-    particles = config.particles or (1 if prefix else PARTICLES)
+    particles = config.particles or (1 if prefix or approximate else PARTICLES)
     chunk = max(1, COPIES // (1 if prefix else particles))
 
     def draw(advance):  # type: ignore[no-untyped-def]
         images, effective = [], []
         for start in range(0, what.n, chunk):
             n = min(chunk, what.n - start)
-            done = model.complete(  # type: ignore[operator]
+            done = completer.complete(
                 image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=what.part(start, n),
                 particles=particles, temperature=config.temperature, generator=generator,
             )  # fmt: skip
@@ -63,7 +66,7 @@ def command(request: Request) -> None:
     images, effective = with_progress("completing", what.n, draw)
     shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
     save_drawing(out, images, spec, shown, shown_spec, columns)
-    how = (
+    how = approximate or (
         "exact: the known pixels come first"
         if prefix
         else f"{particles} particles, at worst {effective.min().item():.1f} of them effective"

@@ -1,4 +1,7 @@
-"""`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several."""
+"""`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several.
+
+An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from genlab import bits
-from genlab.build import build_data, find_checkpoint, read_checkpoint, restore
+from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import Likelihood, RequestError, nearest
+from genlab.core import Coder, Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks import launch
-from genlab.tasks.common import at_least, check_seed, with_progress, writable
+from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
+from genlab.train.judge import judge
 from genlab.train.plan import Plan
 
 
@@ -31,9 +35,14 @@ def command(request: Request) -> None:
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    if not isinstance(model, Likelihood):
+    if not isinstance(model, (Likelihood, Coder)):
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
-    _data(config, run).split(config.split)  # a missing file is told now, and not by every process
+    if not isinstance(model, Likelihood) and config.draws != 1:
+        raise RequestError(
+            f"draws={config.draws}: draws are those of a bound on the likelihood, which an autoencoder does not have; "
+            "leave draws= out"
+        )
+    data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.tasks.evaluate:work", settings=settings)
@@ -48,42 +57,34 @@ def work(settings: Any) -> None:
     plan = Plan.of(config.trainer)
     launch.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    assert isinstance(model, Likelihood)
-    data = _data(config, run)
+    data = data_of(config, run)
     if plan.accelerator == "gpu":
         device = torch.device("cuda", torch.cuda.current_device())
         data.move_to(device)
-        model.to(device)  # type: ignore[attr-defined]
-    weights = str(model.weights)  # type: ignore[attr-defined]
+        model.to(device)
+    weights = str(model.weights)
     torch.manual_seed(config.seed)
     total = len(data.split(config.split).labels)
 
     def evaluate(advance):  # type: ignore[no-untyped-def]
-        return bits.evaluate(
+        """(content of the file, line for the user)"""
+        if not isinstance(model, Likelihood):
+            judgement = judge(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
+            return judgement.details, judgement.text
+        result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
             weights=weights, precision="32", expected=total, on_batch=advance,
         )  # fmt: skip
+        return result.as_dict(), f"bits/dim {result}"
 
-    result = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
+    details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():
         out = Path(config.out)
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
-        write_json(out, {**result.as_dict(), "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
-        print(f"{config.split} bits/dim {result}")
-
-
-def _data(config: DictConfig, run: dict[str, Any]) -> Any:
-    """The data set the checkpoint was trained on, from where it is on this machine."""
-    data = OmegaConf.create(run["data"])
-    with open_dict(data):
-        for key, value in config.data.items():
-            if value is not None:
-                if key == "path" and "path" not in data:
-                    raise RequestError(
-                        f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
-                    )
-                data[key] = value
-        if config.batch_size is not None:
-            data.eval_batch_size = config.batch_size
-    return build_data(data, config.trust)
+        write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
+        if not isinstance(model, Likelihood):
+            print(
+                "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction:"
+            )
+        print(f"{config.split} {text}")

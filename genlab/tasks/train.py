@@ -19,11 +19,12 @@ from genlab import viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import RequestError, RunError
-from genlab.tasks import launch
+from genlab.tasks import launch, show
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
 from genlab.train.fit import Fit, check, fit, signal_name
 from genlab.train.judge import judge
+from genlab.train.learner import networks
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
 
@@ -84,7 +85,7 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
     check_conditioning(data, model)
-    if config.compile and not isinstance(getattr(model, "net", None), nn.Module):
+    if config.compile and not networks(model):
         raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
     return data, model
 
@@ -173,6 +174,9 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
     }
     if launch.is_zero():
         write_json(folder / "results.json", results)
+        if config.train.sample_every:
+            subject = show.Subject(judged, data, "valid", folder / "metrics.csv")
+            show.draw(subject, list(show.PICTURES), folder / "pictures")
         print(f"test {judgement.text}")
         print(folder)
     return results

@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 
 from genlab.bits import context_of
-from genlab.core import Completer, ImageSpec, Sampler
+from genlab.core import Coder, Completer, Denoiser, ImageSpec, Sampler
 from genlab.train.judge import judge
 from genlab.train.learner import Learner
 
@@ -77,7 +77,7 @@ class Validation(Periodic):
         """Validate; write best.ckpt on a new best."""
         with learner.judged() as model:
             judgement = judge(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
-        write(trainer, {f"valid/{judgement.name}": judgement.value}, step)
+        write(trainer, {f"valid/{name}": value for name, value in judgement.terms.items()}, step)
         if judgement.value < self.state["value"]:
             self.state = {"value": judgement.value, "step": step, "stale": 0, "details": judgement.details}
             trainer.save_checkpoint(self.best)
@@ -100,7 +100,8 @@ Grid = tuple[torch.Tensor, ImageSpec, int | None]  # images (N, C, H, W), what t
 
 
 class Pictures(Periodic):
-    """Grids of samples at fixed noise, and of completions of validation images whose top half is given.
+    """Grids of samples at fixed noise, of completions of validation images whose top half is given, and of their
+    reconstructions.
 
     `draw(path, images (N, C, H, W), spec, columns)` writes a grid; it is handed in because drawing is not training.
     Every rank makes the images (sharded weights need them all), rank zero writes.
@@ -111,13 +112,15 @@ class Pictures(Periodic):
         self.folder, self.count, self.draw = folder, count, draw
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Write samples/step=000500.png and completions/step=000500.png, whichever the model can make."""
+        """Write samples/step=000500.png, completions/… and reconstructions/…, whichever the model can make."""
         with learner.judged() as model:
             grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):
                 grids["samples"] = self._samples(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
             if isinstance(model, Completer):
                 grids["completions"] = self._completions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
+            if isinstance(model, Coder):
+                grids["reconstructions"] = self._reconstructions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             for kind, (images, spec, columns) in grids.items():
                 path = self.folder / kind / f"step={step:06d}.png"
@@ -146,6 +149,16 @@ class Pictures(Periodic):
         context = self._context(model, learner, data)
         completed = model.complete(x, known, generator=_generator(learner), context=context).images
         return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1), learner.spec, 8
+
+    def _reconstructions(self, model: Any, learner: Learner, data: Any) -> Grid:
+        """Pairs of given and reconstructed, in training on corrupted images clean, corrupted and denoised: up to
+        `count` images, with the same noise every time.
+        """
+        x = data.first("valid", self.count).images.to(learner.device)
+        torch.manual_seed(learner.seed)  # every training step sets its own
+        corrupted = isinstance(model, Denoiser) and model.corruption is not None
+        shown = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x)])]
+        return torch.stack(shown, 1).flatten(0, 1), learner.spec, 4 * len(shown)
 
     def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:
         """What the first validation images are conditioned on, if the model wants to know."""

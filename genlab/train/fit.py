@@ -100,7 +100,8 @@ def fit(
         data.move_to(torch.device("cuda", environment.local_rank()))
     with quiet():
         trainer = pl.Trainer(
-            accelerator=plan.accelerator, devices=plan.devices, num_nodes=plan.nodes, strategy=_strategy(plan, sharded),
+            accelerator=plan.accelerator, devices=plan.devices, num_nodes=plan.nodes,
+            strategy=_strategy(plan, sharded, partly=getattr(model, "partly_trained", False)),
             precision=plan.precision,  # type: ignore[arg-type]
             max_steps=max_steps, max_epochs=-1,
             accumulate_grad_batches=plan.accumulate, gradient_clip_val=plan.clip,
@@ -161,10 +162,11 @@ def signal_name(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def _strategy(plan: Plan, sharded: bool) -> Strategy | str:
+def _strategy(plan: Plan, sharded: bool, partly: bool) -> Strategy | str:
+    """`partly`: some steps leave some weights without a gradient, for which DDP would wait in vain."""
     if sharded:
         # One file with everything, written by rank zero, as without sharding.
         return ModelParallelStrategy(
             data_parallel_size=plan.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    return DDPStrategy() if plan.processes > 1 else "auto"
+    return DDPStrategy(find_unused_parameters=partly) if plan.processes > 1 else "auto"

@@ -1,33 +1,48 @@
-"""Validation and the final test are one function, so that a curve and a table can never disagree about a number."""
+"""Validation and the final test are one function, so that a curve and a table can never disagree about a number.
+
+A likelihood is judged by its bits/dim. Anything else by its objective, every term of which is a mean over all images of
+the split, each image counted once; an autoencoder (`core.Coder`) also by what its L units do:
+
+    active, mean_activation                of an image's units; asked_…: what the code was asked for
+    dead_units, dead_share                 units that are off on every image of the split
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate
-from genlab.core import Likelihood
+from genlab.core import Coder, Likelihood
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats."""
+    """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats.
+
+    `terms`: every number of the split that is worth a curve. `text`: the line for the user. `details`: for a JSON file.
+    """
 
     name: str
     value: float
     text: str
     details: dict[str, Any]
+    terms: dict[str, float]
 
 
+@torch.no_grad()
 def judge(
     model: Any, data: Any, split: str, *, weights: str, seed: int, on_batch: Callable[[int], None] | None = None
 ) -> Judgement:
     """The model on every image of a split, in float32; call it on every rank with the same arguments.
 
-    Models that draw noise draw the same at every call.
+    Models that draw noise draw the same at every call. RunError when a term is not finite.
     """
     torch.manual_seed(seed)
     expected = len(data.split(split).labels)
@@ -36,16 +51,57 @@ def judge(
             model, data.batches(split), data.spec, split=split, data=data.name, weights=weights, precision="32",
             expected=expected, on_batch=on_batch,
         )  # fmt: skip
-        return Judgement("bits_per_dim", result.bits_per_dim, f"bits/dim {result}", result.as_dict())
+        value = result.bits_per_dim
+        return Judgement("bits_per_dim", value, f"bits/dim {result}", result.as_dict(), {"bits_per_dim": value})
+    values, ever_on = _over(model, data, split, expected, on_batch)
+    terms = {name: each.mean().item() for name, each in values.items()}
+    n = len(values["loss"])
+    described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
+    if ever_on is None:
+        details = {"loss": terms["loss"], **terms, **described}
+        return Judgement("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
+    dead, units = int((~ever_on).sum()), len(ever_on)
+    terms |= {f"asked_{name}": asked for name, asked in model.asked.items()}
+    terms |= {"dead_units": dead, "dead_share": dead / units}
+    error = (values["reconstruction"].std() / math.sqrt(n)).item() if n > 1 else 0.0
+    what = {"kind": "reconstruction", "measured_in": model.measured_in, "standard_error": error, "units": units}
+    text = (
+        f"reconstruction {terms['reconstruction']:.4f} ± {error:.4f} {model.measured_in} ({n:,} images), "
+        f"squared error {terms['squared_error']:.5f} a value, {terms['active']:.1%} of {units} units on, {dead} dead"
+    )
+    return Judgement("loss", terms["loss"], text, {**terms, **what, **described}, terms)
+
+
+def _over(
+    model: Any, data: Any, split: str, expected: int, on_batch: Callable[[int], None] | None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Terms of the objective of every image of all processes, each (N,) float64 in the order of the file; and which
+    units of a coder were ever on, (L,) bool.
+    """
     device = next(model.parameters()).device
-    tally = Tally()
+    tallies: dict[str, Tally] = {}
+    ever_on: Tensor | None = None
     for batch in data.batches(split):
-        context = context_of(model, batch)
-        context = None if context is None else context.to(device)
-        tally.add(batch.index, model.objective(batch.images.to(device), context)["loss"])
+        x, context = batch.images.to(device), context_of(model, batch)
+        terms = model.objective(x, None if context is None else context.to(device))
+        for name, each in terms.items():
+            tallies.setdefault(name, Tally(name)).add(batch.index, each)
+        if isinstance(model, Coder):
+            on = (model.encode(x).abs() > model.on).any(0).cpu()
+            ever_on = on if ever_on is None else ever_on | on
         if on_batch:
             on_batch(len(batch.index))
-    _, losses = tally.gathered(expected)
-    loss = losses.mean().item()
-    details = {"loss": loss, "n": len(losses), "split": split, "data": data.name, "weights": weights, "precision": "32"}
-    return Judgement("loss", loss, f"loss {loss:.4f} nats ({len(losses):,} images)", details)
+    # A process without a batch of its own learns from the others which terms there are.
+    names: list[str] = next(filter(None, _of_all(list(tallies))), [])
+    values = {name: tallies.get(name, Tally(name)).gathered(expected)[1] for name in names}
+    every = [on for on in _of_all(ever_on) if on is not None]
+    return values, torch.stack(every).any(0) if every else None
+
+
+def _of_all(own: Any) -> list[Any]:
+    """What every process has, in the order of the ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return parts

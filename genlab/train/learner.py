@@ -37,11 +37,17 @@ def step_seed(seed: int, rank: int, batch: int) -> int:
     return int(np.random.SeedSequence([seed, rank, batch]).generate_state(1, np.uint64)[0])
 
 
+def networks(model: Any) -> list[nn.Module]:
+    """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them."""
+    parts = (getattr(model, name, None) for name in ("net", "encoder", "decoder"))
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
 class Learner(pl.LightningModule):
     """Trains `model` on batches (images (B, C, H, W) uint8, labels (B,), index (B,)).
 
     `decay` is the EMA decay, 0 for none. `card` goes into every checkpoint under "genlab" and must hold primitives
-    only. `compile` compiles `model.net`; `sharded` splits the weights over the ranks (FSDP2).
+    only. `compile` compiles the model's networks; `sharded` splits the weights over the ranks (FSDP2).
     state_dict keys are `model.*` and `ema.*`.
     """
 
@@ -62,8 +68,8 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.model: Any = model if sharded else model.to(memory_format=torch.channels_last)  # FSDP2: contiguous
         self.ema = ema.frozen_copy(self.model) if decay else None
-        if compile:
-            model.net.compile()  # in place: torch.compile(net) would rename the weights
+        for net in networks(model) if compile else ():
+            net.compile()  # in place: torch.compile(net) would rename the weights
         self.spec, self.optim, self.max_steps, self.seed = spec, optim, max_steps, seed
         self.decay, self.max_bad_steps, self.card, self.sharded = decay, max_bad_steps, card or {}, sharded
         self.rate = 0.0  # learning rate of the newest step

@@ -48,7 +48,7 @@ class Progress(Periodic):
             print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
 
     def _numbers(self) -> list[str]:
-        for name, label in (("bits_per_dim", "bits/dim"), ("loss", "nats")):
+        for name, label in (("bits_per_dim", "bits/dim"), ("loss", "loss")):
             if (value := self.rows.latest.get(f"train/{name}")) is not None:
                 return [f"{value:.4f} {label}"]
         return []

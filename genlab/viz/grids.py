@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,10 +38,24 @@ def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:
 
 def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None) -> None:
     """Write `grid` as a PNG: under another name first, so that no half-written picture is ever seen."""
+    whole_file(path, lambda temporary: grid(x, spec, columns).save(temporary, format="PNG"))
+
+
+def whole_file(path: Path, save: Callable[[Path], object]) -> None:
+    """`save(temporary name)`, then give the file its name; a folder that is not there is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    grid(x, spec, columns).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def signed(weights: Tensor) -> Tensor:
+    """Weights (N, C, h, w) -> 0..255, each by its own largest magnitude: zero is 128, positive bright."""
+    largest = weights.abs().flatten(1).amax(1).clamp_min(torch.finfo(weights.dtype).tiny)
+    return (128 + 127 * weights / largest[:, None, None, None]).round().long().cpu()
 
 
 def _to_rgb(pixels):  # type: ignore[no-untyped-def]

@@ -1,0 +1,56 @@
+"""Codes in which units compete: the k largest of an image, or the largest few of a batch for every unit.
+
+Top-k: k-sparse autoencoders (Makhzani & Frey 2014, arXiv:1312.5663): a linear code of which each image keeps its k
+largest units. Lifetime: winner-take-all autoencoders (Makhzani & Frey 2015, arXiv:1409.2752): each unit keeps the
+share of a batch's images at which it is largest, so no unit can die; at test time it is a plain ReLU. Only the winners
+get a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from genlab.codes.code import Coded
+from genlab.core import RequestError
+
+
+class TopK(nn.Module):
+    """The k largest units of an image as they are, zero elsewhere; in training and after."""
+
+    inputs, unit_columns, on = 1, False, 0.0
+
+    def __init__(self, *, units: int, k: int) -> None:
+        super().__init__()
+        if not 1 <= k <= units:
+            raise RequestError(f"the topk code needs k between 1 and its {units} units, got k={k}")
+        self.k, self.asked = k, {"active": k / units}
+
+    def forward(self, a: Tensor) -> Coded:
+        """(B, L) -> the code."""
+        winners = a.topk(self.k, 1).indices
+        return Coded(a.new_zeros(a.shape).scatter(1, winners, a.gather(1, winners)), a.new_zeros(len(a)))
+
+
+class Lifetime(nn.Module):
+    """In training the ceil(share * B) largest activations of every unit over the batch, after it relu(a).
+
+    A batch is that of one process: several have winners each.
+    """
+
+    inputs, unit_columns, on = 1, False, 0.0
+
+    def __init__(self, *, units: int, share: float) -> None:
+        super().__init__()
+        if not 0 < share <= 1:
+            raise RequestError(f"the lifetime code needs 0 < share <= 1, got share={share}")
+        self.share, self.asked = share, {"active": share}
+
+    def forward(self, a: Tensor) -> Coded:
+        """(B, L) -> the code."""
+        if not self.training:
+            return Coded(a.relu(), a.new_zeros(len(a)))
+        count = math.ceil(round(self.share * len(a), 6))  # 0.07 * 100 is 7.000000000000001
+        winners = a.topk(count, 0).indices
+        return Coded(a.new_zeros(a.shape).scatter(0, winners, a.gather(0, winners)), a.new_zeros(len(a)))

@@ -1,0 +1,69 @@
+"""Layer-wise pretraining: greedy, each layer on the clean code of the one below, then all of them together.
+
+Stacked denoising autoencoders (Vincent et al. 2010, JMLR 11, sec. 3.5; the greedy idea is Bengio et al. 2007, NIPS 19).
+For `pretrain_steps` batches a layer, layer l of the encoder and its mirror image in the decoder learn to undo
+the corruption of what the layers below make of a clean image, which do not change meanwhile. The steps that are left
+train the whole autoencoder, as if it had not been pretrained. One run, one checkpoint: which layer is at work is a
+function of the number of batches seen, a buffer of the model; so a resumed run goes on where it was. The learning rate
+follows one schedule through all of it.
+
+What is judged is always the whole: in evaluation mode the objective is that of the autoencoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genlab.core import ImageSpec, RequestError
+from genlab.models.autoencoder import Autoencoder
+
+
+class StackedAutoencoder(Autoencoder):
+    """An autoencoder of mirrored linear layers that is pretrained layer by layer. No head: squared error throughout."""
+
+    partly_trained = True  # some steps give some weights no gradient, which DDP has to be told
+
+    step: Tensor
+
+    def __init__(self, spec: ImageSpec, *, pretrain_steps: int, **parts: Any) -> None:
+        super().__init__(spec, **parts)
+        layers = [*self.encoder.layers, *self.decoder.layers]
+        shapes = [() if layer.weight is None else tuple(layer.weight.shape) for layer in layers]
+        if any(len(s) != 2 for s in shapes) or shapes != [s[::-1] for s in reversed(shapes)] or self.head is not None:
+            raise RequestError(
+                "layer-wise pretraining needs an mlp encoder, its mirror image as decoder (hidden widths in reverse), "
+                "weights of their own and model/head=none"
+            )
+        if pretrain_steps < 0:
+            raise RequestError(f"pretrain_steps must be 0 or more, got {pretrain_steps}")
+        self.pretrain_steps, self.depth = pretrain_steps, len(layers) // 2
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """As an autoencoder's; while layer l is pretrained, "loss" is half the squared error of its input, plus the
+        penalty of the code at the last one, and "layer" says which it is.
+        """
+        if not self.training:
+            return super().objective(x, context)
+        layer = int(self.step) // self.pretrain_steps if self.pretrain_steps else self.depth
+        self.step += 1
+        if layer >= self.depth:
+            return super().objective(x, context)
+        h, penalty = self.scaled(x).flatten(1), x.new_zeros(len(x), dtype=self.dtype)
+        with torch.no_grad():
+            for below in self.encoder.layers[:layer]:
+                h = below(h).relu()
+        a = self.encoder.layers[layer](h if self.corruption is None else self.corruption(h)[0])
+        if layer + 1 < self.depth:
+            code = a.relu()
+        else:
+            code, penalty, _ = self.code(a)
+        up = self.decoder.layers[self.depth - 1 - layer]
+        weight = F.normalize(up.weight, dim=0) if self.decoder.unit_columns else up.weight
+        reconstruction = (F.linear(code, weight, up.bias) - h).square().sum(1) / 2
+        number = torch.full_like(penalty, layer)
+        return {"loss": reconstruction + penalty, "reconstruction": reconstruction.detach(), "layer": number}

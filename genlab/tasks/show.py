@@ -1,0 +1,189 @@
+"""`genlab show`: pictures of what a model has learnt, one PNG each; `train` puts them into the run folder at its end.
+
+    filters      weights of the first layer as images, each by its own largest: mid-grey is zero
+    atoms        what each unit of the code adds to an image
+    activating   images at which the liveliest units are largest, beside the unit's atom
+    codes        histogram of the values of the code
+    traversal    the decoded image while one unit goes through the range it has in the data
+    plane        two numbers an image, coloured by class: the code, or its first two principal components
+    sparsity     curves over training: how much of the code was in use
+
+All but the first and the last are of any `core.Coder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab.build import find_checkpoint
+from genlab.compose import Request, split_hydra
+from genlab.core import Coder, Filters, ImageSpec, RequestError, nearest
+from genlab.data.module import SPLITS
+from genlab.tasks.common import at_least, data_of, open_model, with_progress, writable
+from genlab.viz import looks, plots, save_grid, signed, to_uint8
+
+TILES, ROWS = 100, 12  # units in a picture of one tile each, of a row each
+STEPS = 10  # of a traversal
+Save = Callable[[Path], None]
+
+
+@dataclass
+class Subject:
+    """A model and the split of its data to look at it with. `units`: how many; `metrics`: of its run."""
+
+    model: Any
+    data: Any
+    split: str
+    metrics: Path
+    units: int | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W)."""
+        return self.data.split(self.split).images
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """(N, L)."""
+        x = self.images
+        return with_progress("encoding", len(x), lambda advance: looks.codes(self.model, x, advance))
+
+    @property
+    def liveliest(self) -> Tensor:
+        """The units that get a row, those that vary most first."""
+        found = looks.liveliest(self.codes, self.units or ROWS)
+        if not len(found):
+            raise RequestError(f"no unit of the code changes over the {self.split} images: there is nothing to show")
+        return found
+
+
+def command(request: Request) -> None:
+    """Check everything, then draw picture by picture."""
+    config, _ = split_hydra(request.config())
+    if config.what != "all" and config.what not in PICTURES:
+        raise RequestError(f"what={config.what} is not known: {nearest(str(config.what), ['all', *PICTURES])}")
+    if config.split not in SPLITS:
+        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    if config.units is not None:
+        at_least(config, "units", 1)
+    names = list(PICTURES) if config.what == "all" else [str(config.what)]
+    folder = Path(str(config.out)).expanduser()
+    for name in names:
+        writable("out", str(folder / f"{name}.png"), ".png")
+    model, run, _ = open_model(config, nn.Module, "be shown")
+    metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
+    subject = Subject(model, data_of(config, run), str(config.split), metrics, config.units)
+    drawn, left_out = draw(subject, names, folder)
+    if not drawn:
+        raise RequestError("; ".join(left_out))
+    print("\n".join(drawn + [f"left out: {why}" for why in left_out]))
+
+
+@torch.no_grad()
+def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], list[str]]:
+    """Write those of the pictures that the model has something for: (files written, why others were left out)."""
+    drawn, left_out = [], []
+    for name in names:
+        try:
+            PICTURES[name](subject)(folder / f"{name}.png")
+            drawn.append(str(folder / f"{name}.png"))
+        except RequestError as error:
+            left_out.append(str(error))
+    return drawn, list(dict.fromkeys(left_out))
+
+
+def filters(subject: Subject) -> Save:
+    """Weights of the first layer."""
+    model = subject.model
+    found = model.filters() if isinstance(model, Filters) else None
+    if found is None:
+        raise RequestError(f"{type(model).__name__} has no filters to show: its first layer makes no picture")
+    return _tiles(found[: subject.units or TILES])
+
+
+def atoms(subject: Subject) -> Save:
+    """What every unit adds."""
+    coder = _coder(subject)
+    return _tiles(looks.atoms(coder, torch.arange(min(subject.units or TILES, coder.latent_dim))))
+
+
+def activating(subject: Subject) -> Save:
+    """A row a unit: its atom, then the images at which it is largest; where it is zero there is none."""
+    coder, x, h = _coder(subject), subject.images, subject.codes
+    units = subject.liveliest
+    best = looks.most_activating(h, units)  # (U, 9)
+    pictures = to_uint8(x[best.flatten().to(x.device)], coder.spec).long().view(*best.shape, *x.shape[1:])
+    off = h[best, units[:, None]] == 0
+    pictures[off] = 128
+    sheet = torch.cat([signed(looks.atoms(coder, units))[:, None], pictures], 1)
+    rows = [f"unit {u}\nat most {h[:, u].max():.3g}" for u in units.tolist()]
+    columns = ["adds", *(str(i + 1) for i in range(best.shape[1]))]
+    below = f"images of the {subject.split} split at which a unit is largest, largest first"
+    return _figure(plots.labelled_grid(sheet.flatten(0, 1), _grey(sheet), rows, columns, below=below))
+
+
+def codes(subject: Subject) -> Save:
+    """Histogram of values."""
+    _coder(subject)
+    return _figure(plots.histogram(subject.codes, subject.split))
+
+
+def traversal(subject: Subject) -> Save:
+    """A row a unit: the first image of the split as reconstructed, then with the unit from its least to its largest."""
+    coder, h = _coder(subject), subject.codes
+    units = subject.liveliest.tolist()
+    lows, highs = h.amin(0), h.amax(0)
+    rows = []
+    for u in units:
+        values = torch.cat([h[:1, u], torch.linspace(lows[u].item(), highs[u].item(), STEPS)])
+        rows.append(looks.traversal(coder, h[0], u, values))
+    sheet = (torch.stack(rows) * 255).round().clamp(0, 255).long()
+    names = [f"unit {u}\n{lows[u]:.2f} … {highs[u]:.2f}" for u in units]
+    columns = ["as it is", "least", *[""] * (STEPS - 2), "largest"]
+    below = f"first image of the {subject.split} split, with one unit from its least to its largest value in the split"
+    return _figure(plots.labelled_grid(sheet.flatten(0, 1), _grey(sheet), names, columns, below=below))
+
+
+def plane(subject: Subject) -> Save:
+    """A point an image."""
+    _coder(subject)
+    points, kept = looks.plane(subject.codes)
+    labels = subject.data.split(subject.split).labels.cpu()
+    return _figure(plots.scatter(points, kept, labels, subject.data.class_names, subject.split))
+
+
+def sparsity(subject: Subject) -> Save:
+    """Curves out of metrics.csv."""
+    _coder(subject)
+    return _figure(plots.sparsity(subject.metrics))
+
+
+PICTURES: dict[str, Callable[[Subject], Save]] = {
+    picture.__name__: picture for picture in (filters, atoms, activating, codes, traversal, plane, sparsity)
+}
+
+
+def _coder(subject: Subject) -> Any:
+    if not isinstance(subject.model, Coder):
+        raise RequestError(f"{type(subject.model).__name__} has no code to show: what=filters is all there is of it")
+    return subject.model
+
+
+def _tiles(weights: Tensor) -> Save:
+    return lambda path: save_grid(path, signed(weights), _grey(weights))
+
+
+def _figure(figure: Any) -> Save:
+    return lambda path: plots.save_figure(path, figure)
+
+
+def _grey(sheet: Tensor) -> ImageSpec:
+    """8-bit images of these channels and this size (…, C, H, W)."""
+    return ImageSpec(*sheet.shape[-3:])

@@ -1,0 +1,83 @@
+"""What a coder has learnt, seen from outside: of its encoder and decoder nothing is known but what they do.
+
+- atom of a unit: what the unit adds to the image when it goes from 0 to 1 and the others are 0; of a linear decoder
+  that is the unit's column.
+- most activating images of a unit: those of a set at which it is largest.
+- traversal: the decoded image while one unit of a code goes through its range in the data.
+- plane: two numbers an image; the code itself if it has two, else its first two principal components.
+
+N images (N, C, H, W) of integers, L units, codes h (N, L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from genlab.core import Coder, RequestError
+
+BATCH = 256  # images or codes at once
+
+
+def codes(coder: Coder, x: Tensor, advance: Callable[[int], object] = lambda done: None) -> Tensor:
+    """Codes of all images, (N, L) float32 on the CPU. `advance` is told how many more are done."""
+    found = []
+    for part in x.split(BATCH):
+        found.append(coder.encode(part.to(_place(coder))).float().cpu())
+        advance(len(part))
+    return torch.cat(found)
+
+
+def decoded(coder: Coder, h: Tensor) -> Tensor:
+    """Codes (N, L) -> expected images (N, C, H, W) in [0, 1], float32 on the CPU."""
+    parameter = next(coder.parameters())  # type: ignore[attr-defined]
+    return torch.cat([coder.decode(part.to(parameter)).float().cpu() for part in h.split(BATCH)])
+
+
+def atoms(coder: Coder, units: Tensor) -> Tensor:
+    """What each of these units (U,) adds to an image, (U, C, H, W) in units of its range."""
+    alone = torch.zeros(len(units), coder.latent_dim)
+    alone[torch.arange(len(units)), units] = 1
+    return decoded(coder, alone) - decoded(coder, torch.zeros(1, coder.latent_dim))
+
+
+def liveliest(h: Tensor, count: int) -> Tensor:
+    """The `count` units that vary most over the images, the liveliest first; none that never changes: (U,)."""
+    variance = h.double().var(0, correction=0)
+    order = variance.argsort(descending=True, stable=True)
+    return order[variance[order] > 0][:count]
+
+
+def most_activating(h: Tensor, units: Tensor, count: int = 9) -> Tensor:
+    """Indices (U, `count`) of the images at which each unit is largest, the largest first; fewer if there are fewer."""
+    return h[:, units].topk(min(count, len(h)), 0).indices.T
+
+
+def traversal(coder: Coder, h: Tensor, unit: int, values: Tensor) -> Tensor:
+    """Expected images (V, C, H, W) in [0, 1] of one code h (L,) whose `unit` takes each of the values (V,)."""
+    varied = h.repeat(len(values), 1)
+    varied[:, unit] = values.to(h)
+    return decoded(coder, varied)
+
+
+def plane(h: Tensor) -> tuple[Tensor, float | None]:
+    """Codes -> (N, 2) and the share of the variance that this keeps; the share is None where it is the code itself.
+
+    Every component points to where its largest weight is positive. RequestError for codes of one number.
+    """
+    if h.shape[1] < 2:
+        raise RequestError("a plane needs a code of at least 2 numbers, and model.latent_dim is 1")
+    if h.shape[1] == 2:
+        return h, None
+    centred = h.double() - h.double().mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    axes = directions[:, -2:].flip(1)
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return (centred @ axes).float(), (variances[-2:].sum() / variances.sum().clamp_min(1e-300)).item()
+
+
+def _place(coder: Coder) -> torch.device:
+    assert isinstance(coder, nn.Module)
+    return next(coder.parameters()).device

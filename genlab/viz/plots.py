@@ -1,0 +1,147 @@
+"""Plots of codes and of training, and grids with names on their rows and columns: matplotlib, without a window.
+
+Figures are made and given back; `save_figure` writes one, whole or not at all. N images, L units.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from genlab.core import ImageSpec, RequestError
+from genlab.viz.grids import grid, whole_file
+
+if TYPE_CHECKING:  # it takes a moment to import, and training without pictures does without
+    from matplotlib.figure import Figure
+
+DPI = 100
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG."""
+    whole_file(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def labelled_grid(
+    images: Tensor, spec: ImageSpec, rows: Sequence[str], columns: Sequence[str], *, below: str = ""
+) -> Figure:
+    """Images (R * K, C, H, W) in R rows of K, with the name of each row on the left and of each column on top."""
+    picture = grid(images, spec, len(columns))
+    width, height = picture.size
+    left, top, bottom = 110, 30, 30 if below else 10
+    figure = _figure((left + width + 10) / DPI, (top + height + bottom) / DPI)
+    w, h = figure.get_size_inches() * DPI
+    axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.set_xticks([(i + 0.5) * width / len(columns) for i in range(len(columns))], columns, fontsize=8)
+    axes.set_yticks([(i + 0.5) * height / len(rows) for i in range(len(rows))], rows, fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_frame_on(False)
+    axes.set_xlabel(below, fontsize=9)
+    return figure
+
+
+def histogram(h: Tensor, split: str) -> Figure:
+    """Of all values of the codes (N, L), zeros aside, and of the mean of each unit."""
+    figure = _figure(9, 3.6)
+    values, means = figure.subplots(1, 2)
+    on = h[h != 0]
+    values.hist(on.numpy(), bins=100, log=True, color="0.35")
+    values.set(xlabel="value of a unit", ylabel="how many values")
+    values.set_title(f"{1 - on.numel() / h.numel():.1%} of the values are exactly 0, and left out", fontsize=10)
+    means.hist(h.mean(0).numpy(), bins=50, color="0.35")
+    means.set(xlabel="mean of a unit over the images", ylabel="how many units")
+    means.set_title(f"{int((h == 0).all(0).sum())} of {h.shape[1]} units are 0 for every image", fontsize=10)
+    figure.suptitle(f"Codes of {len(h):,} images of the {split} split", fontsize=11)
+    return _tidy(figure)
+
+
+def scatter(points: Tensor, kept: float | None, labels: Tensor, names: Sequence[str], split: str) -> Figure:
+    """Points (N, 2) coloured by class; `kept`: share of the variance, if they are principal components."""
+    import matplotlib
+
+    figure = _figure(6.6, 5.6)
+    axes = figure.subplots()
+    if names:
+        colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "turbo"]
+        for i, name in enumerate(names):
+            mine = points[labels == i]
+            colour = colours(i if len(names) <= 10 else i / (len(names) - 1))
+            axes.scatter(mine[:, 0], mine[:, 1], s=3, color=colour, linewidths=0, label=name)
+        if len(names) <= 20:
+            axes.legend(markerscale=4, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        axes.scatter(points[:, 0], points[:, 1], s=3, color="0.35", linewidths=0)
+    title = f"Codes of {len(points):,} images of the {split} split"
+    if kept is None:
+        axes.set(xlabel="unit 0", ylabel="unit 1")
+    else:
+        axes.set(xlabel="first principal component", ylabel="second principal component")
+        title += f": two principal components, {kept:.0%} of the variance"
+    axes.set_title(title, fontsize=10)
+    return _tidy(figure)
+
+
+SPARSITY = {  # panels: what the axis says, the measures drawn in it
+    "share of units": {"active": "on, of an image", "dead_share": "never on, of the split"},
+    "activation": {"mean_activation": "mean over units and images"},
+}
+
+
+def sparsity(metrics: Path) -> Figure:
+    """The curves of a run's metrics.csv that say how much of the code was in use, beside what was asked for.
+
+    RequestError where it has none.
+    """
+    rows = _rows(metrics)
+    panels = {
+        axis: [name for name in measures if any(_curve(rows, f"{of}/{name}") for of in ("train", "valid"))]
+        for axis, measures in SPARSITY.items()
+    }
+    panels = {axis: names for axis, names in panels.items() if names}
+    if not panels:
+        raise RequestError(f"{metrics} does not say how sparse a code is: only autoencoders log active units")
+    figure = _figure(4.5 * len(panels), 3.6)
+    for axes, (axis, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, colour in zip(names, ("C0", "C3"), strict=False):
+            for of, style in (("train", "-"), ("valid", "o--")):
+                if points := _curve(rows, f"{of}/{name}"):
+                    label = f"{SPARSITY[axis][name]} ({of})"
+                    axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1.2, label=label)
+            if asked := _curve(rows, f"valid/asked_{name}"):
+                axes.axhline(asked[-1][1], color=colour, linestyle=":", label="asked for")
+        axes.set(xlabel="optimiser steps", ylabel=axis)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.legend(fontsize=8, frameon=False)
+    return _tidy(figure)
+
+
+def _rows(metrics: Path) -> list[dict[str, str]]:
+    try:
+        with open(metrics, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise RequestError(f"{metrics} is not there: the curves of a run are in its folder") from error
+
+
+def _curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
+    """(step, value) wherever a row has a value of that name."""
+    return [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty one, inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI)
+
+
+def _tidy(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure

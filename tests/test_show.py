@@ -1,0 +1,264 @@
+"""Pictures of what a model has learnt: each shows what it says it shows, or the model is said to have none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genlab import cli
+from genlab.build import build
+from genlab.compose import Request
+from genlab.core import Coder, ImageSpec, RequestError
+from genlab.data import Split
+from genlab.tasks import show
+from genlab.viz import looks, plots, signed
+
+SPEC = ImageSpec(1, 6, 5, 4, classes=3)
+FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+MLP = ["model.latent_dim=8", "model.encoder.hidden=[]", "model.decoder.hidden=[]"]
+SEVEN = {f"{name}.png" for name in show.PICTURES}
+CODERS = ["linear_ae", "sparse_ae", "denoising_ae", "conv_ae"]
+
+
+def model(name="sparse_ae", *words, spec=SPEC):
+    """A small model as initialised."""
+    mlp = MLP if name.endswith("_ae") and name != "conv_ae" else []
+    small = [*mlp, *(["model.code.k=3"] if name == "sparse_ae" else []), *words]
+    config = Request("train", [f"model={name}", *small], command="").config().model
+    torch.manual_seed(0)
+    return build(config, spec).eval().requires_grad_(False)
+
+
+class Data:
+    """Random images in three classes."""
+
+    class_names = ("a", "b", "c")
+
+    def split(self, name):
+        """50 of them, whatever the name."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randint(0, SPEC.levels, (50, *SPEC.shape), generator=generator)
+        return Split(x.to(torch.uint8), torch.arange(50) % 3)
+
+
+def subject(made, folder, **options):
+    return show.Subject(made, Data(), "valid", folder / "metrics.csv", **options)
+
+
+def tiles(path, height, width):
+    """Every place of a grid, whether something is in it or not: (N, h, w)."""
+    scale = max(1, 64 // max(height, width))
+    pixels = np.asarray(Image.open(path))[::scale, ::scale]
+    high, wide = height + 2, width + 2
+    places = [(r, c) for r in range(2, pixels.shape[0] - 2, high) for c in range(2, pixels.shape[1] - 2, wide)]
+    return torch.from_numpy(np.stack([pixels[r : r + height, c : c + width] for r, c in places]))
+
+
+def test_there_are_as_many_filters_as_units_asked_for_each_by_its_own_largest(tmp_path):
+    made = model()
+    for asked, shown in ((5, 5), (None, 8), (20, 8)):
+        show.filters(subject(made, tmp_path, units=asked))(tmp_path / "f.png")
+        found = tiles(tmp_path / "f.png", 6, 5)
+        there = (found != 128).flatten(1).any(1)
+        assert there.sum() == shown
+        assert there[:shown].all()
+        weights = made.encoder.layers[0].weight.view(8, 6, 5)[:shown]
+        largest = weights.abs().flatten(1).max(1).values[:, None, None]
+        assert (found[:shown].float() - (128 + 127 * weights / largest)).abs().max() <= 0.5
+        assert ((found[:shown].int() - 128).abs().flatten(1).max(1).values == 127).all()
+
+
+def test_zero_is_mid_grey_whatever_the_scale():
+    weights = torch.zeros(3, 1, 2, 2)
+    weights[0, 0, 0, 0], weights[1, 0, 0, 0] = 1e-6, -1e6
+    found = signed(weights)
+    assert found[:, 0, 0, 0].tolist() == [255, 1, 128]
+    assert (found[:, 0, 1] == 128).all()
+
+
+def test_an_atom_of_a_linear_decoder_is_its_column():
+    made = model("linear_ae")
+    columns = made.decoder.layers[0].weight.T.reshape(8, 1, 6, 5)
+    torch.testing.assert_close(looks.atoms(made, torch.arange(8)), columns)
+    torch.testing.assert_close(looks.atoms(made, torch.tensor([6, 2])), columns[[6, 2]])
+
+
+@pytest.mark.parametrize("net", ["pixelcnn", "row_lstm", "diagonal_bilstm", "pixel_transformer", "gated_pixelcnn"])
+def test_a_filter_of_an_autoregressive_net_is_what_a_brighter_pixel_adds(net):
+    """One pixel from darkest to brightest, and the first layer's output wherever the pixel is in its window."""
+    made = model(net, "model.net.width=12", "model.net.depth=1", *attention(net), spec=ImageSpec(1, 9, 9, 4))
+    layer = made.net.blocks[0].vertical if net == "gated_pixelcnn" else made.net.first
+    seen = []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    dark = torch.zeros(1, 1, 9, 9, dtype=torch.long)
+    bright = dark.clone()
+    bright[0, 0, 4, 4] = 3
+    made.net(dark)
+    made.net(bright)
+    difference, found = (seen[1] - seen[0])[0], made.filters()[:, 0]
+    rows, reach = found.shape[1], found.shape[2] // 2
+    # a place sees the pixel through the tap that leads from the one to the other: the kernel turned round
+    end = 5 + reach + (net == "gated_pixelcnn")  # whose vertical stack comes a row late
+    window = difference[:, end - rows : end, 4 - reach : 5 + reach]
+    torch.testing.assert_close(window.flip(1, 2), found, rtol=1e-4, atol=1e-5)
+    assert found.abs().sum() > 0
+
+
+def attention(net):
+    return ["model.net.attention_heads=3"] if net == "pixel_transformer" else []
+
+
+def test_the_most_activating_image_is_the_argmax_over_the_split():
+    made, x = model(), Data().split("valid").images
+    h = looks.codes(made, x)
+    best = looks.most_activating(h, torch.arange(8))
+    assert torch.equal(h.gather(0, best.T)[0], h.max(0).values)
+    values = h.gather(0, best.T)
+    assert (values[:-1] >= values[1:]).all()
+    assert best.shape == (8, 9)
+    assert looks.most_activating(h[:4], torch.arange(8)).shape == (8, 4)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_a_traversal_at_the_units_own_value_is_the_reconstruction(name):
+    made, x = model(name), Data().split("valid").images
+    assert isinstance(made, Coder)
+    h, y = looks.codes(made, x), made.decode(made.encode(x[:1]))
+    for unit in (0, 5):
+        other = h[0, unit] + 1
+        own, moved = looks.traversal(made, h[0], unit, torch.stack([h[0, unit], other]))
+        torch.testing.assert_close(own, y[0])
+        assert not torch.allclose(moved, y[0])
+
+
+def test_the_liveliest_units_vary_most_and_dead_ones_are_not_among_them():
+    h = torch.tensor([[0.0, 1, 5, 2], [0, 3, 5, 9]])
+    assert looks.liveliest(h, 4).tolist() == [3, 1]
+    assert looks.liveliest(h, 1).tolist() == [3]
+
+
+def test_a_plane_is_the_code_itself_or_its_principal_components():
+    h = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    points, kept = looks.plane(h)
+    assert torch.equal(points, h)
+    assert kept is None
+    turned, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
+    points, kept = looks.plane(h @ turned[:2] + 3)  # a plane somewhere in 7 dimensions
+    assert kept == pytest.approx(1)
+    distances = torch.nn.functional.pdist
+    torch.testing.assert_close(distances(points), distances(h), rtol=1e-4, atol=1e-4)
+    covariance = points.T.cov()
+    assert covariance[0, 0] >= covariance[1, 1]
+    assert abs(covariance[0, 1]) < 1e-5
+    with pytest.raises(RequestError, match="at least 2"):
+        looks.plane(h[:, :1])
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp_path):
+    made = subject(model(name), tmp_path)
+    drawn, left_out = show.draw(made, list(show.PICTURES), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == SEVEN - {"sparsity.png"}
+    assert len(drawn) == 6
+    assert "metrics.csv is not there" in left_out[0]
+
+
+def test_what_a_model_has_nothing_for_is_left_out_with_a_reason(tmp_path):
+    narrow = subject(model("linear_ae", "model.latent_dim=1"), tmp_path)
+    assert "at least 2 numbers" in show.draw(narrow, ["plane", "filters"], tmp_path)[1][0]
+    still = model()
+    still.encoder.layers[0].weight.zero_()
+    assert "no unit of the code changes" in show.draw(subject(still, tmp_path), ["traversal"], tmp_path)[1][0]
+    pixel = model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
+    drawn, left_out = show.draw(subject(pixel, tmp_path), list(show.PICTURES), tmp_path)
+    assert drawn == []
+    assert any("first layer makes no picture" in why for why in left_out)
+    assert any("has no code" in why for why in left_out)
+    assert {path.name for path in tmp_path.iterdir()} == {"filters.png"}
+
+
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
+    class Broken:
+        def savefig(self, path, format):
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+
+    (tmp_path / "a.png").write_bytes(b"before")
+    with pytest.raises(OSError, match="disk full"):
+        plots.save_figure(tmp_path / "a.png", Broken())
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"before")]
+
+
+def test_curves_are_those_of_the_metrics(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "step,train/active,valid/active,valid/asked_active,valid/dead_share\n1,0.5,,,\n2,0.25,0.3,0.1,0.7\n"
+    )
+    (axes,) = plots.sparsity(tmp_path / "metrics.csv").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["on, of an image (train)"] == [[1, 0.5], [2, 0.25]]
+    assert lines["on, of an image (valid)"] == [[2, 0.3]]
+    assert lines["never on, of the split (valid)"] == [[2, 0.7]]
+    assert lines["asked for"][0][1] == 0.1
+    (tmp_path / "metrics.csv").write_text("step,train/bits_per_dim\n1,3\n")
+    with pytest.raises(RequestError, match="does not say"):
+        plots.sparsity(tmp_path / "metrics.csv")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A smoke run of a sparse autoencoder, with pictures."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["model=sparse_ae", "model.code.k=3", "train.sample_every=2", "train.log_every=1", *MLP, *FAST]
+    assert cli.run(["train", *words, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
+    assert {path.name for path in (run_folder / "pictures").iterdir()} == SEVEN
+    assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
+    assert cli.run(["show", f"ckpt={run_folder}", "data.limit=64", "device=cpu"]) == 0
+    assert {path.name for path in here.iterdir()} == SEVEN
+    assert set(capsys.readouterr().out.split()) == SEVEN
+    for name in SEVEN:
+        assert (here / name).read_bytes() == (run_folder / "pictures" / name).read_bytes()
+
+
+WRONG = [
+    (["what=filter"], "did you mean 'filters'"),
+    (["split=vlid"], "did you mean 'valid'"),
+    (["units=0"], "at least 1"),
+    (["out=nowhere"], "does not exist"),
+    (["weights=best"], "ema or raw"),
+    (["data.path=here"], "data.root"),
+]
+
+
+@pytest.mark.parametrize(("words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, run_folder, here, capsys):
+    assert cli.run(["show", f"ckpt={run_folder}", *words]) == 2
+    err = capsys.readouterr().err
+    assert answer in err
+    assert err.count("\n") == 1
+    assert list(here.iterdir()) == []
+
+
+def test_models_without_a_code_show_their_filters_alone(here, capsys):
+    words = ["model=pixelcnn", "model.net.width=8", "model.net.depth=1", "train.sample_every=0", *FAST]
+    assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0
+    assert not (here / "run" / "pictures").exists()
+    capsys.readouterr()
+    assert cli.run(["show", "ckpt=run", "what=traversal"]) == 2
+    assert "Autoregressive has no code" in capsys.readouterr().err
+    assert {path.name for path in here.iterdir()} == {"run"}
+    assert cli.run(["show", "ckpt=run"]) == 0
+    assert "left out: Autoregressive has no code" in capsys.readouterr().out
+    assert {path.name for path in here.iterdir()} == {"run", "filters.png"}
