@@ -112,6 +112,14 @@ class Completion(NamedTuple):
 class Completer(Protocol):
     """Something that draws unknown pixels given known ones."""
 
+    @property
+    def completion(self) -> str:
+        """How far to trust it: "ordered" (exact where the known pixels come first in raster order, weighted particles
+        elsewhere), "weighted" (particles, right as they grow), "exact" (always, without particles), or a sentence that
+        begins "approximate: " (nor are there particles).
+        """
+        ...
+
     def complete(
         self,
         x: Tensor,

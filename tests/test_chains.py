@@ -205,7 +205,7 @@ WRONG = [
     ("gaussian", ["complete", "image=whole.png", "known=top:0.5", "particles=4"], "no likelihood"),
     ("gaussian", ["complete", "image=whole.png", "known=top:0.5", "temperature=2"], "has none"),
     ("gaussian", ["complete", "image=whole.png", "known=top:0.5", "steps=0"], "at least 1"),
-    ("pixelcnn", ["complete", "image=whole.png", "known=top:0.5", "steps=3"], "without a chain"),
+    ("pixelcnn", ["complete", "image=whole.png", "known=top:0.5", "steps=3"], "without a chain of denoising steps"),
 ]
 
 

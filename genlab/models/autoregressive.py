@@ -32,6 +32,7 @@ class Autoregressive(nn.Module):
     """
 
     exact = True
+    completion = "ordered"
 
     def __init__(
         self,

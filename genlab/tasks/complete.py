@@ -28,7 +28,8 @@ def command(request: Request) -> None:
         at_least(config, "particles", 1)
     model, run, spec = open_model(config, Completer, "complete images", Autoencoder)
     what = given(config, model, run, any_label=False)
-    completer, approximate = completer_of(config, model)
+    completer = completer_of(config, model)
+    kind = completer.completion
     generator = torch.Generator().manual_seed(config.seed)
 
     image, known = partial_image(Path(str(config.image)).expanduser(), spec)
@@ -46,9 +47,10 @@ def command(request: Request) -> None:
         )
 
     # Known pixels that come after an unknown one need weighted particles; a known prefix does not.
-    prefix = bool((known.flatten().long().diff() <= 0).all())
-    particles = config.particles or (1 if prefix or approximate else PARTICLES)
-    chunk = max(1, COPIES // (1 if prefix else particles))
+    prefix = kind == "ordered" and bool((known.flatten().long().diff() <= 0).all())
+    weighted = kind == "weighted" or (kind == "ordered" and not prefix)
+    particles = config.particles or (PARTICLES if weighted else 1)
+    chunk = max(1, COPIES // (particles if weighted else 1))
 
     def draw(advance):  # type: ignore[no-untyped-def]
         images, effective = [], []
@@ -66,11 +68,10 @@ def command(request: Request) -> None:
     images, effective = with_progress("completing", what.n, draw)
     shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
     save_drawing(out, images, spec, shown, shown_spec, columns)
-    how = approximate or (
-        "exact: the known pixels come first"
-        if prefix
-        else f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
-    )
+    if weighted:
+        how = f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
+    else:
+        how = "exact: the known pixels come first" if prefix else kind
     print(f"{out} and {out.with_suffix('.npy').name}: {what.n} completions{what.says} ({how})")
 
 

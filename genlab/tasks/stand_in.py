@@ -55,6 +55,14 @@ class FromNoise:
     steps: int
     score: bool = False
 
+    @property
+    def completion(self) -> str:
+        """What its completions are."""
+        return (
+            f"approximate: chains of {self.steps} steps from noise that corrupt the image, {_renews(self.model)} and "
+            "put the known pixels back; not a conditional distribution of the model, which has none"
+        )
+
     def sample(self, n: int, *, context=None, temperature=1.0, generator=None) -> Tensor:  # type: ignore[no-untyped-def]
         """As `core.Sampler`, without a temperature."""
         x = self.noise(n, generator)
@@ -108,14 +116,16 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
     return _codes(config, model, run)
 
 
-def completer_of(config: DictConfig, model: Any) -> tuple[Completer, str]:
-    """(the model, "") if it completes images, else what stands in for it and what it is; a RequestError otherwise."""
+def completer_of(config: DictConfig, model: Any) -> Completer:
+    """The model if it completes images, else what stands in for it; a RequestError otherwise."""
     if isinstance(model, Completer):
         if config.steps is not None:
             raise RequestError(
-                f"steps={config.steps}: this {type(model).__name__} draws pixel by pixel, without a chain"
+                f"steps={config.steps}: this {type(model).__name__} completes without a chain of denoising steps"
             )
-        return model, ""
+        if config.particles is not None and model.completion not in ("ordered", "weighted"):
+            raise RequestError(f"particles={config.particles}: {type(model).__name__} completes without particles")
+        return model
     if model.corruption is None:
         raise RequestError(
             "this autoencoder was trained on clean images and cannot fill in unknown pixels: only a denoising one "
@@ -126,11 +136,7 @@ def completer_of(config: DictConfig, model: Any) -> tuple[Completer, str]:
     if config.temperature != 1:
         raise RequestError(f"temperature={config.temperature}: the chain of an autoencoder has none")
     steps = _steps(config)
-    how = (
-        f"approximate: chains of {steps} steps from noise that corrupt the image, {_renews(model)} and put the known "
-        "pixels back; not a conditional distribution of the model, which has none"
-    )
-    return FromNoise(model, steps), how
+    return FromNoise(model, steps)
 
 
 def _check_ways(config: DictConfig, model: Autoencoder) -> None:
