@@ -153,7 +153,7 @@ class Coder(Protocol):
 
     latent_dim: int
     on: float
-    asked: dict[str, float]
+    asked: Mapping[str, float]
     measured_in: str
 
     def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
@@ -174,6 +174,20 @@ class Repair(NamedTuple):
 
     corrupted: Tensor
     repaired: Tensor
+
+
+@runtime_checkable
+class Latent(Protocol):
+    """Something with an amortised posterior q(z | x) = N(mean, diag exp log_var) of L latent units.
+
+    Its objective has the terms "rate", the KL of q(z | x) from the prior, and "distortion", -log p(x | z), in nats.
+    """
+
+    latent_dim: int
+
+    def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) -> mean and log-variance of q(z | x), (B, L) each."""
+        ...
 
 
 @runtime_checkable

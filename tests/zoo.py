@@ -1,7 +1,7 @@
 """Every model yaml, family by family, shrunk to sizes at which all questions can be asked.
 
 Autoregressive ones (`Case`): with every legal head and context. Autoencoders (`Coding`): with every legal head, every
-code and every corruption.
+code and every corruption. Latent Gaussian models (`Hidden`): with every legal head and context.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ CONTEXTS = ("none", "label", "image")
 NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
+LATENT = ("LatentGaussian",)
+
+# Gaussian heads differ in where their width comes from alone: one net is asked about all of them.
+ALIKE, ASKED = ("gaussian_fixed", "gaussian_learned"), "pixelcnn"
 
 
 def tiny(config: dict, spec: ImageSpec, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double):
@@ -117,14 +121,37 @@ class Coding:
         for group in ("head", "code", "corruption"):
             plain[group] = _part(group, getattr(self, group))
         _resize(plain, CODES)
-        for side in ("encoder", "decoder"):
-            for key in {"hidden", "widths"} & plain[side].keys():
-                plain[side][key] = [NARROW[width] for width in plain[side][key]]
+        _narrow(plain)
         return plain | changes
 
     def tiny(self, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, **changes):
         """A small model with random weights of that scale everywhere (None: as initialised)."""
         return tiny(self.config(**changes), self.spec, scale=scale, seed=seed, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """One latent Gaussian yaml with a head and a context, on images of a spec."""
+
+    model: str
+    spec: ImageSpec
+    head: str
+    context: str = "none"
+
+    def config(self, **changes):
+        """The model config, small, as a plain dict; `changes` go over its own keys."""
+        plain = OmegaConf.to_container(_composed(self.model), resolve=True)
+        plain["head"] = _part("head", self.head)
+        plain["context"] = None if self.context == "none" else _part("context", self.context)
+        _resize(plain, SMALL | CODES | {"latent_dim": 2})
+        _narrow(plain)
+        return plain | changes
+
+    def tiny(self, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double, **changes):
+        """A small model with random weights of that scale everywhere (None: as initialised)."""
+        return tiny(self.config(**changes), self.spec, scale=scale, seed=seed, dtype=dtype)
+
+    given = Case.given
 
 
 @cache
@@ -150,6 +177,13 @@ def _part(group: str, name: str):
     return plain if "_target_" in plain else plain.get(group)
 
 
+def _narrow(plain) -> None:
+    """Layers of an encoder and a decoder."""
+    for side in ("encoder", "decoder"):
+        for key in {"hidden", "widths"} & plain[side].keys():
+            plain[side][key] = [NARROW[width] for width in plain[side][key]]
+
+
 def _resize(node, sizes) -> None:
     for key, value in node.items():
         if isinstance(value, dict):
@@ -166,6 +200,8 @@ def _legal(spec: ImageSpec) -> tuple[tuple[Case, int], ...]:
     for model in family("Autoregressive"):
         for variant, head in itertools.product(VARIANTS.get(model, {"": {}}), heads):
             case = Case(model, variant, head, "none", spec)
+            if head in ALIKE and model != ASKED:
+                continue
             try:
                 found.append((case, build(case.config(), spec).net.step_channels))
             except RequestError:
@@ -183,7 +219,9 @@ def models(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
     """Every model with every head that is legal."""
     pairs = [(name, case) for name, spec in specs.items() for case, _ in _legal(spec)]
     assert {case.model for _, case in pairs} == set(family("Autoregressive")), "a model accepts no head"
-    assert not set(choices("model")) - set(family("Autoregressive", *AUTOENCODERS)), "a model that nobody asks anything"
+    assert not set(choices("model")) - set(family("Autoregressive", *AUTOENCODERS, *LATENT)), (
+        "a model that nobody asks anything"
+    )
     return _named((name, replace(case, context=context)) for context in contexts for name, case in pairs)
 
 
@@ -252,3 +290,18 @@ def codings(specs: dict[str, ImageSpec]):
             cases = [Coding(model, spec, **{group: choice}) for choice in legal(model, group, spec)]
             found |= {(name, case): None for case in cases}
     return [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]
+
+
+def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
+    """Every latent Gaussian model with every head that is legal."""
+    found = []
+    for model, (name, spec), head, context in itertools.product(
+        family(*LATENT), specs.items(), choices("model/head"), contexts
+    ):
+        case = Hidden(model, spec, head, context)
+        try:
+            build(case.config(), spec)
+        except RequestError:
+            continue
+        found.append(pytest.param(case, id=f"{model}-{head}-{context}-{name}"))
+    return found

@@ -3,7 +3,17 @@
 from genlab.heads.bernoulli import Bernoulli
 from genlab.heads.categorical import Categorical
 from genlab.heads.conditional_categorical import ConditionalCategorical
+from genlab.heads.gaussian import GaussianFixed, GaussianFull, GaussianLearned
 from genlab.heads.logistic import Logistic
 from genlab.heads.logistic_mixture import LogisticMixture
 
-__all__ = ["Bernoulli", "Categorical", "ConditionalCategorical", "Logistic", "LogisticMixture"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ConditionalCategorical",
+    "GaussianFixed",
+    "GaussianFull",
+    "GaussianLearned",
+    "Logistic",
+    "LogisticMixture",
+]

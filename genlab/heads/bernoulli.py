@@ -22,6 +22,7 @@ class Bernoulli(nn.Module):
     """
 
     chains_colours = False
+    independent = True
 
     def __init__(self, *, width: int, channels: int, levels: int) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ class Logistic(nn.Module):
     """
 
     chains_colours = False
+    independent = True
 
     def __init__(self, *, width: int, channels: int, levels: int) -> None:
         super().__init__()

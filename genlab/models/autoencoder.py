@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Filters, ImageSpec, Repair, RequestError, from_steps, to_steps
+from genlab.models.layers import hidden_layers
 
 
 class Autoencoder(nn.Module):
@@ -185,17 +186,7 @@ class Autoencoder(nn.Module):
         """Hidden layers of the encoder as the next one reads them, "encoder0" …, each (B, D) or (B, D, h, w), and the
         "code" (B, L).
         """
-        found: dict[str, Tensor] = {}
-        hooks = [
-            layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": found.__setitem__(name, out.relu()))
-            for i, layer in enumerate(self.encoder.layers[:-1])
-        ]
-        try:
-            found["code"] = self.encode(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
+        return hidden_layers(self.encoder, lambda: self.encode(x))
 
     def _coded(self, y: Tensor) -> Any:
         """Images (B, C, H, W) in [0, 1] -> what the code makes of them (see codes/code.py)."""
