@@ -23,7 +23,9 @@ HEADS = {
 
 def masses(mean, width, levels):
     every = torch.arange(levels, dtype=torch.double)
-    return log_mass(every, torch.tensor(mean).double(), torch.tensor(width).double().log(), levels)
+    return log_mass(
+        every, torch.tensor(mean, dtype=torch.double), torch.tensor(width, dtype=torch.double).log(), levels
+    )
 
 
 @pytest.mark.parametrize("levels", [2, 3, 256])
@@ -91,7 +93,7 @@ def test_a_head_in_float32(name):
 
 
 def test_a_given_width_is_squared_error():
-    """In the middle of the range, and up to a constant: -log P = (x - mu)^2 / 2 s^2 + const, s in units of the range."""
+    """In the middle of the range -log P = (x - mu)^2 / 2 s^2 + const, s in units of the range."""
     head = GaussianFixed(width=1, channels=1, levels=256, sigma=0.05)
     x = torch.arange(90, 160)
     nats = -head(torch.zeros(len(x), 1)).log_prob(x[:, None])  # mu = 127.5

@@ -215,8 +215,7 @@ class LatentGaussian(nn.Module):
 
     def filters(self) -> Tensor | None:
         """Weights of the encoder's first layer as images (N, C, h, w), if it has such."""
-        found: Tensor | None = self.encoder.filters() if isinstance(self.encoder, Filters) else None
-        return found
+        return self.encoder.filters() if isinstance(self.encoder, Filters) else None
 
     # ---- drawing
 
@@ -334,7 +333,7 @@ class LatentGaussian(nn.Module):
         return from_steps(self.head(self._decoded(z, given)).mean() / (self.spec.levels - 1), self.spec).to(self.dtype)
 
     def _noise(self, *size: int, generator: torch.Generator | None, normal: bool = False) -> Tensor:
-        """Standard normal or uniform numbers, drawn where the generator lives."""
+        """Normal or uniform numbers, drawn where the generator lives."""
         device = self._device if generator is None else generator.device
         draw = torch.randn if normal else torch.rand
         return draw(*size, generator=generator, device=device, dtype=torch.float).to(self._device, self.dtype)
