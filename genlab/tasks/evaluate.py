@@ -19,7 +19,7 @@ from genlab.data.module import SPLITS
 from genlab.tasks import launch
 from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
-from genlab.train.judge import judge
+from genlab.train.judge import judge, of_latents
 from genlab.train.plan import Plan
 
 
@@ -75,7 +75,7 @@ def work(settings: Any) -> None:
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
             weights=weights, precision="32", expected=total, on_batch=advance,
         )  # fmt: skip
-        return result.as_dict(), f"bits/dim {result}"
+        return {**result.as_dict(), **of_latents(model, data, config.split)}, f"bits/dim {result}"
 
     details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():

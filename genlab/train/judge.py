@@ -5,6 +5,12 @@ the split, each image counted once; an autoencoder (`core.Coder`) also by what i
 
     active, mean_activation                of an image's units; asked_…: what the code was asked for
     dead_units, dead_share                 units that are off on every image of the split
+
+and a model with an amortised posterior (`core.Latent`) by how it uses its L units:
+
+    rate, distortion                       nats an image: KL of q(z | x) from the prior, -log p(x | z)
+    active_units                           whose mean of q varies over images by more than 0.01 (Burda et al. 2016)
+    kl_per_unit                            nats, the largest first
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate
-from genlab.core import Coder, Likelihood
+from genlab.core import Coder, Latent, Likelihood
+
+ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,9 @@ def judge(
             model, data.batches(split), data.spec, split=split, data=data.name, weights=weights, precision="32",
             expected=expected, on_batch=on_batch,
         )  # fmt: skip
-        value = result.bits_per_dim
-        return Judgement("bits_per_dim", value, f"bits/dim {result}", result.as_dict(), {"bits_per_dim": value})
+        value, latent = result.bits_per_dim, of_latents(model, data, split)
+        terms = {"bits_per_dim": value, **{name: each for name, each in latent.items() if name != "kl_per_unit"}}
+        return Judgement("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
     values, ever_on = _over(model, data, split, expected, on_batch)
     terms = {name: each.mean().item() for name, each in values.items()}
     n = len(values["loss"])
@@ -70,6 +79,32 @@ def judge(
         f"squared error {terms['squared_error']:.5f} a value, {terms['active']:.1%} of {units} units on, {dead} dead"
     )
     return Judgement("loss", terms["loss"], text, {**terms, **what, **described}, terms)
+
+
+@torch.no_grad()
+def of_latents(model: Any, data: Any, split: str) -> dict[str, Any]:
+    """How a `core.Latent` uses its units on a split, over all processes; nothing for another model. Draws noise."""
+    if not isinstance(model, Latent):
+        return {}
+    device = next(model.parameters()).device  # type: ignore[attr-defined]
+    units = torch.zeros(3, model.latent_dim, dtype=torch.double)  # sums of the mean, its square, the KL
+    image = torch.zeros(3, dtype=torch.double)  # sums of the rate, the distortion, and 1
+    for batch in data.batches(split):
+        x, context = batch.images.to(device), context_of(model, batch)
+        context = None if context is None else context.to(device)
+        mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
+        kl = (mean.square() + log_var.exp() - 1 - log_var) / 2
+        terms = model.objective(x, context)  # type: ignore[attr-defined]
+        units += torch.stack([mean.sum(0), mean.square().sum(0), kl.sum(0)])
+        image += torch.stack([kl.sum(), terms["distortion"].double().sum().cpu(), torch.tensor(float(len(x)))])
+    units, image = sum(_of_all(units)), sum(_of_all(image))
+    (rate, distortion), n = image[:2] / image[2], image[2]
+    mean, square, kl = units / n
+    return {
+        "rate": rate.item(), "distortion": distortion.item(),
+        "active_units": int((square - mean.square() > ACTIVE).sum()),
+        "kl_per_unit": [round(each, 4) for each in kl.sort(descending=True).values.tolist()],
+    }  # fmt: skip
 
 
 def _over(
