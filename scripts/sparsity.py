@@ -3,14 +3,16 @@
     genlab train -m experiment=sparse_ae_mnist model.code.k=4,8,16,32,64
     python scripts/sparsity.py outputs/multirun/… [more folders] --out docs/sparsity-mnist.png
 
-A table in Markdown, a row a run: the code and its setting, what was asked for, what was measured on the validation
-split (5,000 images of MNIST; nothing here is chosen on test images), dead units, squared error per value. And one plot
+A table in Markdown, a row a run: the code and its setting, what was asked for, what was measured at the last training
+steps and on the validation split (5,000 images of MNIST; nothing here is chosen on test images), dead units, squared
+error per value. And one plot
 of squared error over the share of units that are on, a line a code.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -32,17 +34,22 @@ def read(folders: list[Path]) -> list[dict[str, Any]]:
         name = str(code["_target_"]).rpartition(".")[2]
         if name in KNOBS:
             judged = json.loads(path.read_text())["valid"]
-            found.append({"code": name, "knob": KNOBS[name], "setting": float(code[KNOBS[name]]), **judged})
+            with open(path.parent / "metrics.csv", newline="") as file:
+                last = [row for row in csv.DictReader(file) if row["train/active"]][-1]
+            trained = {f"train_{key}": float(last[f"train/{key}"]) for key in ("active", "mean_activation")}
+            found.append({"code": name, "knob": KNOBS[name], "setting": float(code[KNOBS[name]]), **judged, **trained})
     return sorted(found, key=lambda r: (r["code"], r["setting"]))
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown."""
-    rows = [["code", "asked for", "active", "mean activation", "dead units", "squared error"], ["---"] * 6]
+    rows = [["code", "asked for", "got in training", "active", "mean activation", "dead units", "squared error"]]
+    rows.append(["---"] * len(rows[0]))
     for r in records:
         asked = {name: r[f"asked_{name}"] for name in ("active", "mean_activation") if f"asked_{name}" in r}
         wish = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in asked.items()) or "-"
-        cells = [f"{r['active']:.4f}", f"{r['mean_activation']:.4f}", f"{r['dead_units']:.0f} of {r['units']}"]
+        got = ", ".join(f"{r[f'train_{name}']:.4g}" for name in asked) or f"{r['train_active']:.4g}"
+        cells = [got, f"{r['active']:.4f}", f"{r['mean_activation']:.4f}", f"{r['dead_units']:.0f} of {r['units']}"]
         rows.append([f"{r['code']}, {r['knob']} {r['setting']:g}", wish, *cells, f"{r['squared_error']:.5f}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
