@@ -18,7 +18,7 @@ from genlab.viz import looks, plots, signed
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
 MLP = ["model.latent_dim=8", "model.encoder.hidden=[]", "model.decoder.hidden=[]"]
-SEVEN = {f"{name}.png" for name in show.PICTURES}
+EIGHT = {f"{name}.png" for name in show.PICTURES}
 CODERS = ["linear_ae", "sparse_ae", "denoising_ae", "conv_ae"]
 
 
@@ -160,8 +160,8 @@ def test_a_plane_is_the_code_itself_or_its_principal_components():
 def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp_path):
     made = subject(model(name), tmp_path)
     drawn, left_out = show.draw(made, list(show.PICTURES), tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == SEVEN - {"sparsity.png"}
-    assert len(drawn) == 6
+    assert {path.name for path in (tmp_path / "out").iterdir()} == EIGHT - {"sparsity.png"}
+    assert len(drawn) == len(EIGHT) - 1
     assert "metrics.csv is not there" in left_out[0]
 
 
@@ -223,12 +223,12 @@ def here(tmp_path, monkeypatch):
 
 
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
-    assert {path.name for path in (run_folder / "pictures").iterdir()} == SEVEN
+    assert {path.name for path in (run_folder / "pictures").iterdir()} == EIGHT
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
     assert cli.run(["show", f"ckpt={run_folder}", "data.limit=64", "device=cpu"]) == 0
-    assert {path.name for path in here.iterdir()} == SEVEN
-    assert set(capsys.readouterr().out.split()) == SEVEN
-    for name in SEVEN:
+    assert {path.name for path in here.iterdir()} == EIGHT
+    assert set(capsys.readouterr().out.split()) == EIGHT
+    for name in EIGHT:
         assert (here / name).read_bytes() == (run_folder / "pictures" / name).read_bytes()
 
 
@@ -262,3 +262,63 @@ def test_models_without_a_code_show_their_filters_alone(here, capsys):
     assert cli.run(["show", "ckpt=run"]) == 0
     assert "left out: Autoregressive has no code" in capsys.readouterr().out
     assert {path.name for path in here.iterdir()} == {"run", "filters.png"}
+
+
+# ---- latent Gaussian models
+
+LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
+
+
+def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
+    made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
+    assert show.everything(made)[-2:] == ["units", "manifold"]
+    assert show.everything(model()) == list(show.PICTURES)
+    drawn, left_out = show.draw(subject(made, tmp_path), show.everything(made), tmp_path)
+    assert {path.rpartition("/")[2] for path in drawn} == EIGHT - {"sparsity.png"} | {"units.png", "manifold.png"}
+    assert len(left_out) == 1
+    with pytest.raises(RequestError, match="latent_dim=2, and this is of 3"):
+        show.manifold(subject(model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
+    for picture in (show.units, show.manifold):
+        with pytest.raises(RequestError, match="no posterior"):
+            picture(subject(model(), tmp_path))
+
+
+def test_bars_are_the_kl_of_the_units(tmp_path):
+    made = model("latent_gaussian", *LATENT, "model.latent_dim=3")
+    torch.nn.init.normal_(made.encoder.layers[-1].weight, std=0.5)
+    x = Data().split("valid").images
+    mean, log_var = made.posterior(x)
+    kl = ((mean.square() + log_var.exp() - 1 - log_var) / 2).mean(0)
+    found = looks.kl_per_unit(made, x)
+    torch.testing.assert_close(found.float(), kl)
+    (axes,) = plots.bars(found, "valid").axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == sorted(found.tolist(), reverse=True)
+
+
+def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_path):
+    made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
+    seen = []
+    made.decode = lambda h: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
+    show.manifold(subject(made, tmp_path))
+    z = torch.cat(seen).view(show.SIDE, show.SIDE, 2)
+    assert (z[:, 1:, 0] > z[:, :-1, 0]).all()
+    assert (z[1:, :, 1] < z[:-1, :, 1]).all()
+    levels = torch.special.ndtr(z[0, :, 0])
+    torch.testing.assert_close(levels, (torch.arange(show.SIDE) + 0.5) / show.SIDE)
+
+
+def test_ways_between_images_begin_and_end_at_their_reconstructions(tmp_path):
+    made = model("bottleneck_ae")
+    x = Data().split("valid").images
+    sheets = []
+    keep = plots.labelled_grid
+    plots.labelled_grid = lambda sheet, *rest, **more: sheets.append(sheet) or keep(sheet, *rest, **more)
+    try:
+        show.between(subject(made, tmp_path))
+    finally:
+        plots.labelled_grid = keep
+    rows = sheets[0].view(show.PAIRS, show.STEPS + 2, *SPEC.shape)
+    expected = (made.decode(made.encode(x[: 2 * show.PAIRS])) * 255).round().clamp(0, 255).long()
+    assert torch.equal(rows[:, 1], expected[::2])
+    assert torch.equal(rows[:, -2], expected[1::2])

@@ -6,9 +6,13 @@
     codes        histogram of the values of the code
     traversal    the decoded image while one unit goes through the range it has in the data
     plane        two numbers an image, coloured by class: the code, or its first two principal components
+    between      decoded codes on the straight lines between those of two images
     sparsity     curves over training: how much of the code was in use
 
-All but the first and the last are of any `core.Coder`.
+All but the first and the last are of any `core.Coder`. Of a model with an amortised posterior (`core.Latent`) also:
+
+    units        KL of every unit's posterior from the prior, nats: which units say something of an image
+    manifold     of two units: decoded images at the quantiles of the prior
 """
 
 from __future__ import annotations
@@ -24,13 +28,14 @@ from torch import Tensor, nn
 
 from genlab.build import find_checkpoint
 from genlab.compose import Request, split_hydra
-from genlab.core import Coder, Filters, ImageSpec, RequestError, nearest
+from genlab.core import Coder, Filters, ImageSpec, Latent, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks.common import at_least, data_of, open_model, with_progress, writable
 from genlab.viz import looks, plots, save_grid, signed, to_uint8
 
 TILES, ROWS = 100, 12  # units in a picture of one tile each, of a row each
-STEPS = 10  # of a traversal
+STEPS = 10  # of a traversal, of a way between two images
+PAIRS, SIDE = 8, 20  # of images to go between, of images in a row of a manifold
 Save = Callable[[Path], None]
 
 
@@ -67,17 +72,18 @@ class Subject:
 def command(request: Request) -> None:
     """Check everything, then draw picture by picture."""
     config, _ = split_hydra(request.config())
-    if config.what != "all" and config.what not in PICTURES:
-        raise RequestError(f"what={config.what} is not known: {nearest(str(config.what), ['all', *PICTURES])}")
+    if config.what != "all" and config.what not in {**PICTURES, **OF_LATENTS}:
+        choices = ["all", *PICTURES, *OF_LATENTS]
+        raise RequestError(f"what={config.what} is not known: {nearest(str(config.what), choices)}")
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     if config.units is not None:
         at_least(config, "units", 1)
-    names = list(PICTURES) if config.what == "all" else [str(config.what)]
     folder = Path(str(config.out)).expanduser()
-    for name in names:
+    for name in (*PICTURES, *OF_LATENTS) if config.what == "all" else (str(config.what),):
         writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
+    names = everything(model) if config.what == "all" else [str(config.what)]
     metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
     subject = Subject(model, data_of(config, run), str(config.split), metrics, config.units)
     drawn, left_out = draw(subject, names, folder)
@@ -92,7 +98,7 @@ def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], l
     drawn, left_out = [], []
     for name in names:
         try:
-            PICTURES[name](subject)(folder / f"{name}.png")
+            {**PICTURES, **OF_LATENTS}[name](subject)(folder / f"{name}.png")
             drawn.append(str(folder / f"{name}.png"))
         except RequestError as error:
             left_out.append(str(error))
@@ -159,15 +165,60 @@ def plane(subject: Subject) -> Save:
     return _figure(plots.scatter(points, kept, labels, subject.data.class_names, subject.split))
 
 
+def between(subject: Subject) -> Save:
+    """A row a pair of images: the first, its code on the way to that of the second, the second."""
+    coder, x = _coder(subject), subject.images[: 2 * PAIRS]
+    if len(x) < 2:
+        raise RequestError(f"the {subject.split} split has a single image: there is nothing between one")
+    x, h = x[: len(x) // 2 * 2], subject.codes[: len(x) // 2 * 2]
+    way = torch.linspace(0, 1, STEPS)[:, None]
+    steps = torch.cat([looks.decoded(coder, a + way * (b - a)) for a, b in zip(h[::2], h[1::2], strict=True)])
+    sheet = (steps * 255).round().clamp(0, 255).long().view(-1, STEPS, *x.shape[1:])
+    ends = to_uint8(x.cpu(), coder.spec).long()
+    sheet = torch.cat([ends[::2, None], sheet, ends[1::2, None]], 1)
+    columns = ["image", "decoded", *[""] * (STEPS - 2), "decoded", "image"][: STEPS + 2]
+    below = f"codes on the straight line between two images of the {subject.split} split"
+    return _figure(plots.labelled_grid(sheet.flatten(0, 1), _grey(sheet), [""] * len(sheet), columns, below=below))
+
+
 def sparsity(subject: Subject) -> Save:
     """Curves out of metrics.csv."""
     _coder(subject)
     return _figure(plots.sparsity(subject.metrics))
 
 
+def units(subject: Subject) -> Save:
+    """A bar a unit, the largest first."""
+    model = _latent(subject)
+    return _figure(plots.bars(looks.kl_per_unit(model, subject.images), subject.split))
+
+
+def manifold(subject: Subject) -> Save:
+    """Decoded at the quantiles of a standard normal in two dimensions."""
+    model = _latent(subject)
+    if model.latent_dim != 2 or not isinstance(model, Coder):
+        raise RequestError(f"a manifold is of model.latent_dim=2, and this is of {model.latent_dim}")
+    quantiles = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE)
+    z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
+    sheet = (looks.decoded(model, z) * 255).round().clamp(0, 255).long()
+    return lambda path: save_grid(path, sheet, _grey(sheet), SIDE)
+
+
 PICTURES: dict[str, Callable[[Subject], Save]] = {
-    picture.__name__: picture for picture in (filters, atoms, activating, codes, traversal, plane, sparsity)
+    picture.__name__: picture for picture in (filters, atoms, activating, codes, traversal, plane, between, sparsity)
 }
+OF_LATENTS: dict[str, Callable[[Subject], Save]] = {picture.__name__: picture for picture in (units, manifold)}
+
+
+def everything(model: Any) -> list[str]:
+    """Names of the pictures that there may be of a model."""
+    return [*PICTURES, *(OF_LATENTS if isinstance(model, Latent) else ())]
+
+
+def _latent(subject: Subject) -> Any:
+    if not isinstance(subject.model, Latent):
+        raise RequestError(f"{type(subject.model).__name__} has no posterior over latents to show")
+    return subject.model
 
 
 def _coder(subject: Subject) -> Any:

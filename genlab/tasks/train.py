@@ -176,7 +176,7 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
         write_json(folder / "results.json", results)
         if config.train.sample_every:
             subject = show.Subject(judged, data, "valid", folder / "metrics.csv")
-            show.draw(subject, list(show.PICTURES), folder / "pictures")
+            show.draw(subject, show.everything(judged), folder / "pictures")
         print(f"test {judgement.text}")
         print(folder)
     return results

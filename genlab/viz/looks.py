@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Coder, RequestError
+from genlab.core import Coder, Latent, RequestError
 
 BATCH = 256  # images or codes at once
 
@@ -78,6 +78,15 @@ def plane(h: Tensor) -> tuple[Tensor, float | None]:
     return (centred @ axes).float(), (variances[-2:].sum() / variances.sum().clamp_min(1e-300)).item()
 
 
-def _place(coder: Coder) -> torch.device:
+def kl_per_unit(model: Latent, x: Tensor) -> Tensor:
+    """KL of q(z | x) from the prior, mean over images (N, C, H, W), of every unit: (L,) nats."""
+    total = torch.zeros(model.latent_dim, dtype=torch.double)
+    for part in x.split(BATCH):
+        mean, log_var = model.posterior(part.to(_place(model)))
+        total += ((mean.square() + log_var.exp() - 1 - log_var) / 2).double().sum(0).cpu()
+    return total / len(x)
+
+
+def _place(coder: Coder | Latent) -> torch.device:
     assert isinstance(coder, nn.Module)
     return next(coder.parameters()).device

@@ -86,6 +86,16 @@ def scatter(points: Tensor, kept: float | None, labels: Tensor, names: Sequence[
     return _tidy(figure)
 
 
+def bars(kl: Tensor, split: str) -> Figure:
+    """KL (L,) of every unit, nats, the largest first."""
+    figure = _figure(6.6, 3.6)
+    axes = figure.subplots()
+    axes.bar(range(len(kl)), kl.sort(descending=True).values.tolist(), color="0.35", width=1)
+    axes.set(xlabel="units, the most telling first", ylabel="KL from the prior, nats an image")
+    axes.set_title(f"{kl.sum():.1f} nats in all, of the {split} split", fontsize=10)
+    return _tidy(figure)
+
+
 SPARSITY = {  # panels: what the axis says, the measures drawn in it
     "share of units": {"active": "on, of an image", "dead_share": "never on, of the split"},
     "activation": {"mean_activation": "mean over units and images"},
