@@ -4,8 +4,9 @@
 
 of the original data (Theis et al. 2016, arXiv:1511.01844). Every number is a mean over images, each image counted
 once, summed in float64 in the order of the file, and it travels with what it is: exact or a bound, how many draws,
-which split, which data variant, which weights, which precision. Batches are fixed by the data module, so one, two or
-three processes compute the same per-image values and hence the same mean.
+which split, which data variant, which weights, which precision. Batches are fixed by the data module, and the noise of
+a bound's draws is a function of the seed and the batch, so one, two or three processes compute the same per-image
+values and hence the same mean.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -140,15 +142,18 @@ def evaluate(
     weights: str,
     precision: str = "32",
     expected: int | None = None,
+    seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Result:
     """Likelihood over every batch (images, labels, index) of a split, on this process's share of it.
 
-    `expected` images of the whole split are insisted on; `on_batch` is told how many images were just done.
+    `seed` decides the draws of a bound; `expected` images of the whole split are insisted on; `on_batch` is told how
+    many images were just done.
     """
     device = next(model.parameters()).device  # type: ignore[attr-defined]
     tally = Tally()
     for batch in batches:
+        seed_for(seed, batch)
         context = context_of(model, batch)
         context = None if context is None else context.to(device)
         tally.add(batch.index, log_marginal(model, batch.images.to(device), context, draws=draws))
@@ -159,6 +164,12 @@ def evaluate(
         spec, kind=kind, draws=1 if model.exact else draws, split=split, data=data, weights=weights,
         precision=precision, conditioning=getattr(model, "conditioning", "none"), expected=expected,
     )  # fmt: skip
+
+
+def seed_for(seed: int, batch: Any) -> None:
+    """Seed torch's noise for a batch of a split, which its first image stands for, whichever process has it."""
+    first = int(batch.index[0])
+    torch.manual_seed(int(np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)[0]))
 
 
 def context_of(model: object, batch: Any) -> Tensor | None:

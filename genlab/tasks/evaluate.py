@@ -63,7 +63,6 @@ def work(settings: Any) -> None:
         data.move_to(device)
         model.to(device)
     weights = str(model.weights)
-    torch.manual_seed(config.seed)
     total = len(data.split(config.split).labels)
 
     def evaluate(advance):  # type: ignore[no-untyped-def]
@@ -73,9 +72,9 @@ def work(settings: Any) -> None:
             return judgement.details, judgement.text
         result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
-            weights=weights, precision="32", expected=total, on_batch=advance,
+            weights=weights, precision="32", expected=total, seed=config.seed, on_batch=advance,
         )  # fmt: skip
-        return {**result.as_dict(), **of_latents(model, data, config.split)}, f"bits/dim {result}"
+        return {**result.as_dict(), **of_latents(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
     details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():

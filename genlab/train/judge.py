@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genlab.bits import Tally, context_of, evaluate
+from genlab.bits import Tally, context_of, evaluate, seed_for
 from genlab.core import Coder, Latent, Likelihood
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
@@ -52,17 +52,16 @@ def judge(
 
     Models that draw noise draw the same at every call. RunError when a term is not finite.
     """
-    torch.manual_seed(seed)
     expected = len(data.split(split).labels)
     if isinstance(model, Likelihood):
         result = evaluate(
             model, data.batches(split), data.spec, split=split, data=data.name, weights=weights, precision="32",
-            expected=expected, on_batch=on_batch,
+            expected=expected, seed=seed, on_batch=on_batch,
         )  # fmt: skip
-        value, latent = result.bits_per_dim, of_latents(model, data, split)
+        value, latent = result.bits_per_dim, of_latents(model, data, split, seed)
         terms = {"bits_per_dim": value, **{name: each for name, each in latent.items() if name != "kl_per_unit"}}
         return Judgement("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
-    values, ever_on = _over(model, data, split, expected, on_batch)
+    values, ever_on = _over(model, data, split, expected, seed, on_batch)
     terms = {name: each.mean().item() for name, each in values.items()}
     n = len(values["loss"])
     described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
@@ -82,14 +81,15 @@ def judge(
 
 
 @torch.no_grad()
-def of_latents(model: Any, data: Any, split: str) -> dict[str, Any]:
-    """How a `core.Latent` uses its units on a split, over all processes; nothing for another model. Draws noise."""
+def of_latents(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
+    """How a `core.Latent` uses its units on a split, over all processes; nothing for another model."""
     if not isinstance(model, Latent):
         return {}
     device = next(model.parameters()).device  # type: ignore[attr-defined]
     units = torch.zeros(3, model.latent_dim, dtype=torch.double)  # sums of the mean, its square, the KL
     image = torch.zeros(3, dtype=torch.double)  # sums of the rate, the distortion, and 1
     for batch in data.batches(split):
+        seed_for(seed, batch)
         x, context = batch.images.to(device), context_of(model, batch)
         context = None if context is None else context.to(device)
         mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
@@ -108,7 +108,7 @@ def of_latents(model: Any, data: Any, split: str) -> dict[str, Any]:
 
 
 def _over(
-    model: Any, data: Any, split: str, expected: int, on_batch: Callable[[int], None] | None
+    model: Any, data: Any, split: str, expected: int, seed: int, on_batch: Callable[[int], None] | None
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Terms of the objective of every image of all processes, each (N,) float64 in the order of the file; and which
     units of a coder were ever on, (L,) bool.
@@ -117,6 +117,7 @@ def _over(
     tallies: dict[str, Tally] = {}
     ever_on: Tensor | None = None
     for batch in data.batches(split):
+        seed_for(seed, batch)
         x, context = batch.images.to(device), context_of(model, batch)
         terms = model.objective(x, None if context is None else context.to(device))
         for name, each in terms.items():

@@ -1,0 +1,113 @@
+"""Latent Gaussian models through the verbs: bounds that say so, and how the units are used."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+import genlab
+from genlab import cli
+from genlab.train.judge import of_latents
+
+FAST = [
+    "trainer=smoke",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32",
+    "train.sample_every=0",
+    "model.latent_dim=3",
+]
+SMALL = ["model=latent_gaussian", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "data=mnist_mini"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A smoke run."""
+    folder = tmp_path_factory.mktemp("latent") / "run"
+    assert cli.run(["train", *FAST, *SMALL, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_numbers_say_which_bound_and_how_the_units_are_used(trained):
+    judged = json.loads((trained / "results.json").read_text())["test"]
+    assert (judged["kind"], judged["draws"]) == ("bound", 1)
+    assert judged["rate"] >= 0
+    assert judged["distortion"] > 0
+    # Two estimates of one ELBO from different noise.
+    assert judged["rate"] + judged["distortion"] == pytest.approx(-judged["nats"], rel=0.02)
+    assert len(judged["kl_per_unit"]) == 3
+    assert sum(judged["kl_per_unit"]) == pytest.approx(judged["rate"], abs=1e-3)
+    with open(trained / "metrics.csv", newline="") as file:
+        last = [row for row in csv.DictReader(file) if row.get("valid/rate")][-1]
+    assert math.isfinite(float(last["valid/distortion"]))
+    assert 0 <= int(float(last["valid/active_units"])) <= 3
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_a_bound_is_the_same_on_one_two_and_three_processes(devices, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=20", "batch_size=7", "draws=4"]
+    assert cli.run(["eval", f"ckpt={trained}", *words]) == 0
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert (found["kind"], found["draws"], found["n"]) == ("bound", 4, 20)
+    assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "out=one.json"]) == 0
+    one = json.loads((tmp_path / "one.json").read_text())
+    for name in ("nats", "rate", "distortion", "active_units"):
+        assert found[name] == pytest.approx(one[name], rel=1e-9), name
+    assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "seed=1"]) == 0
+    assert json.loads((tmp_path / "eval.json").read_text())["nats"] != one["nats"]
+
+
+def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for draws in (1, 20):
+        assert cli.run(["eval", f"ckpt={trained}", "data.limit=200", f"draws={draws}"]) == 0
+        found.append(json.loads((tmp_path / "eval.json").read_text())["nats"])
+    assert found[1] >= found[0] - 0.1
+
+
+def test_verbs_that_draw_work_from_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["sample", f"ckpt={trained}", "n=4"]) == 0
+    assert cli.run(["reconstruct", f"ckpt={trained}", "n=4", "out=r.png"]) == 0
+    assert cli.run(["features", f"ckpt={trained}", "data.limit=5"]) == 0
+    (tmp_path / "pictures").mkdir()
+    assert cli.run(["show", f"ckpt={trained}", "what=units", "data.limit=50", "out=pictures"]) == 0
+    capsys.readouterr()
+    genlab.load(trained)
+    from PIL import Image
+
+    Image.new("L", (28, 28), 255).save("white.png")
+    assert cli.run(["complete", f"ckpt={trained}", "image=white.png", "known=left:0.5", "n=3", "particles=5"]) == 0
+    assert "5 particles, at worst" in capsys.readouterr().out
+
+
+def test_active_units_are_those_whose_mean_varies():
+    class Model(torch.nn.Linear):
+        latent_dim, conditioning = 2, "none"
+
+        def posterior(self, x, context=None):
+            mean = torch.stack([x.flatten(1)[:, 0].float(), torch.full((len(x),), 3.0)], 1)
+            return mean, torch.zeros_like(mean)
+
+        def objective(self, x, context=None):
+            return {"distortion": torch.full((len(x),), 5.0)}
+
+    class Batch:
+        images, labels, context = torch.arange(4).view(4, 1, 1, 1), torch.zeros(4), None
+        index = torch.arange(4)
+
+    class Data:
+        def batches(self, split):
+            return [Batch]
+
+    found = of_latents(Model(1, 1), Data(), "valid", 0)
+    assert found["active_units"] == 1
+    assert found["distortion"] == 5
+    assert found["kl_per_unit"] == [4.5, 1.75]
+    assert found["rate"] == 6.25
+    assert of_latents(torch.nn.Linear(1, 1), Data(), "valid", 0) == {}
