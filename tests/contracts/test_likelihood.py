@@ -80,7 +80,11 @@ def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf
         assert made.log_prob(x).dtype == torch.float
 
 
-BY_HEART = zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)})
+BY_HEART = [  # a Gaussian of a given width is never sure, and one width for all values is the last to shrink
+    p
+    for p in zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)})
+    if p.values[0].head not in ("gaussian_fixed", "gaussian_learned")
+]
 BY_HEART += [
     p for p in zoo.models({"binary": zoo.BINARY}) if (p.values[0].model, p.values[0].head) == ("pixelcnn", "bernoulli")
 ]
@@ -90,11 +94,12 @@ BY_HEART += [
 def test_eight_images_can_be_learnt_by_heart(case):
     """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: optimisation works.
 
-    Logistics are sharp only in the limit, a mixture of them sooner than one, which cannot put its mass on eight values.
+    Peaks are sharp only in the limit, a mixture of them sooner than one, which cannot put its mass on eight values.
     """
     made = case.tiny(scale=None, dtype=torch.float, sizes=zoo.MEDIUM).train()
     x = zoo.random_images(case.spec, 8)
-    steps, most = (400, 0.05) if case.head in SOFTMAX else (800, {"logistic_mixture": 0.3, "logistic": 0.4}[case.head])
+    peaks = {"logistic_mixture": 0.3, "logistic": 0.4, "gaussian_full": 0.4}
+    steps, most = (400, 0.05) if case.head in SOFTMAX else (800, peaks[case.head])
     optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
