@@ -11,12 +11,12 @@ values and hence the same mean.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -168,8 +168,8 @@ def evaluate(
 
 def seed_for(seed: int, batch: Any) -> None:
     """Seed torch's noise for a batch of a split, which its first image stands for, whichever process has it."""
-    first = int(batch.index[0])
-    torch.manual_seed(int(np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)[0]))
+    mixed = hashlib.blake2b(f"{seed} {int(batch.index[0])}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(mixed, "big"))
 
 
 def context_of(model: object, batch: Any) -> Tensor | None:
