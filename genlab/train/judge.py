@@ -62,7 +62,7 @@ def judge(
     described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
     if isinstance(model, Adversarial):
         # The players' losses are relative to each other: neither says how good the samples are.
-        details = {"kind": "adversarial", **terms, **described, "conditioning": model.conditioning}  # type: ignore[attr-defined]
+        details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
         listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
         return Judgement("none", None, f"{listed} ({n:,} images)", details, terms)
     if ever_on is None:
