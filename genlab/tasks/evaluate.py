@@ -25,8 +25,8 @@ from genlab.train.plan import Plan
 
 INSTEAD_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
 INSTEAD_ADVERSARIAL = (
-    "a GAN has no likelihood, so there is no bits/dim; what can be measured is the quality of its samples, of which its "
-    "players' losses, each relative to the other, say little"
+    "a GAN has no likelihood, so there is no bits/dim; what can be measured is the quality of its samples, of which "
+    "its players' losses, each relative to the other, say little"
 )
 
 
