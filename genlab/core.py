@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class RequestError(ValueError):
@@ -207,6 +207,23 @@ class Filters(Protocol):
 
     def filters(self) -> Tensor | None:
         """Weights of the first layer as images (N, C, h, w); None where it has none that make a picture."""
+        ...
+
+
+@runtime_checkable
+class Adversarial(Protocol):
+    """Two players with a loss each (Goodfellow et al. 2014, arXiv:1406.2661), trained in turns: `critic_steps` of the
+    discriminator's, then one of the generator's. Each player owns its weights; there is no loss of the two together.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    critic_steps: int
+
+    def turn(self, player: str, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss "loss" (B,) that "generator" or "discriminator" descends on images x, beside anything worth
+        plotting, each (B,). Noise is torch's own.
+        """
         ...
 
 

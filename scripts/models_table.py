@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def name(entry: dict[str, Any]) -> str:
 def table(folder: Path = RESULTS) -> str:
     """The Markdown table of all files, data set by data set, best first."""
     entries = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    entries.sort(key=lambda e: (e["data"], e["test"].get("bits_per_dim", e["test"].get("loss")), e["model"]))
+    entries.sort(key=lambda e: (e["data"], e["test"].get("bits_per_dim", e["test"].get("loss", math.inf)), e["model"]))
     rows = [HEADER, ("---",) * len(HEADER), *(_row(entry) for entry in entries)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -87,6 +88,8 @@ def _value(test: dict[str, Any]) -> str:
     if test.get("kind") == "reconstruction":
         error = f"{test['reconstruction']:.4f} ± {test['standard_error']:.4f} {test['measured_in']}"
         return f"no likelihood; reconstruction {error} ({test['n']:,} images)"
+    if test.get("kind") == "adversarial":
+        return "no likelihood"
     return f"loss {test['loss']:.4f} nats ({test['n']:,} images)"
 
 

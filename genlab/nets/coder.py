@@ -80,12 +80,12 @@ class ConvEncoder(nn.Module):
         self, *, spec: ImageSpec, outputs: int, widths: Sequence[int] = (32, 64, 128), kernel: int = 4
     ) -> None:
         super().__init__()
-        _check_conv(widths, kernel)
-        sizes = _sizes(spec, len(widths))
+        check_conv(widths, kernel)
+        rows, columns = sizes(spec, len(widths))[-1]
         convs = [
             nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2 - 1) for a, b in pairwise([spec.channels, *widths])
         ]
-        self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)])
+        self.layers = nn.ModuleList([*convs, nn.Linear(widths[-1] * rows * columns, outputs)])
 
     def filters(self) -> Tensor:
         """Kernels of the first layer, (D, C, k, k)."""
@@ -114,9 +114,9 @@ class ConvDecoder(nn.Module):
         unit_columns: bool = False,
     ) -> None:
         super().__init__()
-        _check_conv(widths, kernel)
+        check_conv(widths, kernel)
         self.features, self.tied, self.unit_columns = features, tied, unit_columns
-        self.sizes, self.padding = _sizes(spec, len(widths))[::-1], kernel // 2 - 1
+        self.sizes, self.padding = sizes(spec, len(widths))[::-1], kernel // 2 - 1
         outputs = spec.channels // step_channels * features
         channels = pairwise([*widths[::-1], outputs])
         first = nn.Linear(inputs, widths[-1] * self.sizes[0][0] * self.sizes[0][1])
@@ -138,14 +138,14 @@ def _linears(widths: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
 
-def _check_conv(widths: Sequence[int], kernel: int) -> None:
+def check_conv(widths: Sequence[int], kernel: int) -> None:
     if not widths or min(widths) < 1 or kernel < 2 or kernel % 2:
         raise RequestError(
             f"strided convolutions need widths and an even kernel, got {list(widths)} and kernel={kernel}"
         )
 
 
-def _sizes(spec: ImageSpec, halvings: int) -> list[tuple[int, int]]:
+def sizes(spec: ImageSpec, halvings: int) -> list[tuple[int, int]]:
     """Rows and columns after 0, 1, … halvings, rounded up."""
     return [(-(-spec.height >> i), -(-spec.width >> i)) for i in range(halvings + 1)]
 

@@ -1,6 +1,7 @@
 """`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several.
 
-An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction.
+An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction. Nor has a GAN;
+reported are its players' losses and scores.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 from genlab import bits
 from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import Coder, Likelihood, RequestError, nearest
+from genlab.core import Adversarial, Coder, Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks import launch
 from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
 from genlab.train.judge import judge, of_latents
 from genlab.train.plan import Plan
+
+INSTEAD_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
+INSTEAD_ADVERSARIAL = (
+    "a GAN has no likelihood, so there is no bits/dim; what can be measured is the quality of its samples, of which "
+    "its players' losses, each relative to the other, say little"
+)
 
 
 def command(request: Request) -> None:
@@ -35,11 +42,12 @@ def command(request: Request) -> None:
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    if not isinstance(model, (Likelihood, Coder)):
+    if not isinstance(model, (Likelihood, Coder, Adversarial)):
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
+        what = "a GAN" if isinstance(model, Adversarial) else "an autoencoder"
         raise RequestError(
-            f"draws={config.draws}: draws are those of a bound on the likelihood, which an autoencoder does not have; "
+            f"draws={config.draws}: draws are those of a bound on the likelihood, which {what} does not have; "
             "leave draws= out"
         )
     data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
@@ -83,7 +91,5 @@ def work(settings: Any) -> None:
         checkpoint = str(find_checkpoint(config.ckpt))
         write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
         if not isinstance(model, Likelihood):
-            print(
-                "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction:"
-            )
+            print(f"{INSTEAD_ADVERSARIAL if isinstance(model, Adversarial) else INSTEAD_CODER}:")
         print(f"{config.split} {text}")

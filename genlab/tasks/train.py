@@ -18,7 +18,7 @@ from torch import nn
 from genlab import viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import RequestError, RunError
+from genlab.core import Adversarial, RequestError, RunError
 from genlab.tasks import launch, show
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
@@ -85,9 +85,26 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
     check_conditioning(data, model)
+    check_players(config, model)
     if config.compile and not networks(model):
         raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
     return data, model
+
+
+def check_players(config: DictConfig, model: nn.Module) -> None:
+    """RequestError for what only training in turns can do, or cannot."""
+    name, lr = type(model).__name__, config.optim.get("discriminator_lr")
+    if not isinstance(model, Adversarial):
+        if lr is not None:
+            raise RequestError(f"optim.discriminator_lr={lr}: this {name} has no discriminator; use optim=adamw")
+        return
+    if config.trainer.strategy == "fsdp":
+        raise RequestError(f"trainer.strategy=fsdp: the two players of a {name} are not split over devices; use ddp")
+    if config.compile and getattr(model.loss, "penalised", False):  # type: ignore[attr-defined]
+        raise RequestError(
+            "compile=true: a gradient penalty needs second derivatives, which torch.compile does not give; "
+            "use model.loss=hinge or nonsaturating"
+        )
 
 
 def check_conditioning(data: Any, model: nn.Module) -> None:

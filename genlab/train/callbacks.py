@@ -65,6 +65,7 @@ class Log(Periodic):
 class Validation(Periodic):
     """Judge the averaged weights on the whole validation split, keep the best, stop when nothing improves.
 
+    The newest are the best where there is no number to tell.
     Acts at the last step too, so that a best checkpoint always exists. `patience` counts validations; None: never stop.
     """
 
@@ -78,8 +79,9 @@ class Validation(Periodic):
         with learner.judged() as model:
             judgement = judge(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
         write(trainer, {f"valid/{name}": value for name, value in judgement.terms.items()}, step)
-        if judgement.value < self.state["value"]:
-            self.state = {"value": judgement.value, "step": step, "stale": 0, "details": judgement.details}
+        value = self.state["value"] if judgement.value is None else judgement.value
+        if judgement.value is None or value < self.state["value"]:
+            self.state = {"value": value, "step": step, "stale": 0, "details": judgement.details}
             trainer.save_checkpoint(self.best)
             learner.last_good = str(self.best)
         else:

@@ -26,8 +26,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from genlab.core import RequestError
+from genlab.core import Adversarial, RequestError
 from genlab.train import loggers
+from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
 from genlab.train.checkpoint import AtomicCheckpointIO, read
 from genlab.train.learner import Learner
@@ -77,7 +78,7 @@ def fit(
     train, checkpoints = config["train"], folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     sharded = plan.processes > 1 and plan.strategy == "fsdp"
-    learner = Learner(
+    learner = (AdversarialLearner if isinstance(model, Adversarial) else Learner)(
         model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"], decay=train["ema"],
         max_bad_steps=train["max_bad_steps"], card=card, compile=config["compile"], sharded=sharded,
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """Validation and the final test are one function, so that a curve and a table can never disagree about a number.
 
 A likelihood is judged by its bits/dim. Anything else by its objective, every term of which is a mean over all images of
-the split, each image counted once; an autoencoder (`core.Coder`) also by what its L units do:
+the split, each image counted once. A GAN has no number to be judged by: its players' losses and scores are such means,
+worth a curve, and how good its samples are is another question. An autoencoder (`core.Coder`) also by what its L units
+do:
 
     active, mean_activation                of an image's units; asked_…: what the code was asked for
     dead_units, dead_share                 units that are off on every image of the split
@@ -25,20 +27,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate, seed_for
-from genlab.core import Coder, Latent, Likelihood
+from genlab.core import Adversarial, Coder, Latent, Likelihood
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats.
+    """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats;
+    None where there is no such number (a GAN).
 
     `terms`: every number of the split that is worth a curve. `text`: the line for the user. `details`: for a JSON file.
     """
 
     name: str
-    value: float
+    value: float | None
     text: str
     details: dict[str, Any]
     terms: dict[str, float]
@@ -63,8 +66,13 @@ def judge(
         return Judgement("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
     values, ever_on = _over(model, data, split, expected, seed, on_batch)
     terms = {name: each.mean().item() for name, each in values.items()}
-    n = len(values["loss"])
+    n = expected
     described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
+    if isinstance(model, Adversarial):
+        # The players' losses are relative to each other: neither says how good the samples are.
+        details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
+        listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
+        return Judgement("none", None, f"{listed} ({n:,} images)", details, terms)
     if ever_on is None:
         details = {"loss": terms["loss"], **terms, **described}
         return Judgement("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
@@ -119,7 +127,7 @@ def _over(
     for batch in data.batches(split):
         seed_for(seed, batch)
         x, context = batch.images.to(device), context_of(model, batch)
-        terms = model.objective(x, None if context is None else context.to(device))
+        terms = _objective(model, x, None if context is None else context.to(device))
         for name, each in terms.items():
             tallies.setdefault(name, Tally(name)).add(batch.index, each)
         if isinstance(model, Coder):
@@ -132,6 +140,15 @@ def _over(
     values = {name: tallies.get(name, Tally(name)).gathered(expected)[1] for name in names}
     every = [on for on in _of_all(ever_on) if on is not None]
     return values, torch.stack(every).any(0) if every else None
+
+
+def _objective(model: Any, x: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+    """The terms of a model's objective, or of both players'."""
+    if not isinstance(model, Adversarial):
+        return model.objective(x, context)
+    terms = model.turn("generator", x, context) | model.turn("discriminator", x, context)
+    del terms["loss"]
+    return terms
 
 
 def _of_all(own: Any) -> list[Any]:

@@ -39,7 +39,7 @@ def step_seed(seed: int, rank: int, batch: int) -> int:
 
 def networks(model: Any) -> list[nn.Module]:
     """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them."""
-    parts = (getattr(model, name, None) for name in ("net", "encoder", "decoder"))
+    parts = (getattr(model, name, None) for name in ("net", "encoder", "decoder", "generator", "discriminator"))
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
@@ -80,7 +80,7 @@ class Learner(pl.LightningModule):
         self.interrupted = 0  # the signal all ranks agreed on, at an optimiser step
         self.stopped_early = False
         self.clock: Callable[[], float] = lambda: 0.0  # seconds this run has trained, over all its sessions
-        self._sums: dict[str, Tensor] = {}  # float64, over images since the last log; "images" counts them
+        self._sums: dict[str, Tensor] = {}  # float64 (2,): a term's sum over images since the last log, and how many
         self._reset_step()
 
     # ---- one optimiser step: training_step per batch, then on_before_optimizer_step, clipping, optimizer_step
@@ -102,9 +102,11 @@ class Learner(pl.LightningModule):
         self._batches.append((batch_idx, batch))
         terms = self._terms(batch_idx, batch)
         for name, values in terms.items():
-            _add(self._step_sums, name, values.detach().double().sum())
-        _add(self._step_sums, "images", torch.full((), len(batch.images), dtype=torch.double, device=self.device))
+            _add(self._step_sums, name, _sum_and_count(values))
         self.trainer.datamodule.position += 1  # type: ignore[attr-defined]
+        return self._mean_loss(terms)
+
+    def _mean_loss(self, terms: dict[str, Tensor]) -> Tensor:
         return bits_per_dim(-terms["loss"], self.spec).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -112,7 +114,7 @@ class Learner(pl.LightningModule):
         self.rate = float(optimizer.param_groups[0]["lr"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        bad_loss, bad_norm = ~self._step_sums["loss"].isfinite(), ~self.grad_norm.isfinite()
+        bad_loss, bad_norm = ~self._step_sums["loss"][0].isfinite(), ~self.grad_norm.isfinite()
         signal = torch.full((), self.signal, dtype=torch.float, device=self.device)
         flags = torch.stack([bad_loss.float(), bad_norm.float(), signal])
         if dist.is_initialized():
@@ -146,9 +148,7 @@ class Learner(pl.LightningModule):
                 for buffer, before in zip(self.model.buffers(), self._buffers_before, strict=True):
                     buffer.copy_(before)
         else:
-            self.updates += 1
-            if self.ema is not None:
-                ema.update(self.ema, self.model, ema.decay_at(self.updates, self.decay))
+            self._average()
             for name, value in self._step_sums.items():
                 _add(self._sums, name, value)
         if self._bad:
@@ -157,13 +157,20 @@ class Learner(pl.LightningModule):
                 raise RunError(self._verdict())
         self._reset_step()
 
+    def _average(self) -> None:
+        """One update of the averaged weights."""
+        self.updates += 1
+        if self.ema is not None:
+            ema.update(self.ema, self.model, ema.decay_at(self.updates, self.decay))
+
     def configure_optimizers(self) -> Any:
         """AdamW with its schedule, stepped once per optimiser step."""
-        optimizer = self.optim.optimizer(
-            self.model.parameters(), fused=getattr(self.trainer.precision_plugin, "scaler", None) is None
-        )
+        optimizer = self._optimizer(fused=getattr(self.trainer.precision_plugin, "scaler", None) is None)
         scheduler = LambdaLR(optimizer, lambda step: self.optim.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        return self.optim.optimizer(self.model.parameters(), fused=fused)
 
     def on_train_start(self) -> None:
         """A resumed run may have been given more steps: its learning rate follows the schedule as it is now."""
@@ -175,10 +182,17 @@ class Learner(pl.LightningModule):
 
     @contextmanager
     def judged(self) -> Iterator[nn.Module]:
-        """The model to validate, sample and test: averaged weights, evaluation mode, float32, no gradients."""
+        """The model to validate, sample and test: averaged weights, evaluation mode, float32, no gradients.
+
+        The same on every rank: each has running statistics of its own until DDP hands out those of rank zero, at the
+        start of the next step.
+        """
         model = self.model if self.ema is None else self.ema
         training = model.training
         model.eval()
+        if dist.is_initialized():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
         try:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole(model):
                 yield model
@@ -194,10 +208,9 @@ class Learner(pl.LightningModule):
         """Means over all images of all ranks since the last call; empty if every step in between was skipped."""
         sums = self._gathered_sums()
         self._sums = {}
-        images = sums.pop("images", 0.0)
-        if not images:
+        means = {f"train/{name}": total / images for name, (total, images) in sums.items()}
+        if not means:
             return {}
-        means = {f"train/{name}": total / images for name, total in sums.items()}
         if isinstance(self.model, Likelihood):
             nats = torch.tensor([-means.pop("train/loss")], dtype=torch.double)
             means = {"train/bits_per_dim": bits_per_dim(nats, self.spec).item(), **means}
@@ -225,11 +238,14 @@ class Learner(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters back. The sums were added up over ranks, so one rank takes them all."""
+        """Take the counters back. The sums were added up over ranks, so one rank takes them all, the others zeros."""
         state = checkpoint["genlab"]
         self.bad_steps, self.updates = state["bad_steps"], state["updates"]
-        if self.global_rank == 0:
-            self._sums = {k: torch.tensor(v, dtype=torch.double, device=self.device) for k, v in state["sums"].items()}
+        own = float(self.global_rank == 0)
+        self._sums = {
+            name: own * torch.tensor(sums, dtype=torch.double, device=self.device)
+            for name, sums in state["sums"].items()
+        }
 
     def configure_model(self) -> None:
         """Split weights and their average over the ranks alike, so that averaging stays local."""
@@ -241,7 +257,7 @@ class Learner(pl.LightningModule):
 
     # ---- private
 
-    def _gathered_sums(self) -> dict[str, float]:
+    def _gathered_sums(self) -> dict[str, list[float]]:
         if not self._sums:
             return {}
         total = torch.stack(list(self._sums.values()))
@@ -272,6 +288,12 @@ class Learner(pl.LightningModule):
             f"(train.max_bad_steps={self.max_bad_steps}); in this one it came first out of {first}; {kept}; "
             f"a smaller optim.lr or trainer.gradient_clip_val often helps"
         )
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    """(B,) -> float64 (2,)."""
+    total = values.detach().double().sum()
+    return torch.stack([total, torch.full_like(total, len(values))])
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

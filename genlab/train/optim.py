@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class AdamW:
-    """Settings of the optimiser; `warmup` is in optimiser steps."""
+    """Settings of the optimiser; `warmup` is in optimiser steps. `discriminator_lr`: of the second player of a GAN,
+    None for the same as the first's.
+    """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
@@ -28,23 +31,31 @@ class AdamW:
     warmup: int = 0
     schedule: str = "cosine"
     fused: bool = True
+    discriminator_lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise RequestError(f"optim.schedule={self.schedule} is unknown; {nearest(self.schedule, SCHEDULES)}")
         if self.lr <= 0 or self.warmup < 0:
             raise RequestError(f"optim.lr={self.lr} must be above 0 and optim.warmup={self.warmup} at least 0")
+        if self.discriminator_lr is not None and self.discriminator_lr <= 0:
+            raise RequestError(f"optim.discriminator_lr={self.discriminator_lr} must be above 0, or null for optim.lr")
 
-    def optimizer(self, parameters: Iterable[Tensor], fused: bool) -> torch.optim.AdamW:
-        """The optimiser of these parameters; `fused` is what the precision allows."""
-        trained = [p for p in parameters if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+    def optimizer(
+        self, parameters: Iterable[Tensor], fused: bool, discriminator: Iterable[Tensor] = ()
+    ) -> torch.optim.AdamW:
+        """The optimiser of these parameters, and of those of a discriminator; `fused` is what the precision allows."""
+        groups = self._groups(parameters, self.lr) + self._groups(discriminator, self.discriminator_lr or self.lr)
         first, second = self.betas
         return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), fused=self.fused and fused)
+
+    def _groups(self, parameters: Iterable[Tensor], lr: float) -> list[dict[str, Any]]:
+        trained = [p for p in parameters if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay, "lr": lr},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "lr": lr},
+        ]
+        return [group for group in groups if group["params"]]
 
     def factor(self, step: int, max_steps: int) -> float:
         """What `lr` is multiplied by in optimiser step `step` (0, 1, …): linear warm-up, then decay to 0 at the end."""

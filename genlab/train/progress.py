@@ -15,6 +15,12 @@ from genlab.train.callbacks import Log, Periodic
 from genlab.train.learner import Learner
 
 EVERY_SECONDS = 10.0
+LABELS = {  # of training metrics, whichever a model has
+    "bits_per_dim": "bits/dim",
+    "loss": "loss",
+    "generator_loss": "generator",
+    "discriminator_loss": "discriminator",
+}
 
 
 class Progress(Periodic):
@@ -48,10 +54,8 @@ class Progress(Periodic):
             print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
 
     def _numbers(self) -> list[str]:
-        for name, label in (("bits_per_dim", "bits/dim"), ("loss", "loss")):
-            if (value := self.rows.latest.get(f"train/{name}")) is not None:
-                return [f"{value:.4f} {label}"]
-        return []
+        found = {label: self.rows.latest.get(f"train/{name}") for name, label in LABELS.items()}
+        return [f"{value:.4f} {label}" for label, value in found.items() if value is not None]
 
     def on_train_end(self, trainer: Any, learner: Any) -> None:
         """Leave the finished bar on the screen."""

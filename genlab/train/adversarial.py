@@ -1,0 +1,64 @@
+"""Training of two players (`core.Adversarial`): the learner, whose optimiser steps are turns.
+
+`critic_steps` turns of the discriminator, then one of the generator, each on a batch of its own. Two time scales
+(Heusel et al. 2017, arXiv:1706.08500): the discriminator's learning rate is `optim.discriminator_lr`, the generator's
+`optim.lr`. The two Adams are two groups of weights in one: Adam passes over weights without a gradient, moments and
+all, so a player that does not have its turn is left exactly as it was.
+
+Because a turn is an ordinary step, the learner's promises hold as they are: randomness, resuming, skipped steps,
+signals, several ranks. Differences: the loss is not in bits/dim, the generator's weights alone are averaged, after its
+own turns, and of the discriminator the newest are judged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.bits import context_of
+from genlab.train import ema
+from genlab.train.learner import Learner, step_seed
+
+
+class AdversarialLearner(Learner):
+    """Trains a `core.Adversarial`; everything else as `Learner`."""
+
+    player = "discriminator"  # whose turn it is
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean loss of the player whose turn it is; all batches of an optimiser step are one turn."""
+        if not self._batches:
+            cycle = self.model.critic_steps + 1
+            self.player = "generator" if self.global_step % cycle == cycle - 1 else "discriminator"
+            # The other's gradients would be thrown away, and cost a third of the backward pass.
+            self.model.generator.requires_grad_(self.player == "generator")
+            self.model.discriminator.requires_grad_(self.player == "discriminator")
+        return super().training_step(batch, batch_idx)
+
+    def _terms(self, number: int, batch: Any) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(self.seed, self.global_rank, number))
+        return self.model.turn(self.player, batch.images, context_of(self.model, batch))
+
+    def _mean_loss(self, terms: dict[str, Tensor]) -> Tensor:
+        return terms["loss"].mean()
+
+    def _average(self) -> None:
+        self.updates += self.player == "generator"
+        if self.ema is None:
+            return
+        average: Any = self.ema
+        if self.player == "generator":
+            ema.update(average.generator, self.model.generator, ema.decay_at(self.updates, self.decay))
+        ema.update(average.discriminator, self.model.discriminator, 0.0)
+
+    def _optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        generator, discriminator = self.model.generator.parameters(), self.model.discriminator.parameters()
+        return self.optim.optimizer(generator, fused=fused, discriminator=discriminator)
+
+    def train_metrics(self) -> dict[str, float]:
+        """As the learner's, without the mean over both players' losses, which says nothing."""
+        means = super().train_metrics()
+        means.pop("train/loss", None)
+        return means
