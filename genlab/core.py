@@ -75,6 +75,22 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Fitted(Protocol):
+    """Something that can be trained by steps of its own on all training images, in place of an optimiser on batches.
+
+    `fitted`: whether it is to be; a model may leave the choice to its config.
+    """
+
+    fitted: bool
+
+    def fit_step(self, x: Tensor, *, seed: int) -> dict[str, Tensor]:
+        """One step, on all training images (N, C, H, W); `seed` is the same at every step. Terms as of `objective`,
+        (N,) each, of the model before the step.
+        """
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """Something that gives images a probability."""
 
