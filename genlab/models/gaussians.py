@@ -13,7 +13,7 @@ component shrinks to a point. Each class has
     complete(v, at, which, noise)           the other dimensions drawn given those, image b from component which[b]
     update(m, v, w)                         component m of an EM step, from images v (n, D) of responsibility w (n,)
 
-and an `update` that never lowers sum_n w_n log N(v_n; m): the exact maximum for Diagonal and Full, EM steps of their own
+`update` never lowers sum_n w_n log p(v_n | m): it finds the maximum for Diagonal and Full, takes EM steps of their own
 for LowRank (over the factors) and Cells (over where in its cell a value lies). `temperature` multiplies covariances.
 
 M components, D dimensions, B or n images, R factors. Everything is computed in float64: expanded squares and small
@@ -93,7 +93,7 @@ class Cells(Diagonal):
         each pixel's commonest level, which of digits is most of an image.
         """
         mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
-        counts = sum(self._counts(part, len(at)) for part in v.split(CHUNK))
+        counts = torch.stack([self._counts(part, len(at)) for part in v.split(CHUNK)]).sum(0)
         filled = counts.nonzero()[:, 0]
         dim, level = filled // self.levels, filled % self.levels
         each = zip(mean, s, strict=True)

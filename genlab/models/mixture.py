@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
 from genlab.densities import clusters
-from genlab.models.gaussians import Cells, Diagonal, Full, Gaussians, LowRank
+from genlab.models.gaussians import Cells, Diagonal, Full, LowRank
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
 LEAST = 1e-12  # responsibilities below this change no sum in float64, and are left out of it
@@ -46,6 +46,7 @@ class GaussianMixture(nn.Module):
     conditioning = "none"
 
     started: Tensor
+    gaussians: Diagonal | Full | LowRank
 
     def __init__(
         self,
@@ -75,12 +76,11 @@ class GaussianMixture(nn.Module):
         self.fitted = fit == "em"
         self.logits = nn.Parameter(torch.zeros(components))
         sizes = components, spec.dims, spec.levels, floor
-        self.gaussians: Gaussians
         if covariance == "low_rank":
             self.gaussians = LowRank(*sizes, rank)
         else:
-            self.gaussians = {"discretised": Cells, "dequantised": Diagonal}[pixels](*sizes)
-            self.gaussians = Full(*sizes) if covariance == "full" else self.gaussians
+            of = Full if covariance == "full" else Cells if self.exact else Diagonal
+            self.gaussians = of(*sizes)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))  # whether EM has had its k-means
 
     @property
@@ -115,7 +115,7 @@ class GaussianMixture(nn.Module):
         return {"loss": self._log_cell - log_p}
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """ "responsibilities" p(z | x) (B, M); of dequantised pixels in the middle of their cells."""
+        """The "responsibilities" p(z | x) (B, M); of dequantised pixels in the middle of their cells."""
         self.spec.check(x)
         values = x.flatten(1) if self.exact else (x.flatten(1).double() + 0.5) / self.spec.levels
         return {"responsibilities": self._log_joint(values).softmax(1).to(self.logits.dtype)}

@@ -1,4 +1,4 @@
-"""Training of a model that fits itself (`core.Fitted`), such as a mixture by EM: its step takes the optimiser step's place.
+"""Training of a model that fits itself (`core.Fitted`), as a mixture does by EM: its step is the step of the run.
 
 A step sees all training images at once. Everything else is as in any run: counted in steps, logged, validated, saved
 and resumed by the same callbacks. The batch of the moment is a clock only, and there is no gradient, so that the
