@@ -58,7 +58,7 @@ CONTEXTS = ("none", "label", "image")
 NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
-MIXTURES = ("GaussianMixture",)  # test_mixture.py asks them
+MIXTURES = ("GaussianMixture", "MixtureDensity")  # tests of their own ask them
 
 
 def tiny(config: dict, spec: ImageSpec, *, scale: float | None = 0.5, seed: int = 0, dtype=torch.double):

@@ -23,6 +23,7 @@ masses are differences of large numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from torch.special import log_ndtr
 from genlab.densities import factors
 
 LOG_2PI = math.log(2 * math.pi)
-INNER = 3  # EM steps that LowRank and Cells take within one of the mixture's
+INNER = 10  # EM steps that LowRank and Cells take within one of the mixture's: cheaper, and they need more
 CHUNK = 1024  # images whose cells are looked up together
 LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has a logarithm
 
@@ -282,6 +283,18 @@ class _LogMass(torch.autograd.Function):
         a, b, log_p = ctx.saved_tensors
         by_a, by_b = ((-(z.square() + LOG_2PI) / 2 - log_p).exp() * g for z in (a, b))
         return -by_a, by_b
+
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """An index for each row of weights (B, P), by uniform numbers (B,): (B,)."""
+    cdf = weights.cumsum(1)
+    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
+
+
+def noise(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """`torch.rand` or `torch.randn` in float64, where the generator lives."""
+    device = None if generator is None else generator.device
+    return draw(shape, generator=generator, device=device, dtype=torch.double)
 
 
 def _without(dims: int, at: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
 from genlab.densities import clusters
-from genlab.models.gaussians import Cells, Diagonal, Full, LowRank
+from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, noise, pick
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
 LEAST = 1e-12  # responsibilities below this change no sum in float64, and are left out of it
@@ -157,9 +157,9 @@ class GaussianMixture(nn.Module):
         given = x.to(device).long().flatten(1)
         fixed = known.to(device)[:, None].expand_as(x).flatten(1)
         shape = len(x), draws, self.spec.dims
-        u = given.new_zeros(shape) if self.exact else _uniform(shape, generator).to(device)
-        normal = _normal((len(x), self.gaussians.noise_size), generator).to(device)
-        choice = _uniform((len(x), 2), generator).to(device)  # of a particle, of a component
+        u = given.new_zeros(shape) if self.exact else noise(torch.rand, shape, generator).to(device)
+        normal = noise(torch.randn, (len(x), self.gaussians.noise_size), generator).to(device)
+        choice = noise(torch.rand, (len(x), 2), generator).to(device)  # of a particle, of a component
         out, effective = given.clone(), torch.ones(len(x), dtype=torch.double)
         masks, alike = fixed.unique(dim=0, return_inverse=True)
         for i, mask in enumerate(masks):
@@ -169,9 +169,9 @@ class GaussianMixture(nn.Module):
             log_joint = self._log_joint(v.flatten(0, 1), at, temperature).view(len(own), draws, -1)
             weights = log_joint.logsumexp(2).softmax(1)
             effective[own.cpu()] = weights.square().sum(1).reciprocal().cpu()
-            particle = _pick(weights, choice[own, 0])
+            particle = pick(weights, choice[own, 0])
             rows = torch.arange(len(own), device=device)
-            which = _pick(log_joint[rows, particle].softmax(1), choice[own, 1])
+            which = pick(log_joint[rows, particle].softmax(1), choice[own, 1])
             drawn = self.gaussians.complete(v[rows, particle], at, which, normal[own], temperature)
             drawn = (drawn * self.spec.levels).floor().clamp(0, self.spec.levels - 1).long()
             out[own] = torch.where(mask, given[own], drawn)
@@ -197,26 +197,14 @@ class GaussianMixture(nn.Module):
         if self.exact:
             return x.flatten(1)
         # Fresh noise in every call without a generator: averaging exp(log_prob) over calls tightens the bound.
-        u = torch.rand(x.shape, device=x.device) if generator is None else _uniform(x.shape, generator).to(x.device)
+        u = (
+            torch.rand(x.shape, device=x.device)
+            if generator is None
+            else noise(torch.rand, x.shape, generator).to(x.device)
+        )
         return (x.double() + u).flatten(1) / self.spec.levels
 
     @property
     def _log_cell(self) -> float:
         """From densities in units of the range to densities in units of a level."""
         return 0.0 if self.exact else self.spec.dims * math.log(self.spec.levels)
-
-
-def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
-    """An index for each row of weights (B, P), by uniform numbers (B,): (B,)."""
-    cdf = weights.cumsum(1)
-    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    device = None if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device, dtype=torch.double)
-
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    device = None if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=torch.double)
