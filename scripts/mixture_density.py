@@ -95,8 +95,13 @@ def main(path: Path) -> None:
             nats = model.log_prob(held_x, held_y)
         error = nats.std().item() / math.sqrt(TEST)
         print(f"M = {components}: {nats.mean():.4f} ± {error:.4f} nats a point, {TEST:,} points held out")
-        axis.imshow(  # the rows of black and white hold the tails
-            p, origin="lower", extent=(low, high, 0, 1), aspect="auto", cmap="Greys", vmax=np.quantile(p[1:-1], 0.98)
+        axis.imshow(  # its square root; the rows of black and white, which hold the tails, set no scale
+            p**0.5,
+            origin="lower",
+            extent=(low, high, 0, 1),
+            aspect="auto",
+            cmap="Greys",
+            vmax=np.quantile(p[1:-1], 0.99) ** 0.5,
         )
         axis.plot(at, mean / LEVELS, color="tab:red", label="mean of x given y")
         what = "one Gaussian" if components == 1 else f"{components} Gaussians"
