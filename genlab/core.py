@@ -75,6 +75,16 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Primed(Protocol):
+    """Something that looks at the training images before its first step."""
+
+    def prime(self, x: Tensor, *, seed: int) -> None:
+        """Choose where to start from, by all training images (N, C, H, W), on the CPU; a function of
+        them, the weights and the seed."""
+        ...
+
+
+@runtime_checkable
 class Fitted(Protocol):
     """Something that can be trained by steps of its own on all training images, in place of an optimiser on batches.
 

@@ -48,7 +48,6 @@ class Gaussians(nn.Module):
     def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
         super().__init__()
         self.dims, self.levels, self.floor, self.noise_size = dims, levels, floor, dims
-        # Nearly alike and broad: the components divide the data among themselves while they shrink.
         self.means = nn.Parameter(0.5 + 0.1 * torch.randn(components, dims))
         self.log_std = nn.Parameter(torch.full((components, dims), math.log(0.3)))
 

@@ -10,9 +10,10 @@ What the Gaussians are of (`pixels`):
                   only one there is for full and low-rank covariances. What lies outside the cells is lost; samples put
                   it at black and white.
 
-How they are trained (`fit`): by `em` (Dempster et al. 1977), from k-means, each step on all training images, with one
-draw of u for all steps: then no step lowers the log-likelihood of the training images. Or by `gradient`, from
-components that differ at random, by any optimiser on batches. EM takes part in `genlab train` as `core.Fitted`.
+How they are trained (`fit`): by `em` (Dempster et al. 1977), each step on all training images, with one draw of u for
+all steps: then no step lowers the log-likelihood of the training images. EM takes part in `genlab train` as
+`core.Fitted`. Or by `gradient`, as any model, on batches. Both start from k-means: of components that differ at random
+one soon explains all images, and the gradients of the others vanish.
 
 Completion weighs the components by the known pixels and draws the rest from the conditional of one of them: exact
 where pixels are discretised. Of dequantised ones the density depends on where in its cell a known pixel lies; so
@@ -45,7 +46,6 @@ class GaussianMixture(nn.Module):
 
     conditioning = "none"
 
-    started: Tensor
     gaussians: Diagonal | Full | LowRank
 
     def __init__(
@@ -81,7 +81,6 @@ class GaussianMixture(nn.Module):
         else:
             of = Full if covariance == "full" else Cells if self.exact else Diagonal
             self.gaussians = of(*sizes)
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))  # whether EM has had its k-means
 
     @property
     def completion(self) -> str:
@@ -100,15 +99,19 @@ class GaussianMixture(nn.Module):
         return {"loss": -self.log_prob(x, context)}
 
     @torch.no_grad()
+    def prime(self, x: Tensor, *, seed: int) -> None:
+        """Start from the M clusters of k-means, of all training images (N, C, H, W)."""
+        self.spec.check(x)
+        labels = clusters(x.flatten(1).float(), len(self.logits), seed=seed)
+        values = self._values(x, torch.Generator().manual_seed(seed))
+        self._maximise(values, nn.functional.one_hot(labels, len(self.logits)).double())
+
+    @torch.no_grad()
     def fit_step(self, x: Tensor, *, seed: int) -> dict[str, Tensor]:
-        """One step of EM on all training images (N, C, H, W), the first after k-means. "loss" (N,): nats before it."""
+        """One step of EM on all training images (N, C, H, W). "loss" (N,): nats before it."""
         self.spec.check(x)
         # The same u at every step: EM ascends the likelihood of one data set.
         values = self._values(x, torch.Generator().manual_seed(seed))
-        if not self.started:
-            labels = clusters(x.flatten(1).float(), len(self.logits), seed=seed)
-            self._maximise(values, nn.functional.one_hot(labels, len(self.logits)).double())
-            self.started.fill_(True)
         log_joint = torch.cat([self._log_joint(part) for part in values.split(self.gaussians.at_once)])
         log_p = log_joint.logsumexp(1)
         self._maximise(values, (log_joint - log_p[:, None]).exp_())

@@ -26,7 +26,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from genlab.core import RequestError
+from genlab.core import Primed, RequestError
 from genlab.train import loggers
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
 from genlab.train.checkpoint import AtomicCheckpointIO, read
@@ -78,6 +78,9 @@ def fit(
     train, checkpoints = config["train"], folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     sharded = plan.processes > 1 and plan.strategy == "fsdp"
+    state = read(last) if last.exists() else None
+    if state is None and isinstance(model, Primed):
+        model.prime(data.split("train").images, seed=config["seed"])
     whole = fits_itself(model)
     learner = (FittingLearner if whole else Learner)(
         model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"],
@@ -90,7 +93,6 @@ def fit(
     step_images = len(data.split("train").labels) if whole else data.batch_size * plan.accumulate * plan.processes
     progress = Progress(log, step_images)
     saving = Checkpoints(train["checkpoint_every"], last)
-    state = read(last) if last.exists() else None
     resumed = state["genlab"] if state else None
     if resumed:
         learner.last_good = str(last)
