@@ -75,6 +75,33 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Primed(Protocol):
+    """Something that looks at the training images before its first step."""
+
+    def prime(self, x: Tensor, *, seed: int) -> None:
+        """Choose where to start from, by all training images (N, C, H, W), on the CPU; a function of them, the weights
+        and the seed.
+        """
+        ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """Something that can be trained by steps of its own on all training images, in place of an optimiser on batches.
+
+    `fitted`: whether it is to be; a model may leave the choice to its config.
+    """
+
+    fitted: bool
+
+    def fit_step(self, x: Tensor, *, seed: int) -> dict[str, Tensor]:
+        """One step, on all training images (N, C, H, W); `seed` is the same at every step. Terms as of `objective`,
+        (N,) each, of the model before the step.
+        """
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """Something that gives images a probability."""
 

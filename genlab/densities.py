@@ -1,4 +1,5 @@
-"""Densities fitted to codes after training: a Gaussian, or a mixture of them by scikit-learn's EM.
+"""Densities fitted to codes after training: a Gaussian, or a mixture of them by scikit-learn's EM; and what the
+mixtures of images share with them, a start by k-means and covariances with a floor.
 
 An autoencoder says nothing about how probable a code is, so drawing images from it takes a density that it was not
 trained for (Ghosh et al. 2020, arXiv:1903.12436, do this for regularised autoencoders). It is fitted by maximum
@@ -19,6 +20,7 @@ from torch import Tensor
 from genlab.core import RequestError
 
 EM_STEPS, GAIN = 100, 1e-3  # EM ends after so many steps, or when one gains less than this, nats per image and unit
+MEANS_STEPS = 20  # of k-means, whose result EM changes anyway
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def fit_gaussian(h: Tensor) -> Mixture:
     """Mean and full covariance of codes (N, L), N >= 2."""
     _check(h, 2)
     h = h.double()
-    return Mixture(torch.ones(1, dtype=torch.double), h.mean(0)[None], _factors(torch.atleast_2d(h.T.cov())[None]))
+    return Mixture(torch.ones(1, dtype=torch.double), h.mean(0)[None], factors(torch.atleast_2d(h.T.cov())[None]))
 
 
 def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
@@ -73,7 +75,7 @@ def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
         em.fit(((h - mean) / scale).numpy())
     covariances = torch.from_numpy(em.covariances_) * scale * scale[:, None]
     means = torch.from_numpy(em.means_) * scale + mean
-    return Mixture(torch.from_numpy(np.asarray(em.weights_)), means, _factors(covariances), bool(em.converged_))
+    return Mixture(torch.from_numpy(np.asarray(em.weights_)), means, factors(covariances), bool(em.converged_))
 
 
 def _check(h: Tensor, least: int) -> None:
@@ -83,7 +85,20 @@ def _check(h: Tensor, least: int) -> None:
         raise RequestError("the codes of some training images are not finite numbers: nothing can be fitted to them")
 
 
-def _factors(covariances: Tensor) -> Tensor:
-    """(M, L, L) -> F with F F^T the same; singular ones too, as those of dead units are."""
+def factors(covariances: Tensor, floor: float = 0.0) -> Tensor:
+    """(M, L, L) -> F with F F^T the same; singular ones too, as those of dead units are. Eigenvalues are raised to
+    `floor`: then F F^T is the likeliest of the covariances that have none below it.
+    """
     values, vectors = torch.linalg.eigh(covariances)
-    return vectors * values.clamp(min=0).sqrt()[:, None, :]
+    return vectors * values.clamp(min=floor).sqrt()[:, None, :]
+
+
+def clusters(v: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """Which of `count` clusters each of the vectors (N, L) is in, by k-means: (N,)."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():  # fewer different vectors than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(count, n_init=1, max_iter=MEANS_STEPS, random_state=seed % 2**32).fit(v.cpu().numpy())
+    return torch.from_numpy(found.labels_).long().to(v.device)

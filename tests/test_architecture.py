@@ -21,7 +21,7 @@ MAY = {
     "nets": ({"core", "nets"}, {"torch"}),
     "flows": ({"core", "flows"}, {"torch"}),
     "codes": ({"core", "codes"}, {"torch"}),
-    "models": ({"core", "models"}, {"torch"}),
+    "models": ({"core", "models", "densities"}, {"torch"}),
     "bits": ({"core"}, {"torch"}),
     "masks": ({"core", "pictures"}, {"torch"}),
     "pictures": ({"core"}, {"torch", "numpy", "PIL"}),

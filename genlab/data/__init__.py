@@ -2,7 +2,7 @@
 
 from genlab.data.batches import Batch
 from genlab.data.cifar10 import CIFAR10
-from genlab.data.context import Grey, Half, Label, LowRes
+from genlab.data.context import Grey, Half, HalfMean, Label, LowRes
 from genlab.data.folder import Folder, folder_data
 from genlab.data.mnist import MNIST, BinarizedMNIST, FashionMNIST, MNISTMini
 from genlab.data.module import ImageData
@@ -19,6 +19,7 @@ __all__ = [
     "Folder",
     "Grey",
     "Half",
+    "HalfMean",
     "ImageData",
     "Label",
     "LowRes",

@@ -172,6 +172,38 @@ class Half:
         return torch.cat([left, torch.full_like(right, UNKNOWN)], -1), torch.cat([left, right], -1)
 
 
+class HalfMean:
+    """The mean of the right half, rounded to a level, is the image, (B, C, 1, 1); the left half its context."""
+
+    kind, name = "image", "half_mean"
+
+    def spec(self, whole: ImageSpec) -> ImageSpec:
+        """One pixel, given the left half."""
+        if whole.width % 2:
+            raise RequestError(f"data/context=half_mean needs images of an even width, and these have {whole.width}")
+        return replace(whole, height=1, width=1, context=replace(whole, width=whole.width // 2, classes=0))
+
+    def whole(self, spec: ImageSpec) -> ImageSpec:
+        """Both halves side by side."""
+        assert spec.context is not None
+        return replace(spec.context, width=2 * spec.context.width, classes=spec.classes)
+
+    def modelled(self, images: Tensor) -> Tensor:
+        """Sums of integers, divided and rounded (halves up) once."""
+        right = images[..., images.shape[-1] // 2 :].long()
+        return _rounded(right.sum((-2, -1), keepdim=True), right.shape[-2] * right.shape[-1])
+
+    def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
+        """The mean, and a view of the left half."""
+        return self.modelled(images), images[..., : whole.width // 2]
+
+    def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]:
+        """The left half with nothing beside it; with the mean as the right half."""
+        left = to_bytes(context, whole.levels)
+        right = to_bytes(x, whole.levels).expand_as(left)
+        return torch.cat([left, torch.full_like(left, UNKNOWN)], -1), torch.cat([left, right], -1)
+
+
 def to_bytes(x: Tensor, levels: int) -> Tensor:
     """Integers in 0..levels - 1 -> uint8 in 0..255, rounded; 8-bit images are unchanged."""
     return x.to(torch.uint8) if levels == 256 else _rounded(255 * x.long(), levels - 1)

@@ -4,7 +4,18 @@ from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
 from genlab.models.gan import GAN
 from genlab.models.latent_gaussian import LatentGaussian
+from genlab.models.mixture import GaussianMixture
+from genlab.models.mixture_density import MixtureDensity
 from genlab.models.ppca import PPCA
 from genlab.models.stacked import StackedAutoencoder
 
-__all__ = ["GAN", "PPCA", "Autoencoder", "Autoregressive", "LatentGaussian", "StackedAutoencoder"]
+__all__ = [
+    "GAN",
+    "PPCA",
+    "Autoencoder",
+    "Autoregressive",
+    "GaussianMixture",
+    "LatentGaussian",
+    "MixtureDensity",
+    "StackedAutoencoder",
+]

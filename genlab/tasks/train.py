@@ -23,6 +23,7 @@ from genlab.tasks import launch, show
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
 from genlab.train.fit import Fit, check, fit, signal_name
+from genlab.train.fitting import check_fitted, fits_itself
 from genlab.train.judge import judge
 from genlab.train.learner import networks
 from genlab.train.optim import AdamW
@@ -86,6 +87,8 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     model = build(config.model, data.spec, config.trust)
     check_conditioning(data, model)
     check_players(config, model)
+    if fits_itself(model):
+        check_fitted(config.data, Plan.of(config.trainer))
     if config.compile and not networks(model):
         raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
     return data, model
@@ -169,8 +172,8 @@ def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict
 def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.Module, outcome: Fit) -> dict[str, Any]:
     """Evaluate the best weights on the whole test split and write results.json."""
     best = folder / "checkpoints" / "best.ckpt"
-    weights = "ema" if config.train.ema else "raw"
-    judged, _ = restore(best, weights=weights, trust=config.trust)
+    judged, _ = restore(best, weights="ema", trust=config.trust)  # raw where none were averaged, and then it says so
+    weights: str = judged.weights  # type: ignore[assignment]
     device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
     with torch.no_grad():
         judgement = judge(judged.to(device), data, "test", weights=weights, seed=config.seed)

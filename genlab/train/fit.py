@@ -26,11 +26,12 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from genlab.core import Adversarial, RequestError
+from genlab.core import Adversarial, Primed, RequestError
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
 from genlab.train.checkpoint import AtomicCheckpointIO, read
+from genlab.train.fitting import FittingLearner, fits_itself
 from genlab.train.learner import Learner
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
@@ -78,16 +79,22 @@ def fit(
     train, checkpoints = config["train"], folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     sharded = plan.processes > 1 and plan.strategy == "fsdp"
-    learner = (AdversarialLearner if isinstance(model, Adversarial) else Learner)(
-        model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"], decay=train["ema"],
+    state = read(last) if last.exists() else None
+    if state is None and isinstance(model, Primed):
+        model.prime(data.split("train").images, seed=config["seed"])
+    whole = fits_itself(model)
+    kind = FittingLearner if whole else AdversarialLearner if isinstance(model, Adversarial) else Learner
+    learner = kind(
+        model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"],
+        decay=0.0 if whole else train["ema"],
         max_bad_steps=train["max_bad_steps"], card=card, compile=config["compile"], sharded=sharded,
     )  # fmt: skip
     log = Log(train["log_every"])
     validation = Validation(train["valid_every"], checkpoints / "best.ckpt", train["patience"])
     pictures = Pictures(train["sample_every"], folder, train["samples"], draw)
-    progress = Progress(log, data.batch_size * plan.accumulate * plan.processes)
+    step_images = len(data.split("train").labels) if whole else data.batch_size * plan.accumulate * plan.processes
+    progress = Progress(log, step_images)
     saving = Checkpoints(train["checkpoint_every"], last)
-    state = read(last) if last.exists() else None
     resumed = state["genlab"] if state else None
     if resumed:
         learner.last_good = str(last)

@@ -102,7 +102,7 @@ class Learner(pl.LightningModule):
         self._batches.append((batch_idx, batch))
         terms = self._terms(batch_idx, batch)
         for name, values in terms.items():
-            _add(self._step_sums, name, _sum_and_count(values))
+            _add(self._step_sums, name, sum_and_count(values))
         self.trainer.datamodule.position += 1  # type: ignore[attr-defined]
         return self._mean_loss(terms)
 
@@ -290,7 +290,7 @@ class Learner(pl.LightningModule):
         )
 
 
-def _sum_and_count(values: Tensor) -> Tensor:
+def sum_and_count(values: Tensor) -> Tensor:
     """(B,) -> float64 (2,)."""
     total = values.detach().double().sum()
     return torch.stack([total, torch.full_like(total, len(values))])

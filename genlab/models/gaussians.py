@@ -1,0 +1,303 @@
+"""Gaussian components of a mixture: diagonal, full and low-rank covariances, and diagonal ones of cells.
+
+    Diagonal   N(y; mean, diag s^2)
+    Full       N(y; mean, L L'), L lower triangular with diagonal s
+    LowRank    N(y; mean, F F' + diag s^2), F of R columns: factor analysers (Ghahramani & Hinton 1996, CRG-TR-96-1);
+               with all s of a component equal this is probabilistic PCA (Tipping & Bishop 1999)
+    Cells      the mass that N(mean, diag s^2) has in the cell of each integer, tails in the outermost cells
+
+y are values in units of the image's range: level x has the cell [x, x + 1) / K. s^2 = floor^2 + exp(2 log_std), so no
+component shrinks to a point. Each class has
+
+    log_density(v, at)                      nats (B, M) of the values at the dimensions `at`, marginally
+    complete(v, at, which, noise)           the other dimensions drawn given those, image b from component which[b]
+    update(m, v, w)                         component m of an EM step, from images v (n, D) of responsibility w (n,)
+
+`update` never lowers sum_n w_n log p(v_n | m): it finds the maximum for Diagonal and Full, takes EM steps of their own
+for LowRank (over the factors) and Cells (over where in its cell a value lies). `temperature` multiplies covariances.
+
+M components, D dimensions, B or n images, R factors. Everything is computed in float64: expanded squares and small
+masses are differences of large numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.special import log_ndtr
+
+from genlab.densities import factors
+
+LOG_2PI = math.log(2 * math.pi)
+INNER = 10  # EM steps that LowRank and Cells take within one of the mixture's: cheaper, and they need more
+CHUNK = 1024  # images whose cells are looked up together
+LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has a logarithm
+
+
+class Gaussians(nn.Module):
+    """Means and deviations of M components. `floor`: the smallest deviation, in units of the range."""
+
+    at_once = 4096  # images of an E step that are done together
+
+    def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
+        super().__init__()
+        self.dims, self.levels, self.floor, self.noise_size = dims, levels, floor, dims
+        self.means = nn.Parameter(0.5 + 0.1 * torch.randn(components, dims))
+        self.log_std = nn.Parameter(torch.full((components, dims), math.log(0.3)))
+
+    def deviation(self) -> Tensor:
+        """s (M, D)."""
+        return deviation(self.log_std.double(), self.floor)
+
+    def keep(self, m: int, mean: Tensor, variance: Tensor) -> None:
+        """Set mean (D,) and s^2 (D,), the latter no smaller than the floor."""
+        least = self.floor**2
+        self.means[m] = mean.to(self.means)
+        self.log_std[m] = ((variance - least).clamp(min=LEAST * least).log() / 2).to(self.log_std)
+
+
+class Diagonal(Gaussians):
+    """Independent values."""
+
+    def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, M)."""
+        mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
+        return -(squares(v, mean, s) + len(at) * LOG_2PI) / 2 - s.log().sum(1)
+
+    def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, D)."""
+        drawn = self.means.double()[which] + math.sqrt(temperature) * self.deviation()[which] * noise
+        return drawn.index_copy(1, at, v.to(drawn))
+
+    def update(self, m: int, v: Tensor, w: Tensor) -> None:
+        """Mean and variances."""
+        mean = w @ v / w.sum()
+        self.keep(m, mean, w @ (v - mean).square() / w.sum())
+
+
+class Cells(Diagonal):
+    """As Diagonal, but of integers v: masses of their cells, which sum to 1."""
+
+    at_once = 1 << 30  # the table of masses is made once
+
+    def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
+        """Integers (B, |at|) -> (B, M).
+
+        Each mass is computed once, however many images have that level there; summed are only the differences from
+        each pixel's commonest level, which of digits is most of an image.
+        """
+        mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
+        counts = torch.stack([self._counts(part, len(at)) for part in v.split(CHUNK)]).sum(0)
+        filled = counts.nonzero()[:, 0]
+        dim, level = filled // self.levels, filled % self.levels
+        each = zip(mean, s, strict=True)
+        table = torch.stack([log_mass(level, a[dim], b[dim], self.levels) for a, b in each], 1)  # (filled, M)
+        row = (counts > 0).cumsum(0) - 1  # of a cell, in the table
+        first = self.levels * torch.arange(len(at), device=v.device)
+        usual = counts.view(len(at), -1).argmax(1)
+        common = table[row[first + usual]]  # (|at|, M)
+        differences = (table - common[dim]).to(self.means.dtype)
+        found = []
+        for part in v.split(CHUNK):
+            other = part != usual
+            index, ends = row[(part.long() + first)[other]], other.sum(1).cumsum(0)
+            found.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
+        return torch.cat(found) + common.sum(0)
+
+    def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """Integers (B, |at|) -> values (B, D), those given in the middle of their cells."""
+        return super().complete((v.double() + 0.5) / self.levels, at, which, noise, temperature)
+
+    def update(self, m: int, v: Tensor, w: Tensor) -> None:
+        """EM over the values within their cells (Dempster et al. 1977, J. R. Stat. Soc. B 39, sec. 4.2). By Fisher's
+        identity the gradient of log P has the moments: E[y] = mean + s^2 dlogP/dmean, E[((y - mean)/s)^2] = 1 +
+        dlogP/dlog s.
+        """
+        counts = self._counts(v, self.dims, w.repeat_interleave(self.dims))
+        total, filled = w.sum(), counts.nonzero()[:, 0]
+        counts, dim, level = counts[filled], filled // self.levels, filled % self.levels
+        for _ in range(INNER):
+            mean, log_s = self.means[m].double().clone(), self.deviation()[m].log()
+            with torch.enable_grad():
+                mean.requires_grad_(), log_s.requires_grad_()
+                nats = (counts * log_mass(level, mean[dim], log_s[dim].exp(), self.levels)).sum()
+            by_mean, by_log_s = torch.autograd.grad(nats, (mean, log_s))
+            variance = log_s.detach().mul(2).exp()
+            shift = variance * by_mean / total
+            self.keep(m, mean.detach() + shift, variance * (1 + by_log_s / total) - shift.square())
+
+    def _counts(self, v: Tensor, dims: int, weights: Tensor | None = None) -> Tensor:
+        """How often each cell occurs, (dims K,)."""
+        cells = v.long() + self.levels * torch.arange(dims, device=v.device)
+        return torch.bincount(cells.flatten(), weights, self.levels * dims)
+
+
+class Full(Gaussians):
+    """Any covariance."""
+
+    def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
+        super().__init__(components, dims, levels, floor)
+        self.lower = nn.Parameter(torch.zeros(components, dims, dims))  # only what is below the diagonal counts
+
+    def triangle(self, m: int) -> Tensor:
+        """L (D, D)."""
+        return self.lower[m].double().tril(-1) + self.deviation()[m].diag()
+
+    def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, M)."""
+        found = []
+        for m, mean in enumerate(self.means.double()[:, at]):
+            triangle = math.sqrt(temperature) * self._triangle(m, at)
+            z = torch.linalg.solve_triangular(triangle, (v - mean).T, upper=False)
+            found.append(-(z.square().sum(0) + len(at) * LOG_2PI) / 2 - triangle.diagonal().log().sum())
+        return torch.stack(found, 1)
+
+    def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, D): with the known dimensions first, the rest of L's rows is the conditional."""
+        unknown = _without(self.dims, at)
+        order, n = torch.cat([at, unknown]), len(at)
+        drawn = torch.empty_like(noise).index_copy_(1, at, v)
+        for m in which.unique().tolist():
+            mean, triangle = self.means[m].double(), self._triangle(m, order)
+            z = math.sqrt(temperature) * noise[which == m].T  # (D, n)
+            z[:n] = torch.linalg.solve_triangular(triangle[:n, :n], (v[which == m] - mean[at]).T, upper=False)
+            drawn[(which == m).nonzero(), unknown] = mean[unknown] + (triangle[n:] @ z).T
+        return drawn
+
+    def update(self, m: int, v: Tensor, w: Tensor) -> None:
+        """Mean and covariance, whose eigenvalues are raised to the floor."""
+        mean = w @ v / w.sum()
+        root = (v - mean) * (w / w.sum()).sqrt()[:, None]
+        f = factors((root.T @ root)[None], (1 + LEAST) * self.floor**2)[0]
+        triangle = torch.linalg.cholesky(f @ f.T)
+        self.keep(m, mean, triangle.diagonal().square())
+        self.lower[m] = triangle.tril(-1).to(self.lower)
+
+    def _triangle(self, m: int, order: Tensor) -> Tensor:
+        """Of the covariance of these dimensions in this order."""
+        triangle = self.triangle(m)
+        if torch.equal(order, torch.arange(self.dims, device=order.device)):
+            return triangle
+        rows = triangle[order]
+        return torch.linalg.cholesky(rows @ rows.T)
+
+
+class LowRank(Gaussians):
+    """F F' + diag s^2. `rank`: columns of F."""
+
+    def __init__(self, components: int, dims: int, levels: int, floor: float, rank: int) -> None:
+        super().__init__(components, dims, levels, floor)
+        self.rank, self.noise_size = rank, dims + rank
+        self.loadings = nn.Parameter(0.1 * torch.randn(components, dims, rank) / math.sqrt(rank))
+
+    def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, M), by R x R matrices (Woodbury)."""
+        s, f = (math.sqrt(temperature) * part for part in (self.deviation()[:, at], self.loadings.double()[:, at]))
+        mean = self.means.double()[:, at]
+        g = f / s[..., None]  # (M, |at|, R)
+        triangle = torch.linalg.cholesky(self._inner(g))
+        h = g / s[..., None]
+        seen = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
+        z = torch.linalg.solve_triangular(triangle, seen, upper=False)
+        log_det = s.log().sum(1) + triangle.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -(squares(v, mean, s) - z.square().sum(1).T + len(at) * LOG_2PI) / 2 - log_det
+
+    def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, |at|) -> (B, D): factors given the known dimensions, then the rest given the factors."""
+        heat, drawn = math.sqrt(temperature), torch.empty_like(noise[:, : self.dims])
+        for m in which.unique().tolist():
+            mean, s, f = self.means[m].double(), self.deviation()[m], self.loadings[m].double()
+            g = f[at] / s[at, None]
+            triangle = torch.linalg.cholesky(self._inner(g))
+            own, of_factors = noise[which == m].split([self.dims, self.rank], 1)
+            seen = g.T @ ((v[which == m] - mean[at]) / (heat * s[at])).T
+            # z ~ N(A^-1 seen, A^-1) with A = L L'
+            z = torch.linalg.solve_triangular(triangle, seen, upper=False) + of_factors.T
+            z = torch.linalg.solve_triangular(triangle.T, z, upper=True)
+            drawn[which == m] = mean + heat * ((f @ z).T + s * own)
+        return drawn.index_copy(1, at, v)
+
+    def update(self, m: int, v: Tensor, w: Tensor) -> None:
+        """Mean; then EM over the factors (Ghahramani & Hinton 1996), through products with the covariance alone."""
+        share = w / w.sum()
+        mean = share @ v
+        v = v - mean
+        variance, f, s = share @ v.square(), self.loadings[m].double(), self.deviation()[m]
+        for _ in range(INNER):
+            g = f / s[:, None]
+            back = torch.linalg.solve(self._inner(g), g.T) / s  # E[z | v] = back v, (R, D)
+            z = v @ back.T
+            crossed = v.T @ (share[:, None] * z)  # E[v z'], (D, R)
+            second = torch.eye(self.rank).to(f) - back @ f + back @ crossed
+            f = torch.linalg.solve(second, crossed, left=False)
+            rest = variance - (f * crossed).sum(1)
+            s = rest.clamp(min=(1 + LEAST) * self.floor**2).sqrt()
+        self.keep(m, mean, s.square())
+        self.loadings[m] = f.to(self.loadings)
+
+    def _inner(self, g: Tensor) -> Tensor:
+        """I + G'G (..., R, R)."""
+        return torch.eye(self.rank, dtype=g.dtype, device=g.device) + g.mT @ g
+
+
+def deviation(log_std: Tensor, floor: float) -> Tensor:
+    """s = sqrt(floor^2 + exp(2 log_std)), of any shape."""
+    return (floor**2 + (2 * log_std).exp()).sqrt()
+
+
+def squares(v: Tensor, mean: Tensor, s: Tensor) -> Tensor:
+    """sum_d ((v - mean) / s)^2 of values (B, D) and components (M, D): (B, M), by products of matrices."""
+    rate = s.square().reciprocal()
+    return v.square() @ rate.T - 2 * v @ (rate * mean).T + (rate * mean.square()).sum(1)
+
+
+def log_mass(x: Tensor, mean: Tensor, s: Tensor, levels: int) -> Tensor:
+    """log P of the cells of integers x, broadcast against mean and deviation s in units of the range; nats, float64."""
+    edge = x.double() / levels
+    low = torch.where(x > 0, (edge - mean) / s, -torch.inf)
+    high = torch.where(x < levels - 1, (edge + 1 / levels - mean) / s, torch.inf)
+    return _LogMass.apply(low, high)  # type: ignore[no-any-return]
+
+
+class _LogMass(torch.autograd.Function):
+    """log(Phi(b) - Phi(a)), a < b, on the side where Phi is small; the derivatives are phi(a)/P and phi(b)/P."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        side = torch.where(a + b > 0, -1.0, 1.0)  # by symmetry the mirror image, which lies left, has the same mass
+        near, far = log_ndtr(torch.maximum(side * a, side * b)), log_ndtr(torch.minimum(side * a, side * b))
+        log_p = near + torch.log1p(-(far - near).exp())
+        ctx.save_for_backward(a, b, log_p)
+        return log_p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        a, b, log_p = ctx.saved_tensors
+        by_a, by_b = ((-(z.square() + LOG_2PI) / 2 - log_p).exp() * g for z in (a, b))
+        return -by_a, by_b
+
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """An index for each row of weights (B, P), by uniform numbers (B,): (B,)."""
+    cdf = weights.cumsum(1)
+    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
+
+
+def noise(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """`torch.rand` or `torch.randn` in float64, where the generator lives."""
+    device = None if generator is None else generator.device
+    return draw(shape, generator=generator, device=device, dtype=torch.double)
+
+
+def _without(dims: int, at: Tensor) -> Tensor:
+    """The other dimensions, in order."""
+    rest = torch.ones(dims, dtype=torch.bool, device=at.device)
+    rest[at] = False
+    return rest.nonzero()[:, 0]
