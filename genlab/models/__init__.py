@@ -2,6 +2,7 @@
 
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
+from genlab.models.flow import Flow
 from genlab.models.stacked import StackedAutoencoder
 
-__all__ = ["Autoencoder", "Autoregressive", "StackedAutoencoder"]
+__all__ = ["Autoencoder", "Autoregressive", "Flow", "StackedAutoencoder"]
