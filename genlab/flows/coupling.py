@@ -34,13 +34,13 @@ class Coupling(Layer):
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W)."""
         changed, given = y[:, : self.changed], y[:, self.changed :]
-        z, log_det = self.transform(changed, self._parameters(given, context))
+        z, log_det = self.transform(changed, self._chosen(given, context))
         return torch.cat([z, given], 1), total(log_det)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W)."""
         changed, given = z[:, : self.changed], z[:, self.changed :]
-        return torch.cat([self.undo(changed, self._parameters(given, context)), given], 1)
+        return torch.cat([self.undo(changed, self._chosen(given, context)), given], 1)
 
     def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, c, H, W) and (B, numbers, c, H, W) -> z and the log-derivatives, each as y."""
@@ -50,7 +50,7 @@ class Coupling(Layer):
         """z (B, c, H, W) -> y."""
         raise NotImplementedError
 
-    def _parameters(self, given: Tensor, context: Tensor | None) -> Tensor:
+    def _chosen(self, given: Tensor, context: Tensor | None) -> Tensor:
         found = self.net(given, resized(context, given)).to(given.dtype)
         return found.contiguous().unflatten(1, (self.numbers, self.changed))
 
