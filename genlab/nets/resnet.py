@@ -50,7 +50,8 @@ class ResNet(nn.Module):
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """`context`: (B, E, H, W) or (B, E, 1, 1), if it was made with one."""
         start, *biases = self.biases(context)
-        h = self.first(h) + self.place
+        h = self.first(h)
+        h = h + self.place.to(h.dtype)  # under autocast the sum stays in half precision
         h = h if start is None else h + start
         for block, bias in zip(self.blocks, biases, strict=True):
             inner, outer = block  # type: ignore[misc]
