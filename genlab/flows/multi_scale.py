@@ -48,7 +48,11 @@ class MultiScale(Layer):
             shape = 4 * channels, even(shape)[1] // 2, even(shape)[2] // 2
             stack.append(Squeeze())
             for _ in range(steps):
-                stack += [ActNorm(shape), Mixing(_middle_swapped(channels)), coupling(shape, context_width=context_width)]
+                stack += [
+                    ActNorm(shape),
+                    Mixing(_middle_swapped(channels)),
+                    coupling(shape, context_width=context_width),
+                ]
             self.levels.append(Stack(stack))
             self.splits.append(Split(shape, leaving=3 * channels, context_width=context_width))
             self.shapes.append((3 * channels, *shape[1:]))

@@ -23,7 +23,9 @@ class Split(Layer):
         channels, height, width = shape
         self.leaving = leaving
         self.place = nn.Parameter(torch.zeros(2 * leaving, height, width))
-        self.given = nn.Conv2d(channels - leaving, 2 * leaving, 3, padding=1, bias=False) if leaving < channels else None
+        self.given = (
+            nn.Conv2d(channels - leaving, 2 * leaving, 3, padding=1, bias=False) if leaving < channels else None
+        )
         self.context = nn.Conv2d(context_width, 2 * leaving, 1, bias=False) if context_width else None
         for conv in (self.given, self.context):
             if conv is not None:
