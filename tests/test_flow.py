@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import numpy
 import pytest
 import torch
 import zoo
@@ -43,7 +44,7 @@ class Vector(Stack):
     """A flow of a few channels at one place, which needs no squeeze: two couplings."""
 
     def __init__(self, shape, *, coupling, context_width=0):
-        turn = list(range(1, shape[0])) + [0]
+        turn = [*range(1, shape[0]), 0]
         layers = [Mixing(turn), coupling(shape)] * (shape[0] > 1) + [Mixing(turn), coupling(shape)] * (shape[0] > 1)
         super().__init__([*layers, Split(shape, leaving=shape[0])])
         self.dims = shape[0]
@@ -56,7 +57,7 @@ class Vector(Stack):
         return super().inverse(z[:, :, None, None], context)
 
 
-def listable(pixels, dequantisation=Uniform, scale=0.15):
+def listable(pixels, dequantisation=Uniform, scale=0.2):
     """A flow of one or two values of four levels: their probabilities are integrals over squares."""
     torch.manual_seed(1)
     made = Flow(
@@ -66,15 +67,17 @@ def listable(pixels, dequantisation=Uniform, scale=0.15):
     with torch.no_grad():
         for p in made.parameters():
             p.add_(scale * torch.randn_like(p))
+        for p in made.dequantisation.parameters():  # wilder noise has weights without a variance
+            p.mul_(0.3)
     return made
 
 
 @torch.no_grad()
-def probabilities(made, points=64):
+def probabilities(made, points=32):
     """P(x) of every image by Gauss and Legendre's rule over its box (N,)."""
     spec = made.spec
-    rule = torch.from_numpy(__import__("numpy").polynomial.legendre.leggauss(points)[0]) / 2 + 0.5
-    weights = torch.from_numpy(__import__("numpy").polynomial.legendre.leggauss(points)[1]) / 2
+    rule, weights = (torch.from_numpy(numbers) / 2 for numbers in numpy.polynomial.legendre.leggauss(points))
+    rule = rule + 0.5
     places = torch.cartesian_prod(*[rule] * spec.dims).view(-1, *spec.shape)
     weights = torch.cartesian_prod(*[weights] * spec.dims).view(len(places), -1).prod(1)
     return torch.stack([(made.log_density(x + places).exp() * weights).sum() for x in zoo.every_image(spec).double()])
@@ -87,7 +90,7 @@ def test_the_bound_is_below_the_integral_and_rises_with_the_draws(pixels, dequan
     made = listable(pixels, dequantisation)
     p = probabilities(made)
     assert p.sum().item() == pytest.approx(1, abs=2e-3)  # the logit has poles at both ends of the range
-    images, n = zoo.every_image(made.spec), 2000
+    images, n = zoo.every_image(made.spec), 1000
     log_w = torch.stack([made.log_prob(images) for _ in range(n)])  # (n, N)
     error = 4 * log_w.exp().std(0) / n**0.5 + 2e-3 * p
     assert ((log_w.exp().mean(0) - p).abs() < error).all()
@@ -109,20 +112,17 @@ def test_the_sampler_draws_what_the_likelihood_says():
 def test_learning_better_noise_tightens_the_bound():
     """Variational noise learns, with the flow itself held still, and gets closer to the integral."""
     made = listable(1, partial(Variational, net=NET), scale=0.4)
-    with torch.no_grad():
-        for p in made.dequantisation.parameters():
-            p.zero_() if p.ndim < 4 else p.normal_(0, 0.1)
-        for layer in made.dequantisation.flow.layers[1::2]:
-            layer.net.last.weight.zero_()
-    images, exact = zoo.every_image(made.spec).repeat(64, 1, 1, 1), probabilities(made).log().mean()
-    before = exact - made.log_prob(images).mean()
-    optimiser = torch.optim.Adam(made.dequantisation.parameters(), lr=1e-2)
+    for p in made.dequantisation.parameters():
+        p.mul_(0.1)
+    images, exact = zoo.every_image(made.spec).repeat(32, 1, 1, 1), probabilities(made).log().mean()
+    before = exact - made.log_prob(images.repeat(60, 1, 1, 1)).mean()
+    optimiser = torch.optim.Adam(made.dequantisation.parameters(), lr=2e-2)
     with torch.enable_grad():
         for _ in range(120):
             optimiser.zero_grad()
             made.objective(images)["loss"].mean().backward()
             optimiser.step()
-    after = exact - made.log_prob(images.repeat(20, 1, 1, 1)).mean()
+    after = exact - made.log_prob(images.repeat(60, 1, 1, 1)).mean()
     assert -0.005 < after < before / 2
 
 
@@ -163,7 +163,7 @@ def test_half_precision_of_the_nets_barely_moves_the_likelihood():
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             values.append(made.log_prob(x))
-    torch.testing.assert_close(*values, rtol=0, atol=0.3)
+    torch.testing.assert_close(*values, rtol=0.02, atol=0)
 
 
 @torch.no_grad()
@@ -181,8 +181,9 @@ def test_cold_samples_have_smaller_latents():
     assert len(made.sample(50, temperature=0.0).unique(dim=0)) == 1
 
 
-def test_completion_keeps_known_pixels_and_seeds_decide():
-    made = tiny(zoo.RGB)
+def test_completion_keeps_known_pixels_and_seeds_decide(monkeypatch):
+    monkeypatch.setattr("genlab.models.flow.WALK", 20)
+    made = tiny(zoo.RGB, dtype=torch.float)
     x = zoo.random_images(zoo.RGB, 3)
     known = torch.rand(3, zoo.RGB.height, zoo.RGB.width, generator=torch.Generator().manual_seed(0)) < 0.5
     one, same, other = (made.complete(x, known, generator=torch.Generator().manual_seed(s)).images for s in (1, 1, 2))
@@ -199,14 +200,13 @@ def test_completion_leans_towards_the_conditional():
     """Two values of which one is known: the histogram of the other, within what a soft walk can do."""
     made = listable(2, scale=0.3)
     spec = ImageSpec(1, 1, 2, 4)  # two pixels for the mask, two channels for the flow
-    n, p = 1500, probabilities(made).view(4, 4)
+    n, p = 1000, probabilities(made).view(4, 4)
     made.spec = spec
-    flow, squash = made.flow.inverse, made.squash
+    flow = made.flow.inverse
     made.flow.inverse = lambda z, context=None: flow(z, context).view(-1, 1, 1, 2)
     x = torch.tensor([2, 0]).view(1, 1, 1, 2).expand(n, -1, -1, -1)
     known = torch.tensor([True, False]).view(1, 1, 2).expand(n, -1, -1)
     done = made.complete(x, known, generator=torch.Generator().manual_seed(0)).images
-    assert squash is made.squash
     wanted, found = p[2] / p[2].sum(), torch.bincount(done[:, 0, 0, 1], minlength=4) / n
     assert (wanted - p.sum(0)).abs().sum() / 2 > 0.1, "the known value says nothing about the other"
     assert (wanted - found).abs().sum() / 2 < 0.08

@@ -148,11 +148,11 @@ def test_a_density_of_two_numbers_integrates_to_one(coupling):
     flow = rough(
         Stack([Mixing([1, 0]), coupling(shape), Mixing([1, 0]), coupling(shape), Split(shape, leaving=2)]), 0.3
     )
-    line = torch.linspace(-60, 60, 1201, dtype=torch.double)
+    line = torch.linspace(-30, 30, 401, dtype=torch.double)
     y = torch.cartesian_prod(line, line).view(-1, 2, 1, 1)
     z, log_det = flow(y)
     density = (log_det - 0.5 * z.square().flatten(1).sum(1) - math.log(2 * math.pi)).exp()
-    assert density.sum().item() * 0.1**2 == pytest.approx(1, abs=1e-3)
+    assert density.sum().item() * 0.15**2 == pytest.approx(1, abs=1e-3)
 
 
 @torch.no_grad()
@@ -228,10 +228,10 @@ def test_variational_noise_starts_uniform():
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1)])
 def test_variational_noise_has_the_density_it_says(shape):
     """E[1 / q(u | x)] over u ~ q is the volume of the box, 1."""
-    layer = rough(Variational(shape=shape, levels=4, net=NET), 0.15)
+    layer = rough(Variational(shape=shape, levels=4, net=NET), 0.05)
     for x in (0.0, 3.0):
         y, log_weight = layer(torch.full((40000, *shape), x, dtype=torch.double))
-        assert log_weight.std() > 0.01
+        assert log_weight.std() > 0.005
         assert log_weight.exp().mean().item() == pytest.approx(1, abs=0.03)
         assert torch.equal(layer.inverse(y), torch.full_like(y, x))
 

@@ -1,8 +1,8 @@
 """Activation normalisation: every channel is shifted and scaled, to mean 0 and variance 1 at the start.
 
 Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.1). Ours keeps the statistics of the first training batch apart from
-what is learnt on top of them: they are buffers, so averaged weights copy them instead of averaging them, and a step that
-turns out not finite is undone with them. A checkpoint holds them with the flag that says they are there; evaluation
+what is learnt on top of them: they are buffers, so averaged weights copy them instead of averaging them, and a step
+that turns out not finite undoes them. A checkpoint holds them with the flag that says they are there; evaluation
 never takes them. All processes take the same.
 """
 

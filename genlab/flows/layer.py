@@ -60,7 +60,7 @@ def resized(context: Tensor | None, y: Tensor) -> Tensor | None:
     """Context features (B, E, h, w) at the size of y (B, C, H, W), by averaging; (B, E, 1, 1) and None as they are."""
     if context is None or context.shape[2:] in ((1, 1), y.shape[2:]):
         return context
-    return F.adaptive_avg_pool2d(context, y.shape[2:])
+    return F.adaptive_avg_pool2d(context, (y.shape[2], y.shape[3]))
 
 
 def total(each: Tensor) -> Tensor:

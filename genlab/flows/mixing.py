@@ -1,8 +1,8 @@
 """Invertible 1x1 convolution: an invertible matrix W = P L U between the channels of every place.
 
 Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.2): P is fixed, L has ones on its diagonal, and the log-determinant is
-the sum of U's log-diagonal, whose signs are fixed. Ours starts as a permutation rather than as a random rotation: pixels
-whose values are few and often the same are easier to predict from one another than sums of them are.
+the sum of U's log-diagonal, whose signs are fixed. Ours starts as a permutation rather than as a random rotation:
+pixels whose values are few and often the same are easier to predict from one another than sums of them are.
 """
 
 from __future__ import annotations

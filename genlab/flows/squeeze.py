@@ -1,7 +1,8 @@
 """Squares of 2 x 2 pixels become 4 channels (Dinh et al. 2017, arXiv:1605.08803, sec. 3.6).
 
-Ours goes round the square, (0,0) (0,1) (1,1) (1,0), each with all its channels: first and third are diagonal neighbours,
-as are second and fourth, so that a coupling of one pair given the other sees all four neighbours of every pixel.
+Ours goes round the square, (0,0) (0,1) (1,1) (1,0), each with all its channels: first and third are diagonal
+neighbours, as are second and fourth, so that a coupling of one pair given the other sees all four neighbours of every
+pixel.
 """
 
 from __future__ import annotations

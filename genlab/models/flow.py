@@ -3,11 +3,11 @@
     log p(y) = log N(f(y); 0, I) + log |det df/dy|,    P(x) = integral of p over the bin of x
 
 Dinh et al. 2017 (arXiv:1605.08803), Kingma & Dhariwal 2018 (arXiv:1807.03039), Ho et al. 2019 (arXiv:1902.00275). An
-image is a box of real images, so what a flow says of an image is a bound: one draw of a log-weight log p(x + u) / q(u | x)
-whose exponential has the mean P(x) (flows/dequantise.py). `exact` is what the layers say.
+image is a box of real images, so what a flow says of an image is a bound: one draw of a log-weight
+log p(x + u) / q(u | x) whose exponential has the mean P(x) (flows/dequantise.py). `exact` is what the layers say.
 
-Sampling takes one pass of the inverse: pixels are rounded down into 0..K-1. `temperature` T scales the deviation of the
-normal numbers (N(0, T^2 I)), which is not p^(1/T).
+Sampling takes one pass of the inverse: pixels are rounded down into 0..K-1. `temperature` T scales the deviation of
+the normal numbers (N(0, T^2 I)), which is not p^(1/T).
 
 B images, D latents (those of the image, and of the noise that makes odd sizes even).
 """
@@ -24,19 +24,19 @@ from genlab.core import Completion, ImageSpec, RequestError
 from genlab.models.autoregressive import KINDS
 from genlab.models.langevin import walk
 
-WALK = 300  # steps of a completion
+WALK = 200  # steps of a completion
 
 
 class Flow(nn.Module):
     """Dequantisation, a squashing to the whole line, and an invertible map.
 
-    `dequantisation(shape=, levels=)`, `squash(levels=)`, `flow(shape, coupling=, context_width=)`, `coupling(net=)`, `net`
-    and `context(spec=)` arrive unfinished; what they are is said in genlab/flows.
+    `dequantisation(shape=, levels=)`, `squash(levels=)`, `flow(shape, coupling=, context_width=)`, `coupling(net=)`,
+    `net` and `context(spec=)` arrive unfinished; what they are is said in genlab/flows.
     """
 
     completion = (
-        f"approximate: {WALK} Langevin steps through the latents towards images that agree with the known pixels, which "
-        "are then put in place"
+        f"approximate: {WALK} Langevin steps through the latents lead to images that nearly agree with the known pixels, "
+        "which are then put in place"
     )
 
     def __init__(
@@ -81,7 +81,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Of the middle of an image's box: what each level makes of it, "level0" … (B, D, h, w), and the latents (B, D)."""
+        """Of the middle of an image's box: what each level makes of it, "level0" … (B, C, h, w); "latents" (B, D)."""
         self.spec.check(x)
         found: dict[str, Tensor] = {}
         hooks = [
@@ -123,7 +123,7 @@ class Flow(nn.Module):
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W) is True. Approximate; there are no particles.
 
-        How far a value is from the bin of the known one is measured after squashing, where black and white are half lines.
+        How far a value is from the known one's bin is measured after squashing, where black and white are half lines.
         """
         self.spec.check(x)
         features = self._given(context, len(x))

@@ -2,8 +2,8 @@
 
     target_t(z) = N(z; 0, T^2 I) exp(-|miss(z)|^2 / (2 sigma_t^2)),    sigma_t from loose to tight
 
-Roberts & Tweedie 1996; latents of a flow as in Asim et al. 2020 (arXiv:1905.11672), who take the most probable one where
-ours walks. What is drawn follows the posterior only as the walk gets longer and sigma_t smaller: completions by it are
+Roberts & Tweedie 1996; latents of a flow as in Asim et al. 2020 (arXiv:1905.11672), who take the most probable one
+where ours walks. What is drawn follows the posterior only as the walk gets longer and sigma_t smaller: completions by it are
 approximate.
 """
 

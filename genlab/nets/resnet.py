@@ -54,7 +54,6 @@ class ResNet(nn.Module):
         h = h + self.place.to(h.dtype)  # under autocast the sum stays in half precision
         h = h if start is None else h + start
         for block, bias in zip(self.blocks, biases, strict=True):
-            inner, outer = block  # type: ignore[misc]
-            change = inner(h.relu())
-            h = h + outer((change if bias is None else change + bias).relu())
+            change = block[0](h.relu())  # type: ignore[index]
+            h = h + block[1]((change if bias is None else change + bias).relu())  # type: ignore[index]
         return self.last(h.relu())
