@@ -2,6 +2,7 @@
 
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
+from genlab.models.flow import Flow
 from genlab.models.gan import GAN
 from genlab.models.latent_gaussian import LatentGaussian
 from genlab.models.mixture import GaussianMixture
@@ -14,6 +15,7 @@ __all__ = [
     "PPCA",
     "Autoencoder",
     "Autoregressive",
+    "Flow",
     "GaussianMixture",
     "LatentGaussian",
     "MixtureDensity",

@@ -9,6 +9,7 @@ from genlab.nets.pixel_transformer import PixelTransformer
 from genlab.nets.pixelcnn import PixelCNN
 from genlab.nets.pixelcnnpp import PixelCNNpp
 from genlab.nets.pixelsnail import PixelSNAIL
+from genlab.nets.resnet import ResNet
 from genlab.nets.row_lstm import RowLSTM
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "PixelCNNpp",
     "PixelSNAIL",
     "PixelTransformer",
+    "ResNet",
     "RowLSTM",
 ]

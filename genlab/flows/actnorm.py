@@ -1,0 +1,58 @@
+"""Activation normalisation: every channel is shifted and scaled, to mean 0 and variance 1 at the start.
+
+Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.1). Ours keeps the statistics of the first training batch apart from
+what is learnt on top of them: they are buffers, so averaged weights copy them instead of averaging them, and a step
+that turns out not finite undoes them. A checkpoint holds them with the flag that says they are there; evaluation
+never takes them. All processes take the same.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genlab.flows.layer import Layer, Shape
+
+
+class ActNorm(Layer):
+    """z = ((y - mean) / std - bias) * exp(log_scale), a number each a channel."""
+
+    ready: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        channels = shape[0]
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self._seen = False  # `ready`, once it was read as true: reading it waits for a GPU
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W). The first batch in training mode sets the statistics."""
+        if self.training and not self._seen:
+            self._seen = bool(self.ready)
+            if not self._seen:
+                self._start(y.detach())
+        z = ((y - self.mean) / self.std - self.bias) * self.log_scale.exp()
+        places = y.shape[2] * y.shape[3]
+        return z, (places * (self.log_scale - self.std.log()).sum()).expand(len(y))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, H, W)."""
+        return (z * (-self.log_scale).exp() + self.bias) * self.std + self.mean
+
+    @torch.no_grad()
+    def _start(self, y: Tensor) -> None:
+        moments = torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(moments)
+            moments /= dist.get_world_size()
+        mean, square = moments.double()
+        self.mean.copy_(mean[:, None, None])
+        self.std.copy_((square - mean.square()).clamp(min=1e-6).sqrt()[:, None, None])
+        self.ready.fill_(True)

@@ -1,0 +1,76 @@
+"""Affine coupling: one half of the channels is shifted and scaled by what a net makes of the other half.
+
+Dinh et al. 2017 (arXiv:1605.08803, eq. 7-8). Ours squashes the log-scale softly at +-3 and always changes the first
+half; a `Mixing` before it decides which channels these are. The net may compute in lower precision: what it returns is
+taken to the precision of the values, in which determinants are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from genlab.flows.layer import Layer, Shape, resized, total
+
+LIMIT = 3.0  # of a log-scale
+
+
+class Coupling(Layer):
+    """Changes the first C // 2 channels by `transform`, given the others.
+
+    `net(inputs=, outputs=, size=, context_width=)` arrives unfinished.
+    """
+
+    def __init__(self, shape: Shape, *, net: Callable[..., nn.Module], numbers: int, context_width: int = 0) -> None:
+        super().__init__()
+        channels, *size = shape
+        self.changed, self.numbers = channels // 2, numbers
+        self.net = net(
+            inputs=channels - self.changed, outputs=numbers * self.changed, size=size, context_width=context_width
+        )
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W)."""
+        changed, given = y[:, : self.changed], y[:, self.changed :]
+        z, log_det = self.transform(changed, self._chosen(given, context))
+        return torch.cat([z, given], 1), total(log_det)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, H, W)."""
+        changed, given = z[:, : self.changed], z[:, self.changed :]
+        return torch.cat([self.undo(changed, self._chosen(given, context)), given], 1)
+
+    def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """y (B, c, H, W) and (B, numbers, c, H, W) -> z and the log-derivatives, each as y."""
+        raise NotImplementedError
+
+    def undo(self, z: Tensor, parameters: Tensor) -> Tensor:
+        """z (B, c, H, W) -> y."""
+        raise NotImplementedError
+
+    def _chosen(self, given: Tensor, context: Tensor | None) -> Tensor:
+        found = self.net(given, resized(context, given)).to(given.dtype)
+        return found.contiguous().unflatten(1, (self.numbers, self.changed))
+
+
+class AffineCoupling(Coupling):
+    """z = y exp(s) + t."""
+
+    def __init__(self, shape: Shape, *, net: Callable[..., nn.Module], context_width: int = 0) -> None:
+        super().__init__(shape, net=net, numbers=2, context_width=context_width)
+
+    def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Coupling`."""
+        log_scale, shift = bounded(parameters[:, 0]), parameters[:, 1]
+        return y * log_scale.exp() + shift, log_scale
+
+    def undo(self, z: Tensor, parameters: Tensor) -> Tensor:
+        """See `Coupling`."""
+        return (z - parameters[:, 1]) * (-bounded(parameters[:, 0])).exp()
+
+
+def bounded(log_scale: Tensor, limit: float = LIMIT) -> Tensor:
+    """Softly inside +-limit, and itself near 0."""
+    return limit * torch.tanh(log_scale / limit)
