@@ -229,6 +229,19 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class Pushforward(Protocol):
+    """Something whose images are made from independent normal numbers z (B, L)."""
+
+    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of z (n, L), N(0, I) at temperature 1."""
+        ...
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """z (B, L) -> images (B, C, H, W) in [0, 1]: what they become, or its mean where that is random."""
+        ...
+
+
+@runtime_checkable
 class Filters(Protocol):
     """Something whose first layer can be looked at."""
 

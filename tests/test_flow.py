@@ -176,7 +176,7 @@ def test_more_draws_make_a_tighter_bound_and_evaluation_calls_it_one():
 @torch.no_grad()
 def test_cold_samples_have_smaller_latents():
     made = tiny(zoo.RGB)
-    cold, warm = (made._prior(500, t, torch.Generator().manual_seed(0)) for t in (0.5, 1.0))
+    cold, warm = (made.prior(500, t, torch.Generator().manual_seed(0)) for t in (0.5, 1.0))
     torch.testing.assert_close(cold, 0.5 * warm)
     assert len(made.sample(50, temperature=0.0).unique(dim=0)) == 1
 

@@ -266,21 +266,52 @@ def test_models_without_a_code_show_their_filters_alone(here, capsys):
 
 # ---- latent Gaussian models
 
+OF_LATENT = {"units.png", "manifold.png", "walk.png"}
 LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 
 
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
-    assert show.everything(made)[-2:] == ["units", "manifold"]
+    assert show.everything(made)[-3:] == ["units", "manifold", "walk"]
     assert show.everything(model()) == list(show.PICTURES)
     drawn, left_out = show.draw(subject(made, tmp_path), show.everything(made), tmp_path)
-    assert {path.rpartition("/")[2] for path in drawn} == EIGHT - {"sparsity.png"} | {"units.png", "manifold.png"}
+    assert {path.rpartition("/")[2] for path in drawn} == EIGHT - {"sparsity.png"} | OF_LATENT
     assert len(left_out) == 1
     with pytest.raises(RequestError, match="latent_dim=2, and this is of 3"):
         show.manifold(subject(model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
-    for picture in (show.units, show.manifold):
-        with pytest.raises(RequestError, match="no posterior"):
+    for picture, why in ((show.units, "no posterior"), (show.manifold, "no posterior"), (show.walk, "no walk")):
+        with pytest.raises(RequestError, match=why):
             picture(subject(model(), tmp_path))
+
+
+GAN = ["model.generator.widths=[4]", "model.discriminator.widths=[4]"]
+FLOW = ["model.flow.levels=1", "model.flow.steps=1"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("latent_gaussian", LATENT), ("flow", FLOW), ("gan", GAN), ("gan", [*GAN, "model/context=label"])],
+)
+def test_a_walk_goes_from_draw_to_draw_without_leaving_the_prior(name, words, tmp_path):
+    made, seen, n = model(name, *words), [], 500
+    a, b = made.prior(2 * n, generator=torch.Generator().manual_seed(0)).chunk(2)
+    labels = torch.arange(n) % 3 if "model/context=label" in words else None
+    images = made.decode(a[:2], None if labels is None else labels[:2])
+    decode = made.decode
+    made.decode = lambda z, label=None: seen.append((z, label)) or torch.zeros(len(z), *SPEC.shape)
+    looks.walk(made, a, b, 5, labels)
+    z = seen[0][0].view(n, 5, -1)
+    torch.testing.assert_close(z[:, 0], a)
+    torch.testing.assert_close(z[:, -1], b)
+    assert ((z.var((0, 2)) - 1).abs() < 0.1).all()
+    assert labels is None or torch.equal(seen[0][1].view(n, 5), labels[:, None].expand(n, 5))
+    made.decode = decode
+    assert images.shape == (2, *SPEC.shape)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    show.walk(subject(made, tmp_path))(tmp_path / "walk.png")
+    assert (tmp_path / "walk.png").stat().st_size > 0
 
 
 def test_bars_are_the_kl_of_the_units(tmp_path):

@@ -108,7 +108,18 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """n images (n, C, H, W), integers. `temperature` scales the deviation of the latents."""
-        return self._image(self._prior(n, temperature, generator), self._given(context, n))
+        return self._image(self.prior(n, temperature, generator), self._given(context, n))
+
+    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """z (n, D), normal numbers times the temperature, drawn where the generator lives."""
+        home = self._device if generator is None else generator.device
+        z = torch.randn(n, int(self.flow.dims), generator=generator, device=home, dtype=self._dtype)  # type: ignore[arg-type]
+        return temperature * z.to(self._device)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """z (B, D) -> images (B, C, H, W) in [0, 1]."""
+        return self._image(z, self._given(context, len(z))).to(z.dtype) / (self.spec.levels - 1)
 
     @torch.no_grad()
     def complete(
@@ -136,7 +147,7 @@ class Flow(nn.Module):
             return torch.where(known, (low - v).relu() + (v - high).relu(), 0)
 
         z = walk(
-            self._prior(len(x), temperature, generator), miss,
+            self.prior(len(x), temperature, generator), miss,
             steps=WALK, temperature=temperature, generator=generator,
         )  # fmt: skip
         drawn = self._image(z, features)
@@ -152,12 +163,6 @@ class Flow(nn.Module):
         """z (B, D) -> integers (B, C, H, W)."""
         y = self.squash.inverse(self.flow.inverse(z, features))  # type: ignore[operator]
         return self.dequantisation.inverse(y).long()  # type: ignore[operator]
-
-    def _prior(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
-        """n draws (n, D). Drawn where the generator lives, so that a seed gives the same noise on every device."""
-        home = self._device if generator is None else generator.device
-        z = torch.randn(n, int(self.flow.dims), generator=generator, device=home, dtype=self._dtype)  # type: ignore[arg-type]
-        return temperature * z.to(self._device)
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""

@@ -123,7 +123,18 @@ class GAN(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """n images (n, C, H, W). The temperature scales z."""
-        return self.quantised(self.generator(self._noise(n, temperature, generator), self._given(context, n)))
+        return self.quantised(self.generator(self.prior(n, temperature, generator), self._given(context, n)))
+
+    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """z (n, L), normal numbers times the temperature, drawn where the generator lives."""
+        device = self.device if generator is None else generator.device
+        z = torch.randn(n, self.latent_dim, generator=generator, device=device)
+        return temperature * z.to(self.device, self.dtype)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """z (B, L) -> images (B, C, H, W) in [0, 1]."""
+        y: Tensor = self.generator(z, self._given(context, len(z)))
+        return (y.to(self.dtype) + 1) / 2
 
     def complete(
         self,
@@ -140,7 +151,7 @@ class GAN(nn.Module):
         """
         x, known = x.to(self.device), known[:, None].to(self.device)
         label = self._given(context, len(x))
-        z = self._noise(len(x) * STARTS, temperature, generator)
+        z = self.prior(len(x) * STARTS, temperature, generator)
         target, seen = (t.repeat_interleave(STARTS, 0) for t in (self.scaled(x), known))
         found, distance = self._search(z, target, seen, None if label is None else label.repeat_interleave(STARTS))
         best = distance.view(len(x), STARTS).argmin(1)
@@ -170,12 +181,6 @@ class GAN(nn.Module):
         """G(z) (B, C, H, W) and its squared distance (B,) from the target where that is seen."""
         y = self.generator(z, label).to(self.dtype)
         return y, ((y - target) * seen).square().flatten(1).sum(1)
-
-    def _noise(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
-        """z (n, L), drawn where the generator lives."""
-        device = self.device if generator is None else generator.device
-        z = torch.randn(n, self.latent_dim, generator=generator, device=device)
-        return temperature * z.to(self.device, self.dtype)
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) where the model wants them."""

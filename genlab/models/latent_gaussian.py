@@ -228,8 +228,11 @@ class LatentGaussian(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """n images (n, C, H, W), integers. The temperature t: z from p(z)^(1/t), pixels from p(x | z)^(1/t)."""
-        z = math.sqrt(temperature) * self._noise(n, self.latent_dim, generator=generator, normal=True)
-        return self._drawn(z, self._given(context, n), temperature, generator)
+        return self._drawn(self.prior(n, temperature, generator), self._given(context, n), temperature, generator)
+
+    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """z (n, L) from N(0, temperature I)."""
+        return math.sqrt(temperature) * self._noise(n, self.latent_dim, generator=generator, normal=True)
 
     def complete(
         self,
@@ -253,8 +256,8 @@ class LatentGaussian(nn.Module):
         each = self._log_likelihood(x.repeat_interleave(p, 0), z.flatten(0, 1), repeated).view(b, p, -1)
         counted = to_steps(where, self.step_channels).all(2)[:, None]
         prior, q = _log_normal(z), _log_normal(z, mean[:, None], log_var[:, None])
-        share = from_prior.double().mean().item()
-        proposal = torch.logaddexp(prior + _log(share), q + _log(1 - share))
+        share = from_prior.double().mean()
+        proposal = torch.logaddexp(prior + share.log(), q + (1 - share).log())
         weights = ((each * counted).sum(2) + prior - proposal).double().softmax(1)
         one = (weights.cumsum(1) < self._noise(b, 1, generator=generator)).sum(1).clamp(max=p - 1)
         drawn = self._drawn(z[torch.arange(b), one], given, temperature, generator)
@@ -337,10 +340,6 @@ class LatentGaussian(nn.Module):
         device = self._device if generator is None else generator.device
         draw = torch.randn if normal else torch.rand
         return draw(*size, generator=generator, device=device, dtype=torch.float).to(self._device, self.dtype)
-
-
-def _log(share: float) -> float:
-    return math.log(share) if share > 0 else -math.inf
 
 
 def _log_normal(z: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:

@@ -13,6 +13,10 @@ All but the first and the last are of any `core.Coder`. Of a model with an amort
 
     units        KL of every unit's posterior from the prior, nats: which units say something of an image
     manifold     of two units: decoded images at the quantiles of the prior
+
+Of a model that makes images from normal numbers (`core.Pushforward`: latent Gaussian models, flows, GANs):
+
+    walk         images on the way between two draws of the prior
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from torch import Tensor, nn
 
 from genlab.build import find_checkpoint
 from genlab.compose import Request, split_hydra
-from genlab.core import Coder, Filters, ImageSpec, Latent, RequestError, nearest
+from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks.common import at_least, data_of, open_model, with_progress, writable
 from genlab.viz import looks, plots, save_grid, signed, to_uint8
@@ -72,15 +76,15 @@ class Subject:
 def command(request: Request) -> None:
     """Check everything, then draw picture by picture."""
     config, _ = split_hydra(request.config())
-    if config.what != "all" and config.what not in {**PICTURES, **OF_LATENTS}:
-        choices = ["all", *PICTURES, *OF_LATENTS]
+    if config.what != "all" and config.what not in ALL:
+        choices = ["all", *ALL]
         raise RequestError(f"what={config.what} is not known: {nearest(str(config.what), choices)}")
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     if config.units is not None:
         at_least(config, "units", 1)
     folder = Path(str(config.out)).expanduser()
-    for name in (*PICTURES, *OF_LATENTS) if config.what == "all" else (str(config.what),):
+    for name in ALL if config.what == "all" else (str(config.what),):
         writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
     names = everything(model) if config.what == "all" else [str(config.what)]
@@ -98,7 +102,7 @@ def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], l
     drawn, left_out = [], []
     for name in names:
         try:
-            {**PICTURES, **OF_LATENTS}[name](subject)(folder / f"{name}.png")
+            ALL[name](subject)(folder / f"{name}.png")
             drawn.append(str(folder / f"{name}.png"))
         except RequestError as error:
             left_out.append(str(error))
@@ -204,15 +208,41 @@ def manifold(subject: Subject) -> Save:
     return lambda path: save_grid(path, sheet, _grey(sheet), SIDE)
 
 
+def walk(subject: Subject) -> Save:
+    """A row a pair of draws, of the class of that number where the model is told one."""
+    model = subject.model
+    if not isinstance(model, Pushforward):
+        raise RequestError(f"{type(model).__name__} does not make images from normal numbers: there is no walk")
+    told = getattr(model, "conditioning", "none")
+    if told == "image":
+        raise RequestError("a walk from image to image needs no second image, and this model is given one")
+    ends = model.prior(2 * PAIRS, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(PAIRS) % max(1, model.spec.classes)  # type: ignore[attr-defined]
+    sheet = looks.walk(model, ends[:PAIRS], ends[PAIRS:], STEPS, labels if told == "label" else None)
+    names = [subject.data.class_names[i] for i in labels.tolist()] if told == "label" else [""] * PAIRS
+    columns = ["a draw", *[""] * (STEPS - 2), "another"]
+    sheet = (sheet * 255).round().clamp(0, 255).long()
+    below = "latents on the great circle between two draws of the prior: each is as likely as a draw"
+    return _figure(plots.labelled_grid(sheet, _grey(sheet), names, columns, below=below))
+
+
 PICTURES: dict[str, Callable[[Subject], Save]] = {
     picture.__name__: picture for picture in (filters, atoms, activating, codes, traversal, plane, between, sparsity)
 }
 OF_LATENTS: dict[str, Callable[[Subject], Save]] = {picture.__name__: picture for picture in (units, manifold)}
 
 
+OF_PRIORS: dict[str, Callable[[Subject], Save]] = {"walk": walk}
+ALL = {**PICTURES, **OF_LATENTS, **OF_PRIORS}
+
+
 def everything(model: Any) -> list[str]:
     """Names of the pictures that there may be of a model."""
-    return [*PICTURES, *(OF_LATENTS if isinstance(model, Latent) else ())]
+    return [
+        *PICTURES,
+        *(OF_LATENTS if isinstance(model, Latent) else ()),
+        *(OF_PRIORS if isinstance(model, Pushforward) else ()),
+    ]
 
 
 def _latent(subject: Subject) -> Any:

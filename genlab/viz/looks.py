@@ -4,6 +4,8 @@
   that is the unit's column.
 - most activating images of a unit: those of a set at which it is largest.
 - traversal: the decoded image while one unit of a code goes through its range in the data.
+- walk: images of latents on the great circle between two draws of a normal prior, z(t) = a cos t + b sin t: every
+  point of it is distributed as a draw (White 2016, arXiv:1609.04468, has the slightly different slerp).
 - plane: two numbers an image; the code itself if it has two, else its first two principal components.
 
 N images (N, C, H, W) of integers, L units, codes h (N, L).
@@ -11,12 +13,13 @@ N images (N, C, H, W) of integers, L units, codes h (N, L).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Coder, Latent, RequestError
+from genlab.core import Coder, Latent, Pushforward, RequestError
 
 BATCH = 256  # images or codes at once
 
@@ -60,6 +63,14 @@ def traversal(coder: Coder, h: Tensor, unit: int, values: Tensor) -> Tensor:
     varied = h.repeat(len(values), 1)
     varied[:, unit] = values.to(h)
     return decoded(coder, varied)
+
+
+def walk(model: Pushforward, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
+    """Draws a and b (N, L) of the prior, and perhaps labels (N,) -> images (N * steps, C, H, W) in [0, 1]."""
+    angle = torch.linspace(0, math.pi / 2, steps).to(a)[None, :, None]
+    z = (a[:, None] * angle.cos() + b[:, None] * angle.sin()).flatten(0, 1)
+    told = None if labels is None else labels.repeat_interleave(steps)
+    return model.decode(z, told).float().cpu()
 
 
 def plane(h: Tensor) -> tuple[Tensor, float | None]:
