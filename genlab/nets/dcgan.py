@@ -9,6 +9,8 @@ out) but spectral norm (Miyato et al. 2018, arXiv:1802.05957); PyTorch's initial
 
 Labels, through a context part: an embedding beside z for the generator; for the discriminator the projection
 <V e(label), phi(x)> added to the score (Miyato & Koyama 2018, arXiv:1802.05637), phi being what the score is linear in.
+Spectral norm takes e too: left at its own length it outweighs the rest of the score, and the generator learns one image
+a class.
 
 B images y (B, C, H, W) in [-1, 1]; noise z (B, L); labels (B,).
 """
@@ -89,9 +91,9 @@ class DCGANDiscriminator(nn.Module):
         )
         self.last = nn.Linear(features, 1)
         self.projection = None if context is None else nn.Linear(context.width, features, bias=False)  # type: ignore[arg-type]
-        for layer in (*self.layers, self.last, self.projection) if spectral_norm else ():
-            if layer is not None:
-                normed(layer)
+        for module in list(self.modules()) if spectral_norm else ():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                normed(module)
 
     def maps(self, y: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> what each convolution makes of it, (B, D, h, w)."""
