@@ -1,6 +1,6 @@
 """Curves of several runs over one another, as of several seeds: does training go the same way every time?
 
-    python scripts/curves.py RUN [RUN …] --of train/generator_loss train/discriminator_loss --out docs/gan-losses-mnist.png
+    python scripts/curves.py RUN [RUN …] --of train/generator_loss train/discriminator_loss --out losses.png
 
 A panel a column of metrics.csv, a line a run. Prints each run's mean over the last half of the steps.
 """

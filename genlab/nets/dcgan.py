@@ -7,10 +7,10 @@ layer to one score. Odd sizes are rounded up on the way down and cut on the way 
 Differs from the paper: the discriminator has no batch norm (which a gradient penalty, being one image's own, rules
 out) but spectral norm (Miyato et al. 2018, arXiv:1802.05957); PyTorch's initial weights.
 
-Labels, through a context part: an embedding beside z for the generator; for the discriminator the projection
-<V e(label), phi(x)> added to the score (Miyato & Koyama 2018, arXiv:1802.05637), phi being what the score is linear in.
-Spectral norm takes e too: left at its own length it outweighs the rest of the score, and the generator learns one image
-a class.
+Labels, through a context part, as Miyato & Koyama 2018 (arXiv:1802.05637): in the generator they choose gains and
+biases after every batch norm (de Vries et al. 2017, arXiv:1707.00683), which leaves it to z where strokes go; given
+beside z instead, they make it draw one image a class. To the discriminator's score is added <V e(label), phi(x)>, phi
+being what the score is linear in; spectral norm takes e too, whose length would outweigh the rest.
 
 B images y (B, C, H, W) in [-1, 1]; noise z (B, L); labels (B,).
 """
@@ -50,8 +50,10 @@ class DCGANGenerator(nn.Module):
         self.sizes, self.padding = sizes(spec, len(widths))[::-1], kernel // 2 - 1
         self.context = context
         area = self.sizes[0][0] * self.sizes[0][1]
-        self.first = nn.Linear(latent_dim + getattr(context, "width", 0), widths[-1] * area)
+        self.first = nn.Linear(latent_dim, widths[-1] * area)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[::-1])
+        told = () if context is None else widths[::-1]
+        self.gains = nn.ModuleList(nn.Linear(context.width, 2 * width, bias=False) for width in told)  # type: ignore[union-attr, arg-type]
         self.layers = nn.ModuleList(
             nn.ConvTranspose2d(a, b, kernel, stride=2, padding=self.padding)
             for a, b in pairwise([*widths[::-1], spec.channels])
@@ -59,11 +61,14 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, L), (B,) -> (B, C, H, W) in [-1, 1]."""
-        if self.context is not None:
-            z = torch.cat([z, self.context(label).flatten(1)], 1)
+        given = None if self.context is None else self.context(label).flatten(1)
         h = self.first(z).view(len(z), -1, *self.sizes[0])
-        for norm, layer, (height, width) in zip(self.norms, self.layers, self.sizes[1:], strict=True):
-            h = layer(norm(h).relu())[..., :height, :width]
+        for i, (norm, layer, (height, width)) in enumerate(zip(self.norms, self.layers, self.sizes[1:], strict=True)):
+            h = norm(h)
+            if given is not None:
+                gain, bias = self.gains[i](given)[..., None, None].chunk(2, 1)
+                h = h * (1 + gain) + bias
+            h = layer(h.relu())[..., :height, :width]
         return h.tanh()
 
 
