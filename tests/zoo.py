@@ -59,7 +59,7 @@ NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
 LATENT = ("LatentGaussian",)
-ALONE = ("PPCA",)  # families of one yaml and no parts, which a test file of their own asks
+ALONE = ("PPCA", "ImageClassifier")  # families of one yaml and no parts, which a test file of their own asks
 
 # Gaussian heads differ in where their width comes from alone: one net is asked about all of them.
 ALIKE, ASKED = ("gaussian_fixed", "gaussian_learned"), "pixelcnn"

@@ -1,6 +1,7 @@
 """`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several.
 
-An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction.
+An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction. A classifier
+is reported with its accuracy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from genlab import bits
 from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import Coder, Likelihood, RequestError, nearest
+from genlab.core import Classifier, Coder, Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.tasks import launch
 from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
@@ -35,11 +36,11 @@ def command(request: Request) -> None:
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    if not isinstance(model, (Likelihood, Coder)):
+    if not isinstance(model, (Likelihood, Coder, Classifier)):
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
         raise RequestError(
-            f"draws={config.draws}: draws are those of a bound on the likelihood, which an autoencoder does not have; "
+            f"draws={config.draws}: draws are those of a bound on the likelihood, which this model does not have; "
             "leave draws= out"
         )
     data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
@@ -82,7 +83,7 @@ def work(settings: Any) -> None:
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
         write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
-        if not isinstance(model, Likelihood):
+        if isinstance(model, Coder) and not isinstance(model, Likelihood):
             print(
                 "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction:"
             )

@@ -6,6 +6,7 @@ the split, each image counted once; an autoencoder (`core.Coder`) also by what i
     active, mean_activation                of an image's units; asked_…: what the code was asked for
     dead_units, dead_share                 units that are off on every image of the split
 
+a classifier (`core.Classifier`) by its cross entropy, and by its accuracy, whose standard error is over images;
 and a model with an amortised posterior (`core.Latent`) by how it uses its L units:
 
     rate, distortion                       nats an image: KL of q(z | x) from the prior, -log p(x | z)
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate, seed_for
-from genlab.core import Coder, Latent, Likelihood
+from genlab.core import Classifier, Coder, Latent, Likelihood
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
@@ -65,6 +66,13 @@ def judge(
     terms = {name: each.mean().item() for name, each in values.items()}
     n = len(values["loss"])
     described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
+    if isinstance(model, Classifier):
+        error = math.sqrt(terms["accuracy"] * (1 - terms["accuracy"]) / n)
+        text = f"accuracy {terms['accuracy']:.2%} ± {error:.2%}, cross entropy {terms['loss']:.4f} nats ({n:,} images)"
+        return Judgement(
+            "loss", terms["loss"], text,
+            {"kind": "classification", **terms, "standard_error": error, **described}, terms,
+        )  # fmt: skip
     if ever_on is None:
         details = {"loss": terms["loss"], **terms, **described}
         return Judgement("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
