@@ -133,13 +133,15 @@ def test_blocks_equal_the_naive(block):
         assert found[name].value == pytest.approx(value, abs=1e-12), name
 
 
-def test_copies_are_at_no_distance():
-    """Of a generator that has collapsed into a few images, themselves real, far from the origin: not a rounding error
-    decides.
-    """
-    real = np.repeat(1e4 + gaussian(10), 10, axis=0)
-    found = quality.neighbours(real, real[::-1])
+@pytest.mark.parametrize("block", [3, 7, 1000])
+def test_copies_are_at_no_distance(block):
+    """A generator that has collapsed into a few images, themselves real: rounding errors do not decide."""
+    real = np.repeat(gaussian(10, scale=1e3, width=37), 7, axis=0)
+    found = quality.neighbours(real, real[::2], block=block)
     assert found["precision"].value == found["recall"].value == 1
+    for rows, squared in quality._blocks(real, real[::2], block):
+        same = (real[rows, None] == real[None, ::2]).all(2)
+        assert ((squared == 0) == same).all()
 
 
 def test_too_few_images_and_no_numbers_are_refused():
