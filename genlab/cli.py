@@ -25,6 +25,7 @@ VERBS = {
     "show": "pictures of what a model has learnt: filters, codes, traversals",
     "features": "what a model makes of every image of a data set, as numbers",
     "probe": "what those features are worth to a linear classifier, beside controls",
+    "quality": "how like test images samples are, in the features of a classifier",
     "list": "what there is: models, data sets, experiments",
 }
 USAGE = """\

@@ -78,8 +78,8 @@ class Request:
         if missing:
             raise RequestError(
                 f"genlab {self.verb} needs {missing[0]}=…: see genlab {self.verb} --help"
-                if missing[0] != "ckpt"
-                else f"genlab {self.verb} needs ckpt=…: a run folder or a checkpoint file"
+                if missing[0] not in ("ckpt", "classifier")
+                else f"genlab {self.verb} needs {missing[0]}=…: a run folder or a checkpoint file"
             )
         return config
 
@@ -158,7 +158,8 @@ class Request:
 
 
 # Keys whose value is a path or a text of its own: Hydra would read commas, spaces and = in it as grammar.
-_TEXTS = {"ckpt", "image", "context", "known", "out", "data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
+_TEXTS = {"ckpt", "classifier", "image", "context", "known", "out"}
+_TEXTS |= {"data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
 
 
 def _quoted(word: str) -> str:

@@ -228,6 +228,22 @@ class Denoiser(Protocol):
         ...
 
 
+class Reading(NamedTuple):
+    """What a classifier makes of images: the features (B, D) that it reads labels off, log p(label | image) (B, M)."""
+
+    features: Tensor
+    log_probs: Tensor
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Something that says which of M classes an image is of; its objective's terms are "loss" and "accuracy"."""
+
+    def read(self, x: Tensor) -> Reading:
+        """Images (B, C, H, W) -> features and log-probabilities, nats."""
+        ...
+
+
 @runtime_checkable
 class Pushforward(Protocol):
     """Something whose images are made from independent normal numbers z (B, L)."""

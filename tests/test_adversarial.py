@@ -290,7 +290,7 @@ def test_the_verbs(whole, tmp_path, monkeypatch, capsys):
     assert "a GAN has no likelihood" in out
     assert json.loads((tmp_path / "eval.json").read_text())["kind"] == "adversarial"
     assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "draws=2"]) == 2
-    assert "a GAN does not have" in capsys.readouterr().err
+    assert "this model does not have" in capsys.readouterr().err
     assert cli.run(["sample", f"ckpt={whole}", "trust=[trainees]", "n=3", "device=cpu"]) == 0
     assert np.load("samples.npy").shape == (3, 1, 4, 4)
     assert cli.run(["sample", f"ckpt={whole}", "trust=[trainees]", "n=3", "label=1"]) == 2

@@ -28,6 +28,7 @@ MAY = {
     "viz": ({"core", "viz"}, {"torch", "PIL", "matplotlib", "numpy"}),
     "densities": ({"core"}, {"torch", "numpy", "sklearn"}),
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
+    "quality": (set(), {"numpy"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
     "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
     "build": ({"core"}, {"torch", "hydra", "omegaconf"}),

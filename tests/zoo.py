@@ -59,7 +59,7 @@ NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
 LATENT = ("LatentGaussian",)
-ALONE = ("PPCA", "GAN", "Flow", "GaussianMixture", "MixtureDensity")  # families that test files of their own ask
+ALONE = ("PPCA", "GAN", "Flow", "GaussianMixture", "MixtureDensity", "ImageClassifier")  # test files of their own ask
 
 # Gaussian heads differ in where their width comes from alone: one net is asked about all of them.
 ALIKE, ASKED = ("gaussian_fixed", "gaussian_learned"), "pixelcnn"

@@ -2,6 +2,7 @@
 
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
+from genlab.models.classifier import ImageClassifier
 from genlab.models.flow import Flow
 from genlab.models.gan import GAN
 from genlab.models.latent_gaussian import LatentGaussian
@@ -17,6 +18,7 @@ __all__ = [
     "Autoregressive",
     "Flow",
     "GaussianMixture",
+    "ImageClassifier",
     "LatentGaussian",
     "MixtureDensity",
     "StackedAutoencoder",

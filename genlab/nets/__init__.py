@@ -2,6 +2,7 @@
 
 from genlab.nets.coder import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from genlab.nets.context import ImageContext, LabelContext
+from genlab.nets.convnet import ConvNet
 from genlab.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from genlab.nets.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.gated_pixelcnn import GatedPixelCNN
@@ -15,6 +16,7 @@ from genlab.nets.row_lstm import RowLSTM
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "ConvNet",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DiagonalBiLSTM",

@@ -1,7 +1,8 @@
 """`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several.
 
 An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction. Nor has a GAN;
-reported are its players' losses and scores.
+reported are its players' losses and scores, and with `classifier=` the quality of its samples. A classifier is reported
+with its accuracy.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from genlab import bits
 from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import Adversarial, Coder, Likelihood, RequestError, nearest
+from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
 from genlab.data.module import SPLITS
-from genlab.tasks import launch
+from genlab.tasks import launch, quality
 from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
 from genlab.train.judge import judge, of_latents
 from genlab.train.plan import Plan
 
 INSTEAD_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
-INSTEAD_ADVERSARIAL = (
-    "a GAN has no likelihood, so there is no bits/dim; what can be measured is the quality of its samples, of which "
-    "its players' losses, each relative to the other, say little"
-)
+INSTEAD_ADVERSARIAL = "a GAN has no likelihood, so there is no bits/dim; what it has is the quality of its samples"
+PLAYERS = f"{INSTEAD_ADVERSARIAL} (add classifier=RUN), of which its players' losses say little"
 
 
 def command(request: Request) -> None:
@@ -42,14 +41,27 @@ def command(request: Request) -> None:
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    if not isinstance(model, (Likelihood, Coder, Adversarial)):
+    if not isinstance(model, (Likelihood, Coder, Adversarial, Classifier)):
         raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
-        what = "a GAN" if isinstance(model, Adversarial) else "an autoencoder"
         raise RequestError(
-            f"draws={config.draws}: draws are those of a bound on the likelihood, which {what} does not have; "
+            f"draws={config.draws}: draws are those of a bound on the likelihood, which this model does not have; "
             "leave draws= out"
         )
+    if config.classifier is not None:
+        if not isinstance(model, Adversarial):
+            raise RequestError(
+                f"classifier={config.classifier}: this model is judged without one; the quality of its samples is "
+                f"genlab quality ckpt={config.ckpt} classifier={config.classifier}"
+            )
+        if config.split != "test":
+            raise RequestError(f"split={config.split}: samples are compared with test images; leave split= out")
+        print(f"{INSTEAD_ADVERSARIAL}:")
+        asked, _ = split_hydra(Request("quality", ["ckpt=-", "classifier=-"], command="").config())
+        for key in ("ckpt", "classifier", "n", "seed", "weights", "data", "out", "trust"):
+            asked[key] = config[key]
+        quality.report(asked)
+        return
     data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
@@ -90,6 +102,8 @@ def work(settings: Any) -> None:
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
         write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
-        if not isinstance(model, Likelihood):
-            print(f"{INSTEAD_ADVERSARIAL if isinstance(model, Adversarial) else INSTEAD_CODER}:")
+        if isinstance(model, Adversarial):
+            print(f"{PLAYERS}:")
+        elif isinstance(model, Coder) and not isinstance(model, Likelihood):
+            print(f"{INSTEAD_CODER}:")
         print(f"{config.split} {text}")

@@ -8,6 +8,7 @@ do:
     active, mean_activation                of an image's units; asked_…: what the code was asked for
     dead_units, dead_share                 units that are off on every image of the split
 
+a classifier (`core.Classifier`) by its cross entropy, and by its accuracy, whose standard error is over images;
 and a model with an amortised posterior (`core.Latent`) by how it uses its L units:
 
     rate, distortion                       nats an image: KL of q(z | x) from the prior, -log p(x | z)
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate, seed_for
-from genlab.core import Adversarial, Coder, Latent, Likelihood
+from genlab.core import Adversarial, Classifier, Coder, Latent, Likelihood
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
@@ -73,6 +74,13 @@ def judge(
         details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
         listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
         return Judgement("none", None, f"{listed} ({n:,} images)", details, terms)
+    if isinstance(model, Classifier):
+        error = math.sqrt(terms["accuracy"] * (1 - terms["accuracy"]) / n)
+        text = f"accuracy {terms['accuracy']:.2%} ± {error:.2%}, cross entropy {terms['loss']:.4f} nats ({n:,} images)"
+        return Judgement(
+            "loss", terms["loss"], text,
+            {"kind": "classification", **terms, "standard_error": error, **described}, terms,
+        )  # fmt: skip
     if ever_on is None:
         details = {"loss": terms["loss"], **terms, **described}
         return Judgement("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)

@@ -1,0 +1,71 @@
+"""A classifier p(label | image): not a generative model, but the eye with which `genlab quality` looks at samples.
+
+A network turns an image into features, one linear layer turns features into logits; its loss is the cross entropy in
+nats. The features it reads labels off are the space in which sample quality is measured (`genlab/quality.py`): learnt
+by genlab itself on the data in question, and so comparable with nobody else's Inception features.
+
+In training every image is moved by up to `shift` pixels in both directions, over an edge that repeats its border.
+
+B images, D features, M classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import ImageSpec, Reading, RequestError
+
+
+class ImageClassifier(nn.Module):
+    """A network and a linear layer. `net(spec=)` arrives unfinished and has `width`, its number of features D."""
+
+    conditioning = "label"  # what the objective is told of every image
+
+    def __init__(self, spec: ImageSpec, *, net: Callable[..., nn.Module], shift: int = 0) -> None:
+        super().__init__()
+        if spec.classes < 2:
+            raise RequestError("a classifier needs images with labels of at least 2 classes, and this data has none")
+        if not 0 <= shift < min(spec.height, spec.width):
+            raise RequestError(f"shift={shift} is not possible with images of {spec.height}x{spec.width} pixels")
+        self.spec, self.shift = spec, shift
+        self.net = net(spec=spec)
+        self.last = nn.Linear(self.net.width, spec.classes)  # type: ignore[arg-type]
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Images (B, C, H, W) and their labels (B,) -> "loss", nats, and "accuracy", 0 or 1, (B,) each."""
+        if context is None:
+            raise ValueError("a classifier learns from labels: pass them as the context")
+        y = self._scaled(x)
+        logits = self.last(self.net(self._moved(y) if self.training else y)).float()
+        right = (logits.argmax(1) == context).float()
+        return {"loss": F.cross_entropy(logits, context, reduction="none"), "accuracy": right}
+
+    def read(self, x: Tensor) -> Reading:
+        """Images (B, C, H, W) -> their features (B, D) and log p(label | image), nats (B, M)."""
+        h = self.net(self._scaled(x))
+        return Reading(h, self.last(h).log_softmax(1))
+
+    def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """What the last layer reads, "penultimate" (B, D); it does not depend on a label."""
+        return {"penultimate": self.net(self._scaled(x))}
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Integers (B, C, H, W) -> [-1, 1]."""
+        self.spec.check(x)
+        return x.to(self.last.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
+
+    def _moved(self, y: Tensor) -> Tensor:
+        """Every image by its own number of pixels, torch's own noise."""
+        if not self.shift:
+            return y
+        n, (height, width), s = len(y), y.shape[2:], self.shift
+        down, right = torch.randint(2 * s + 1, (2, n, 1), device=y.device)
+        rows = down + torch.arange(height, device=y.device)
+        columns = right + torch.arange(width, device=y.device)
+        image = torch.arange(n, device=y.device)[:, None, None]
+        padded = F.pad(y, (s, s, s, s), mode="replicate")
+        return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
