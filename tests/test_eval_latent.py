@@ -46,8 +46,8 @@ def test_numbers_say_which_bound_and_how_the_units_are_used(trained):
     assert 0 <= int(float(last["valid/active_units"])) <= 3
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3])
-def test_a_bound_is_the_same_on_one_two_and_three_processes(devices, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_bound_is_the_same_on_one_and_three_processes(devices, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=20", "batch_size=7", "draws=4"]
     assert cli.run(["eval", f"ckpt={trained}", *words]) == 0
