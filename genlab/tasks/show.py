@@ -253,7 +253,8 @@ def _latent(subject: Subject) -> Any:
 
 def _coder(subject: Subject) -> Any:
     if not isinstance(subject.model, Coder):
-        raise RequestError(f"{type(subject.model).__name__} has no code to show: what=filters is all there is of it")
+        rest = "|".join(["filters", *(OF_PRIORS if isinstance(subject.model, Pushforward) else ())])
+        raise RequestError(f"{type(subject.model).__name__} has no code to show: what={rest} is all there is of it")
     return subject.model
 
 
