@@ -62,21 +62,28 @@ class MixtureCoupling(Coupling):
         return logits.log_softmax(1), mean, bounded(log_scale, NARROWEST), bounded(rest[:, 0]), rest[:, 1]
 
 
-def _solved(z: Tensor, log_weight: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """y with _logit_cdf(y) = z, to the precision of z (B, …)."""
-    ends = mean + z[:, None] * log_scale.exp()
+def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
+    """y with _logit_cdf(y) = z, z (B, …), to the precision of either; `mixture`: its other arguments, (B, K, …)."""
+    shape, tiny = z.shape, 4 * torch.finfo(z.dtype).eps
+    z, parts = z.reshape(1, -1), [part.transpose(0, 1).reshape(1, part.shape[1], -1) for part in mixture]
+    ends = parts[1] + z[:, None] * parts[2].exp()
     low, high = ends.amin(1), ends.amax(1)
     y = (low + high) / 2
+    solved, at = torch.empty_like(y), torch.arange(y.numel(), device=y.device)
     for i in range(BISECTIONS):
-        found, log_slope = _logit_cdf(y, log_weight, mean, log_scale)
+        found, log_slope = _logit_cdf(y, *parts)
         step = (z - found) * (-log_slope).exp()
-        if not (step.abs() > 4 * torch.finfo(z.dtype).eps * (1 + y.abs())).any():
+        solved[:, at] = y
+        moving = ((step.abs() > tiny * (1 + y.abs())) & ((z - found).abs() > tiny * (1 + z.abs())))[0]
+        if not moving.any():
             break
         low, high = torch.where(found < z, y, low), torch.where(found < z, high, y)
         better = y + step
         inside = (better > low) & (better < high) & (i % 3 < 2)  # every third step halves the bracket, come what may
         y = torch.where(inside, better, (low + high) / 2)
-    return y
+        at, y, z, low, high = at[moving], *(value[:, moving] for value in (y, z, low, high))
+        parts = [part[..., moving] for part in parts]
+    return solved.view(shape)
 
 
 def _logit_cdf(y: Tensor, log_weight: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
