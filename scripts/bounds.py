@@ -22,7 +22,7 @@ from genlab.bits import bits_per_dim
 from genlab.build import build_data, read_checkpoint
 from genlab.models import PPCA
 
-ROWS = 10_000  # images times draws at once
+ROWS = 1000  # images times draws at once: what fits a cache
 
 
 @torch.no_grad()
