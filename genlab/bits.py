@@ -60,7 +60,8 @@ class Result:
     conditioning: str = "none"
 
     def __str__(self) -> str:
-        bound = "exact" if self.kind == "exact" else f"upper bound, {self.draws} draws"
+        draws = "1 draw" if self.draws == 1 else f"{self.draws:,} draws"
+        bound = "exact" if self.kind == "exact" else f"upper bound, {draws}"
         given = {"none": "", "label": ", given the label", "image": ", given the second image"}[self.conditioning]
         return f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} ({bound}{given}, {self.n:,} images)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -82,4 +83,5 @@ def test_the_bound_tightens_with_draws_and_says_how_many():
     assert one > ten > hundred > exact - 3 * results[2].standard_error
     assert hundred == pytest.approx(exact, abs=0.005)
     assert str(results[1]).endswith("(upper bound, 10 draws, 4,000 images)")
+    assert str(replace(results[1], draws=1)).endswith("(upper bound, 1 draw, 4,000 images)")
     assert log_marginal(Noisy(), x, draws=2).dtype == torch.double
