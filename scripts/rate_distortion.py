@@ -48,6 +48,7 @@ def plot(records: list[dict[str, Any]], out: Path) -> None:
     for r in records:
         axes.annotate(f"β = {r['beta']:g}", (r["rate"], r["distortion"]), xytext=(5, 5), textcoords="offset points")
         axes.axline((r["rate"], r["distortion"]), slope=-1, color="0.8", linestyle=":", linewidth=0.8)
+    axes.margins(0.12)  # room for the names
     axes.set(xlabel="rate, nats an image", ylabel="distortion, nats an image")
     with atomically(out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
