@@ -115,7 +115,7 @@ class LatentGaussian(nn.Module):
             self.to_posterior = nn.Linear(width, 2 * latent_dim if inference == "posterior" else latent_dim, bias=False)
             self.to_features = nn.Conv2d(width, spec.channels // self.step_channels * features, 1, bias=False)
         if inference == "map":
-            self.log_width = nn.Parameter(torch.zeros(latent_dim))
+            self.log_var = nn.Parameter(torch.full((latent_dim,), -4.0))  # narrow, as a guess is
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     # ---- training
@@ -313,7 +313,7 @@ class LatentGaussian(nn.Module):
         if given is not None:
             found = found + self.to_posterior(given.mean((2, 3))).to(self.dtype)
         if self.inference == "map":
-            return found, self.log_width.expand_as(found)
+            return found, self.log_var.expand_as(found)
         mean, log_var = found.chunk(2, 1)
         return mean, log_var.clamp(-15, 10)
 

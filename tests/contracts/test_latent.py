@@ -283,10 +283,10 @@ def test_a_guess_trains_on_the_mean_alone_and_fits_the_widths_beside_it():
     torch.testing.assert_close(terms["loss"].detach(), expected)
     first, second = gradients(model, x, 0), gradients(model, x, 1)
     for name in first:  # no noise reaches anything but the widths
-        assert torch.equal(first[name], second[name]) == (name != "log_width"), name
-    plain = torch.stack([gradients(model, x, seed)["log_width"] for seed in range(300)])
+        assert torch.equal(first[name], second[name]) == (name != "log_var"), name
+    plain = torch.stack([gradients(model, x, seed)["log_var"] for seed in range(300)])
     model.eval()  # where the loss is the negative ELBO
-    elbo = torch.stack([gradients(model, x, seed)["log_width"] for seed in range(300)])
+    elbo = torch.stack([gradients(model, x, seed)["log_var"] for seed in range(300)])
     error = (plain.var(0) + elbo.var(0)).div(300).sqrt()
     assert ((plain.mean(0) - elbo.mean(0)).abs() < 4.5 * error).all()
 
