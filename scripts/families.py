@@ -27,7 +27,7 @@ FAMILIES, PAGE = ROOT / "docs" / "families", ROOT / "docs" / "latents.md"
 MEASURES = {  # of genlab quality, and by how much they are multiplied
     "frechet_distance": ("Fréchet", 1), "kernel_distance": ("kernel, 10⁻³", 1000), "precision": ("precision, %", 100),
     "recall": ("recall, %", 100), "density": ("density, %", 100), "coverage": ("coverage, %", 100),
-    "label_accuracy": ("right digit, %", 100),
+    "label_accuracy": ("right class, %", 100),
 }  # fmt: skip
 HEADER = [
     "model",
@@ -54,8 +54,11 @@ def add(run: Path, quality: Path, name: str, evaluated: Path | None) -> None:
         "quality": {key: value for key, value in drawn.items() if key != "checkpoint"},
     }  # fmt: skip
     del kept["quality"]["classifier"]["checkpoint"]
-    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    write_json(FAMILIES / f"{test['data']}-{slug}.json", kept)
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower().replace("+", "p")).strip("_")
+    path = FAMILIES / f"{test['data']}-{slug}.json"
+    if path.exists() and (other := json.loads(path.read_text())["name"]) != name:
+        raise SystemExit(f"{path.name} is {other} already: give --as another name")
+    write_json(path, kept)
 
 
 def table(entries: list[dict[str, Any]]) -> str:

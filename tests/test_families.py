@@ -78,3 +78,16 @@ def test_a_quality_of_another_run_is_refused_and_files_name_no_folder(changed, w
     (kept,) = (tmp_path / "kept").glob("*.json")
     assert kept.name == "toy-a_model.json"
     assert "somewhere" not in kept.read_text()
+
+
+def test_names_that_are_one_file_do_not_overwrite_each_other(tmp_path, monkeypatch):
+    run = {key: entry("a", 1.0)[key] for key in ("model", "parameters", "minutes", "test")}
+    monkeypatch.setattr(families, "FAMILIES", tmp_path)
+    monkeypatch.setattr(families, "collect", lambda *_: {**run, "steps": 3, "data": "toy", "command": "genlab train"})
+    drawn = entry("a", 1.0)["quality"]
+    (tmp_path / "quality.json").write_text(json.dumps({**drawn, "classifier": {**EYE, "checkpoint": "eye"}}))
+    for name in ("CNN", "CNN++", "CNN"):
+        families.add(tmp_path, tmp_path / "quality.json", name, None)
+    assert {path.stem for path in tmp_path.glob("toy-*.json")} == {"toy-cnn", "toy-cnnpp"}
+    with pytest.raises(SystemExit, match=r"toy-cnnpp.json is CNN\+\+ already"):
+        families.add(tmp_path, tmp_path / "quality.json", "CNNpp", None)
