@@ -250,7 +250,7 @@ def test_labels_matter_and_are_insisted_on():
         ):
             with pytest.raises(RequestError, match=r"conditional|conditioned"):
                 call()
-    with pytest.raises(ValueError, match="3 labels"):
+    with pytest.raises(ValueError, match="3 contexts"):
         with_label.sample(2, context=labels(spec, 3))
     z = torch.randn(1, 5, dtype=torch.double).expand(2, 5)
     first, second = with_label.generator(z, torch.tensor([0, 1]))

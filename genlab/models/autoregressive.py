@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
-
-KINDS = {"label": "a class label", "image": "a second image"}
+from genlab.core import Completion, Filters, ImageSpec, from_steps, to_steps
+from genlab.models.conditioning import suited
 
 
 class Autoregressive(nn.Module):
@@ -125,15 +124,8 @@ class Autoregressive(nn.Module):
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""
-        if self.context is None:
-            if context is not None:
-                raise RequestError("this model is unconditional: it takes no label and no context image")
-            return None
-        if context is None:
-            raise RequestError(f"this model is conditioned on {KINDS[self.conditioning]}: give one for every image")
-        if len(context) != batch:
-            raise ValueError(f"{len(context)} contexts were given for {batch} images")
-        return self.context(context.to(self._device))
+        context = suited(context, self.conditioning, batch)
+        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
 
     def _clamp(
         self,

@@ -20,8 +20,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, ImageSpec, RequestError
-from genlab.models.autoregressive import KINDS
+from genlab.core import Completion, ImageSpec
+from genlab.models.conditioning import suited
 from genlab.models.langevin import walk
 
 WALK = 200  # steps of a completion
@@ -166,15 +166,8 @@ class Flow(nn.Module):
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""
-        if self.context is None:
-            if context is not None:
-                raise RequestError("this model is unconditional: it takes no label and no context image")
-            return None
-        if context is None:
-            raise RequestError(f"this model is conditioned on {KINDS[self.conditioning]}: give one for every image")
-        if len(context) != batch:
-            raise ValueError(f"{len(context)} contexts were given for {batch} images")
-        return self.context(context.to(self._device))
+        context = suited(context, self.conditioning, batch)
+        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
 
     @property
     def _device(self) -> torch.device:

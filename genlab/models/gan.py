@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError, nearest
+from genlab.models.conditioning import suited
 from genlab.models.gan_losses import LOSSES, gradient_penalty
 
 STARTS, SEARCH_STEPS, SEARCH_RATE = 4, 100, 0.1  # of a completion: searches per image, steps of Adam, learning rate
@@ -184,12 +185,5 @@ class GAN(nn.Module):
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) where the model wants them."""
-        if self.conditioning == "none":
-            if context is not None:
-                raise RequestError("this model is unconditional: it takes no label and no context image")
-            return None
-        if context is None:
-            raise RequestError("this model is conditioned on a class label: give one for every image")
-        if len(context) != batch:
-            raise ValueError(f"{len(context)} labels were given for {batch} images")
-        return context.to(self.device)
+        context = suited(context, self.conditioning, batch)
+        return None if context is None else context.to(self.device)

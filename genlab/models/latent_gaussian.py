@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
+from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
 
 BOUNDS, INFERENCES = ("elbo", "iwae", "dreg"), ("posterior", "map")
@@ -295,17 +296,8 @@ class LatentGaussian(nn.Module):
 
     def _given(self, context: Tensor | None, n: int) -> Tensor | None:
         """Features of the context, (n, E, 1, 1) or (n, E, H, W); None without."""
-        if (context is None) != (self.context is None):
-            raise RequestError(
-                f"this model is conditioned on {'a ' + self.conditioning if self.context else 'nothing'}: "
-                f"{'give one for each image' if self.context else 'give no context'}"
-            )
-        if self.context is None or context is None:
-            return None
-        found: Tensor = self.context(context.to(self._device))
-        if len(found) != n:
-            raise ValueError(f"{len(found)} contexts do not match {n} images")
-        return found
+        context = suited(context, self.conditioning, n)
+        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
 
     def _encoded(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] -> mean and log-variance of q."""
