@@ -22,6 +22,7 @@ from genlab.flows import (
     Stack,
     Uniform,
     Variational,
+    mixture,
 )
 from genlab.nets import ResNet
 from genlab.train import ema
@@ -126,6 +127,19 @@ def test_the_inverse_of_a_mixture_passes_gradients_on():
         before = layer.inverse(z).sum()
         bias += step
         torch.testing.assert_close(layer.inverse(z).sum() - before, (slope * step).sum(), rtol=1e-3, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_inverse_of_a_mixture_ends_before_its_last_step(dtype, monkeypatch):
+    """Rounding alone keeps no value moving: every one is found, and few need many steps."""
+    sizes = []
+    slow = mixture._logit_cdf
+    monkeypatch.setattr(mixture, "_logit_cdf", lambda y, *parts: sizes.append(y.numel()) or slow(y, *parts))
+    layer = rough(MIXTURE((4, 8, 8))).to(dtype)
+    layer.inverse(3 * torch.randn(32, 4, 8, 8, dtype=dtype))
+    assert len(sizes) < mixture.BISECTIONS
+    assert sum(sizes) < 40 * sizes[0]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
+from genlab.models.conditioning import suited
 from genlab.models.gaussians import deviation, log_mass, noise, pick
 
 
@@ -52,10 +53,8 @@ class MixtureDensity(nn.Module):
         """Second images (B, C', H', W') -> log p(z | y) (B, M), means and deviations (B, M, D), in float64 and in units
         of the range, where level x is [x, x + 1) / K.
         """
-        if context is None:
-            raise RequestError("this model is conditioned on a second image: give one for every image")
-        if len(context) != batch:
-            raise ValueError(f"{len(context)} contexts were given for {batch} images")
+        context = suited(context, self.conditioning, batch)
+        assert context is not None  # or it would not have suited
         self.given.check(context)
         out = self.net(context.to(self.logits) / (self.given.levels - 1)).double()
         weights, means, log_std = out.split([self.components, *2 * [self.components * self.spec.dims]], 1)
