@@ -1,45 +1,44 @@
-"""From a config to a model, and from a checkpoint to a model: nothing else in genlab instantiates one.
+"""From a config to a model, and from a checkpoint to a model.
 
-Configs come back out of checkpoint files, also strangers'. So a `_target_` of a model must name a class of genlab (or
-of a package the user trusts by `trust=`) that is a torch module, one of a data set something that genlab.data
-defines: a checkpoint can compute, not execute.
-Files are read by torch's restricted unpickler (`weights_only=True`) alone.
+Configs come back out of checkpoint files, also strangers'. `foreign.py` reads the files, `gate.py` builds what a config
+may name, and here is what both need: the size of a model, known before it is made. A model is first made without
+numbers (torch's meta device), which takes no memory whatever its sizes; so a config that asks for more than this
+machine has, or for other weights than its checkpoint holds, is refused before anything is allocated.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra.errors
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
 
+from genlab import foreign
 from genlab.core import ImageSpec, RequestError, RunError
+from genlab.gate import Gate
+
+PARTS = 10_000  # modules of a model
 
 
 def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str] = ()) -> nn.Module:
     """Model of `config` (its `_target_` and parts) for images of `spec`.
 
-    Raises RequestError, in one sentence, for a target outside genlab and `trust`, an unknown or a bad argument.
+    Raises RequestError, in one sentence, for a target outside genlab and `trust`, an unknown or a bad argument, and a
+    model that this machine has no memory for.
     """
-    plain = _checked(
-        config, trust, "model part", lambda found: isinstance(found, type) and issubclass(found, nn.Module)
-    )
-    # spec goes in behind Hydra's back: as an argument of instantiate it would become a DictConfig.
-    return _made("model", lambda: instantiate(plain, _partial_=True)(spec=spec))
+    return _build(config, spec, trust, lambda sketch: None)
 
 
-def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = ()) -> Any:
-    """Data module of a config, through the same gate: of genlab, only what genlab.data defines."""
-    plain = _checked(
-        config, trust, "data set", lambda found: found.__module__.startswith("genlab.data.") or not _is_ours(found)
-    )
-    return _made("data", lambda: instantiate(plain))
+def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = (), role: str = "data") -> Any:
+    """What a config of a data set describes, through the same gate: the data module, or with `role="context"` that."""
+    gate = Gate("data", trust, callable)
+    return _made("data", lambda: gate.make(_plain(config), role))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -59,36 +58,23 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the whole checkpoint, its config as a plain dict). Runs no code of the file."""
     file = find_checkpoint(path)
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for damaged files
-        raise RequestError(
-            f"ckpt={file} is not a readable checkpoint (damaged, cut off, or holding more than tensors and "
-            f"primitives): {type(error).__name__}"
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("genlab"), dict):
-        raise RequestError(f"ckpt={file} is not a genlab checkpoint: it does not say which model it holds")
-    try:
-        config = OmegaConf.to_container(OmegaConf.create(checkpoint["genlab"]["config"]), resolve=False)
-        ImageSpec(**checkpoint["genlab"]["spec"])
-    except Exception as error:
-        raise RequestError(f"ckpt={file} has a damaged description of its model") from error
-    if "${" in checkpoint["genlab"]["config"]:  # what is stored is resolved; an interpolation could read the machine
-        raise RequestError(f"ckpt={file} has a config with unresolved values, which genlab never writes")
-    return checkpoint, config  # type: ignore[return-value]
+    content = foreign.checkpoint(file)
+    return content, foreign.describe(content, file)[0]
 
 
 def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
     """(model in evaluation mode, its run config). `weights`: "ema", or "raw" as the optimiser left them."""
-    checkpoint, config = read_checkpoint(path)
+    file = find_checkpoint(path)
+    content = foreign.checkpoint(file)
+    config, spec = foreign.describe(content, file)
     if weights not in ("ema", "raw"):
         raise RequestError(f"weights={weights} is not known: choose ema or raw")
-    spec = ImageSpec(**checkpoint["genlab"]["spec"])
-    model = build(config["model"], spec, trust)
-    state = checkpoint["state_dict"]
+    state = content["state_dict"]
     kept = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
+    own = {key.removeprefix(kept): v for key, v in state.items() if key.startswith(kept)}
+    model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, own, path))
     try:
-        model.load_state_dict({key.removeprefix(kept): v for key, v in state.items() if key.startswith(kept)})
+        model.load_state_dict(own)
     except RuntimeError as error:
         raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
     model.weights = "ema" if kept == "ema." else "raw"  # type: ignore[assignment]
@@ -104,64 +90,90 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: 
     return restore(path, weights=weights, trust=trust)[0].to(device)
 
 
-def _checked(
-    config: DictConfig | Mapping[str, Any], trust: Sequence[str], what: str, fits: Callable[[Any], bool]
-) -> dict[str, Any]:
-    """The config as a plain dict, once every `_target_` in it names something allowed that `fits`."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    for target in _targets(plain):
-        _check_target(target, trust, what, fits)
-    return plain  # type: ignore[return-value]
+def _build(
+    config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str], check: Callable[[nn.Module], None]
+) -> nn.Module:
+    """The model, once `check` has passed its sketch without numbers."""
+    gate = Gate("model", trust, lambda found: isinstance(found, type) and issubclass(found, nn.Module))
+    plain = _plain(config)
 
+    def make() -> nn.Module:
+        return gate.make({**plain, "_partial_": True} if plain else plain, "model")(spec=spec)
 
-def _targets(node: Any) -> Iterator[Any]:
-    """Every `_target_` at any depth."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield node["_target_"]
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)
-
-
-def _check_target(target: Any, trust: Sequence[str], what: str, fits: Callable[[Any], bool]) -> None:
-    allowed = ("genlab", *trust)
-    refused = RequestError(
-        f"the config asks for {target!r}, which is not a {what} of {' or '.join(allowed)}; nothing was run "
-        "(to use your own package, name it: trust=[package])"
-    )
-    # By name first: a module outside the allowed packages is not even imported.
-    if not isinstance(target, str) or target.split(".")[0] not in allowed:
-        raise refused
-    module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RequestError(f"the config asks for {target!r}, which does not exist") from error
-    # By what it is: genlab.cli.os.system also begins with "genlab.".
-    if getattr(found, "__module__", "").split(".")[0] not in allowed or not fits(found):
-        raise refused
+        with _counted(), torch.device("meta"):
+            sketch = _made("model", make)
+    except RequestError as error:
+        # A constructor of the user's own may look at numbers, which a sketch does not have.
+        if isinstance(error, TooLarge) or not gate.foreign(plain):
+            raise
+    else:
+        check(sketch)
+    return _made("model", make)
 
 
-def _is_ours(found: Any) -> bool:
-    return found.__module__.split(".")[0] == "genlab"
+def _plain(config: DictConfig | Mapping[str, Any]) -> Any:
+    """Mappings, lists and values: of a config that Hydra has composed, its interpolations resolved, once."""
+    return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+
+
+class TooLarge(RequestError):
+    """A model that does not fit this machine."""
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Refuse a model while its parts are put together, as soon as they are too many or too large."""
+    parts = values = 0
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def part(*_: Any) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > PARTS:
+            raise TooLarge(f"the model would have more than {PARTS:,} layers: give a smaller depth")
+
+    def tensor(owner: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal values
+        values += 0 if value is None else value.numel()
+        if 4 * values > memory:
+            raise TooLarge(
+                f"the model would have more than {memory // 4:,} weights, and this machine has memory for fewer "
+                f"({memory / 1e9:.0f} GB): give a smaller width"
+            )
+
+    hooks = [
+        registration.register_module_module_registration_hook(part),
+        registration.register_module_parameter_registration_hook(tensor),
+        registration.register_module_buffer_registration_hook(tensor),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """RequestError unless the weights of a checkpoint are those of the model it describes, by name and shape."""
+    asked = {name: tuple(value.shape) for name, value in sketch.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = next((name for name in {**asked, **found} if asked.get(name) != found.get(name)), None)
+    if wrong is not None:
+        raise RequestError(
+            f"ckpt={path} does not fit the model it describes: {wrong!r} has the shape {found.get(wrong, 'nothing')} "
+            f"and should have {asked.get(wrong, 'nothing')}"
+        )
 
 
 def _made(what: str, make: Callable[[], Any]) -> Any:
     """What `make` returns; whatever goes wrong in a constructor as one sentence."""
     try:
         return make()
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (RequestError, RunError)):
-            raise cause from error
-        raise RequestError(f"the {what} config does not fit: {_first_line(cause)}") from error
-    except RequestError:
+    except (RequestError, RunError):
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(f"the {what} cannot be built: {_first_line(error)}") from error
+    except Exception as error:
+        raise RequestError(f"the {what} config does not fit: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,3 +21,9 @@ __all__ = [
     "TopK",
     "support",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "code": ("Dense", "KL", "L1", "L2", "Lifetime", "SpikeSlab", "TopK"),
+    "corruption": ("Gaussian", "Masking", "SaltPepper"),
+}

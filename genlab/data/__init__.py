@@ -29,3 +29,10 @@ __all__ = [
     "Splits",
     "folder_data",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "data": ("ImageData", "folder_data"),
+    "source": ("BinarizedMNIST", "CIFAR10", "FashionMNIST", "Folder", "MNIST", "MNISTMini", "SVHN"),
+    "context": ("Grey", "Half", "HalfMean", "Label", "LowRes"),
+}

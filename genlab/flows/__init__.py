@@ -27,3 +27,11 @@ __all__ = [
     "Uniform",
     "Variational",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "squash": ("Logit",),
+    "flow": ("MultiScale",),
+    "coupling": ("AffineCoupling", "MixtureCoupling"),
+    "dequantisation": ("Uniform", "Variational"),
+}

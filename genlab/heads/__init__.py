@@ -17,3 +17,17 @@ __all__ = [
     "Logistic",
     "LogisticMixture",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "head": (
+        "Bernoulli",
+        "Categorical",
+        "ConditionalCategorical",
+        "GaussianFixed",
+        "GaussianFull",
+        "GaussianLearned",
+        "Logistic",
+        "LogisticMixture",
+    ),
+}

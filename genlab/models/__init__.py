@@ -23,3 +23,19 @@ __all__ = [
     "MixtureDensity",
     "StackedAutoencoder",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "model": (
+        "Autoencoder",
+        "Autoregressive",
+        "Flow",
+        "GAN",
+        "GaussianMixture",
+        "ImageClassifier",
+        "LatentGaussian",
+        "MixtureDensity",
+        "PPCA",
+        "StackedAutoencoder",
+    ),
+}

@@ -32,3 +32,24 @@ __all__ = [
     "ResNet",
     "RowLSTM",
 ]
+
+# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+CONFIGURABLE = {
+    "net": (
+        "ConvNet",
+        "DiagonalBiLSTM",
+        "GatedPixelCNN",
+        "MLPEncoder",
+        "PixelCNN",
+        "PixelCNNpp",
+        "PixelSNAIL",
+        "PixelTransformer",
+        "ResNet",
+        "RowLSTM",
+    ),
+    "encoder": ("ConvEncoder", "MLPEncoder"),
+    "decoder": ("ConvDecoder", "MLPDecoder"),
+    "generator": ("DCGANGenerator",),
+    "discriminator": ("DCGANDiscriminator",),
+    "context": ("ImageContext", "LabelContext"),
+}

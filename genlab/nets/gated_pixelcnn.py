@@ -87,7 +87,7 @@ class LeftConv2d(nn.Conv2d):
             i, o = group_of_channel(channels, groups), group_of_channel(width, groups).repeat(2)[:, None]
             mask[..., 0, -1] = ((i < o) if strict else (i <= o)).float()
         self.register_buffer("mask", mask, persistent=False)  # derived, and applied in the computation
-        self.full = bool(mask.all())
+        self.full = groups == 1
 
     @property
     def masked_weight(self) -> Tensor:

@@ -34,7 +34,7 @@ def group_slices(width: int, groups: int) -> list[slice]:
 
 def group_of_channel(width: int, groups: int) -> Tensor:
     """Colour group of every channel (width,)."""
-    return torch.repeat_interleave(torch.arange(groups), torch.tensor(group_sizes(width, groups)))
+    return torch.repeat_interleave(torch.arange(groups), torch.tensor(group_sizes(width, groups)), output_size=width)
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -54,7 +54,7 @@ class MaskedConv2d(nn.Conv2d):
         mask[:, :, kernel // 2, kernel // 2] = ((i < o) if kind == "A" else (i <= o)).float()
         # Derived, so not part of the state; applied in the computation, so no optimiser or EMA can undo it.
         self.register_buffer("mask", mask, persistent=False)
-        self.full = bool(mask.all())
+        self.full = kernel == 1 and kind == "B" and groups == 1
 
     @property
     def masked_weight(self) -> Tensor:

@@ -1,58 +1,66 @@
-"""Files that are whole or absent, and checkpoints that need nothing else.
+"""Checkpoints that need nothing else, whole or absent, and what a run that goes on needs of one.
 
-A file is written under a temporary name beside its destination, flushed to the disk and renamed: a kill at any moment
-leaves the previous version. Checkpoints hold tensors and primitives only and are read with `weights_only=True`: one
-from a stranger can compute but not execute.
+They hold tensors and primitives only and are read by `foreign.py`: one from a stranger can compute but not execute.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
+from genlab import foreign
 from genlab.core import RequestError, RunError
+from genlab.foreign import is_count, is_number
+from genlab.whole import atomically, write_json, write_text
 
-
-@contextmanager
-def atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it replaces `path` when the block ends well and is removed when it does not."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or absent."""
-    with atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or absent."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+__all__ = ["AtomicCheckpointIO", "atomically", "check_resumable", "read", "write_json", "write_text"]
 
 
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RequestError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch raises a different one for each way in which a file can be broken
-        raise RequestError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    return foreign.checkpoint(path)
+
+
+def check_resumable(state: Mapping[str, Any], path: Path) -> None:
+    """RequestError for a checkpoint that says other things about its run than a run writes."""
+    card, callbacks = state["genlab"], state.get("callbacks")
+    judged = callbacks.get("Validation") if isinstance(callbacks, dict) else None
+    wrong = [name for name in ("step", "bad_steps", "updates") if not is_count(card.get(name))]
+    wrong += [] if is_number(card.get("seconds")) else ["seconds"]
+    wrong += [name for name, kind in (("stopped_early", bool), ("sums", dict)) if not isinstance(card.get(name), kind)]
+    wrong += [name for name in ("epoch", "global_step") if not is_count(state.get(name))]
+    wrong += [] if isinstance(state.get("loops"), dict) else ["loops"]
+    if not isinstance(judged, dict) or not isinstance(judged.get("details"), dict):
+        wrong += ["callbacks.Validation"]
+    else:
+        wrong += [f"callbacks.Validation.{name}" for name in ("step", "stale") if not is_count(judged.get(name))]
+        wrong += [] if is_number(judged.get("value")) else ["callbacks.Validation.value"]
+        wrong += [f"callbacks.Validation.details.{k}" for k, v in judged["details"].items() if not _is_detail(v)]
+    for name in ("optimizer_states", "lr_schedulers"):
+        parts = state.get(name)
+        wrong += [] if isinstance(parts, list) and all(isinstance(part, dict) for part in parts) else [name]
+    data = [part for part in state.values() if isinstance(part, dict) and "position" in part]
+    wrong += [] if data and all(is_count(part["position"]) for part in data) else ["position"]
+    if wrong:
+        raise RequestError(f"{path} cannot be resumed from: its {wrong[0]} is not what genlab writes there")
+
+
+def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
+    """RequestError for averages of gradients, restored from a checkpoint, that are not of its weights."""
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            shapes = {(), tuple(weight.shape)} if name == "step" else {tuple(weight.shape)}
+            if not isinstance(value, Tensor) or tuple(value.shape) not in shapes:
+                raise RequestError(f"{path} cannot be resumed from: its optimiser's {name} does not fit the weights")
+
+
+def _is_detail(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float)) or (isinstance(value, list) and all(map(is_number, value)))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from genlab.core import ImageSpec
+from genlab.whole import atomically
 
 
 def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:
@@ -43,13 +43,8 @@ def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None
 
 def whole_file(path: Path, save: Callable[[Path], object]) -> None:
     """`save(temporary name)`, then give the file its name; a folder that is not there is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomically(path) as temporary:
         save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def signed(weights: Tensor) -> Tensor:

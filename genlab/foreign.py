@@ -1,0 +1,247 @@
+"""What a stranger's file may say: configs and checkpoints, read within bounds, and nothing of theirs is run.
+
+A config is YAML of plain values. It is parsed once, and nothing in it is ever looked up or computed: text with `${`,
+however it is spelled in the file, is refused. Its size, its depth and the number of its values, aliases written out,
+are counted before anything is made of them.
+
+A checkpoint is the zip file that torch writes. Its entries are stored as they are, so that they cannot be larger than
+the file. It is first read without its numbers, which stay in the file (`mmap`): every tensor must lie within the file
+and have the values that its shape promises. Both times by torch's restricted unpickler (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from genlab.core import ImageSpec, RequestError
+
+CHARACTERS = 100_000  # of a config as text; genlab's own have about 2,000
+VALUES = 10_000  # in a config, aliases written out
+DEPTH = 30
+STRUCTURE = 8 << 20  # bytes of a checkpoint that say which tensors there are; a large model's take 100,000
+OBJECTS = 1_000_000  # in a checkpoint
+WHOLE = 2**62
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def plain_config(text: Any, where: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds: str keys, and lists, mappings, text, numbers, true, false, null."""
+    try:
+        if not isinstance(text, str) or len(text) > CHARACTERS:
+            raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
+        _count(text)
+        config = yaml.load(text, _Plain)  # noqa: S506  # a SafeLoader
+        _check_plain(config)
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        why = "it is not YAML" if isinstance(error, yaml.YAMLError) else error
+        raise RequestError(f"{where} is not a config that genlab reads: {why}") from error
+    return config
+
+
+def checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of genlab on the CPU, whose description has been checked; see `describe`."""
+    try:
+        _check_zip(Path(path))
+        _check_content(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True), Path(path))
+        content = torch.load(str(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RequestError(f"there is no checkpoint {path}") from None
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        why = error if isinstance(error, _Damaged) else type(error).__name__
+        raise RequestError(
+            f"{path} is not a readable checkpoint (damaged, cut off, or holding more than tensors and primitives): {why}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("genlab"), dict):
+        raise RequestError(f"{path} is not a genlab checkpoint: it does not say which model it holds")
+    try:
+        _check_card(content["genlab"])
+        _check_weights(content.get("state_dict"))
+    except _Damaged as error:
+        raise RequestError(f"{path} has a damaged description of its model: {error}") from error
+    return content
+
+
+def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any], ImageSpec]:
+    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data` and `names`."""
+    config = plain_config(content["genlab"]["config"], f"{where}: its config")
+    try:
+        spec = ImageSpec(**content["genlab"]["spec"])
+        for part in ("model", "data"):
+            _need(isinstance(config.setdefault(part, {}), dict), f"{part} is not a part")
+        names = config.setdefault("names", {})
+        _need(isinstance(names, dict), "names are not a mapping")
+        for name in ("model", "data", "experiment"):
+            _need(_is_name(names.setdefault(name, None)), f"names.{name} is not a name")
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{where} has a damaged description of its model: {error}") from error
+    return config, spec
+
+
+class _Damaged(ValueError):
+    """What is wrong with a file, for the end of a sentence."""
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values alone: dates stay text, and 1e-3 is a number, as in the configs that Hydra reads."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in found if not tag.endswith("timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _count(text: str) -> None:
+    """Refuse a text that says too much, while it is read and before a value is made."""
+    sizes: dict[str, int] = {}  # of what an alias stands for
+    open_: list[tuple[str | None, int]] = []  # anchor, number of values before it
+    total = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError("it refers to itself")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            total += 1
+            open_.append((event.anchor, total))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor:
+                sizes[anchor] = total - before + 1
+        if len(open_) > DEPTH:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+        if total > VALUES:
+            raise ValueError(f"it has more than {VALUES:,} values")
+
+
+def _check_plain(config: Any) -> None:
+    if not isinstance(config, dict):
+        raise ValueError("it is not a mapping of keys to values")
+    waiting: list[Any] = [config]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if not all(isinstance(key, str) for key in node):
+                raise ValueError("it has keys that are not text")
+            waiting += [*node, *node.values()]
+        elif isinstance(node, list):
+            waiting += node
+        elif not isinstance(node, PLAIN):
+            raise ValueError(f"it has a value of type {type(node).__name__}")
+        elif isinstance(node, str) and "${" in node:
+            raise ValueError("it has unresolved values ($ and a brace), which genlab never writes and never looks up")
+
+
+def _check_zip(path: Path) -> None:
+    """Entries stored as they are, together no larger than the file."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        raise _Damaged("it is not the zip file that torch writes")
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _Damaged("its entries are compressed, and genlab never compresses them")
+    if sum(entry.file_size for entry in entries) > size:
+        raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
+    if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
+        raise _Damaged("it has too many parts")
+
+
+def _check_content(content: Any, path: Path) -> None:
+    """Primitives and tensors whose values are all there."""
+    storages, claimed = {}, 0
+    for node in _nodes(content):
+        if isinstance(node, Tensor):
+            if type(node) not in (Tensor, torch.nn.Parameter) or node.layout != torch.strided or node.is_quantized:
+                raise _Damaged("it has tensors of a kind that genlab never writes")
+            if node.device.type != "cpu":
+                raise _Damaged("it has tensors without values")
+            storage = node.untyped_storage()
+            if node.numel() * node.element_size() > storage.nbytes():
+                raise _Damaged(f"it has a tensor of shape {tuple(node.shape)} with fewer values in the file")
+            storages[storage._cdata] = storage.nbytes()
+            claimed += node.numel() * node.element_size()
+    size = path.stat().st_size
+    # Weights that two layers share are in the file once.
+    if sum(storages.values()) > size or claimed > 4 * size:
+        raise _Damaged(f"its tensors are larger than the file of {size:,} bytes")
+
+
+def _nodes(content: Any) -> Iterator[Any]:
+    """Everything in it, once."""
+    waiting, seen = [content], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (dict, list, tuple)):
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            waiting += [*node, *node.values()] if isinstance(node, dict) else node
+        elif not isinstance(node, (*PLAIN, Tensor, bytes, complex, torch.dtype, torch.device)):
+            raise _Damaged(f"it holds a {type(node).__name__}")
+        if len(seen) + len(waiting) > OBJECTS:
+            raise _Damaged("it has too many parts")
+        yield node
+
+
+def _check_card(card: dict[Any, Any]) -> None:
+    """What genlab writes about a run, where it is there: older checkpoints have less."""
+    _need(isinstance(card.get("config"), str), "its config is not a text")
+    spec = card.get("spec")
+    _need(isinstance(spec, dict) and all(isinstance(key, str) for key in spec), "its spec is not a mapping")
+    card.setdefault("step", None)
+    kinds = {
+        "version": _is_name, "commit": _is_name, "stopped_early": lambda v: isinstance(v, bool),
+        "step": lambda v: v is None or is_count(v), "bad_steps": is_count, "updates": is_count, "seconds": is_number,
+        "sums": lambda v: isinstance(v, dict) and all(_is_name(k) and _is_pair(pair) for k, pair in v.items()),
+        "class_names": lambda v: isinstance(v, (list, tuple)) and all(_is_name(name) for name in v),
+        "fingerprints": lambda v: isinstance(v, dict) and all(_is_name(n) for pair in v.items() for n in pair),
+    }  # fmt: skip
+    for name, fits in kinds.items():
+        _need(name not in card or fits(card[name]), f"{name} is not what genlab writes there")
+
+
+def _check_weights(state: Any) -> None:
+    fits = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    _need(fits, "its weights are not named tensors")
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 0 on that every part of a run can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < WHOLE
+
+
+def is_number(value: Any) -> bool:
+    """A number; the sum of a term may have run over, and then it is one as well."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+
+
+def _is_name(value: Any) -> bool:
+    """None, or text for one line of a terminal: it is shown as it is."""
+    return value is None or (isinstance(value, str) and len(value) <= 1000 and value.isprintable())
+
+
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise _Damaged(what)

@@ -1,0 +1,96 @@
+"""Files that are whole or absent, and never written through a name that somebody else has chosen.
+
+A file is written under a temporary name beside its destination, flushed to the disk and renamed: a kill at any moment
+leaves the previous version. The temporary is new (`O_EXCL`, `O_NOFOLLOW`) and its name random, so nothing planted in a
+shared folder is opened; its permissions are those that the umask gives to any new file. A destination that is a
+symbolic link is replaced, not followed: what it pointed to stays as it was.
+
+What a killed process leaves behind is removed by the next write of the same name. A temporary is locked while it is
+written, and the lock dies with its owner, so that a file in use is never mistaken for such a rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from genlab.core import RunError
+
+STALE_SECONDS = 60.0  # younger temporaries may belong to a process that has not locked its own yet
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it replaces `path` when the block ends well and is removed when it does not.
+
+    A folder that is not there is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    temporary = path.with_name(f"{_begin(path)}{secrets.token_hex(8)}.tmp")
+    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        _lock(file)
+        yield temporary
+        os.fsync(file)
+        if not os.path.samestat(os.fstat(file), os.lstat(temporary)):
+            raise RunError(f"{path} was not written: another process put a file of its own in the way")
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        os.close(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or absent."""
+    with atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or absent."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _begin(path: Path) -> str:
+    """How the names of its temporaries begin; a file name has at most 255 bytes."""
+    return f".{path.name.encode()[:200].decode(errors='ignore')}."
+
+
+def _lock(file: int) -> bool:
+    """Whether this process holds the file now. Some network file systems lock nothing: then a file is young or old."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove_stale(path: Path) -> None:
+    """Temporaries of `path` whose writer is gone."""
+    begin, end = _begin(path), ".tmp"
+    for entry in os.scandir(path.parent):
+        random = entry.name[len(begin) : -len(end)]
+        ours = entry.name.startswith(begin) and entry.name.endswith(end) and len(random) == 16 and random.isalnum()
+        with suppress(OSError):  # another process may be tidying up as well
+            if not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < STALE_SECONDS:
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            file = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if _lock(file):
+                    os.unlink(entry.path)
+            finally:
+                os.close(file)
