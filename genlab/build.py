@@ -37,8 +37,7 @@ def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequen
 
 def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = (), role: str = "data") -> Any:
     """What a config of a data set describes, through the same gate: the data module, or with `role="context"` that."""
-    gate = Gate("data", trust, callable)
-    return _made("data", lambda: gate.make(_plain(config), role))
+    return _made("data", Gate("data", trust, callable).plan(_plain(config), role))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -97,8 +96,10 @@ def _build(
     gate = Gate("model", trust, lambda found: isinstance(found, type) and issubclass(found, nn.Module))
     plain = _plain(config)
 
+    plan = gate.plan({**plain, "_partial_": True} if plain else plain, "model")
+
     def make() -> nn.Module:
-        return gate.make({**plain, "_partial_": True} if plain else plain, "model")(spec=spec)
+        return plan()(spec=spec)
 
     try:
         with _counted(), torch.device("meta"):

@@ -21,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genlab.core import RequestError, nearest
+from genlab.folders import check_folder
+from genlab.foreign import check_plain
+from genlab.gate import trusted
 
 
 def configs_folder() -> Path:
@@ -86,6 +89,9 @@ class Request:
     def check(self, overrides: list[str]) -> DictConfig:
         """Compose, after every override has been checked against what there is."""
         parsed = self.parse(overrides)
+        if "hydra" not in _given_trust(parsed):
+            for folder in self.folders[1:]:
+                check_folder(folder)
         several = next((o for o in parsed if o.is_sweep_override()), None)
         if several is not None:
             raise RequestError(f"{several.input_line} gives several values: add -m to train once for each")
@@ -99,7 +105,9 @@ class Request:
         for o in parsed:
             if o not in chosen and not o.key_or_group.startswith("hydra") and not o.is_add() and not o.is_delete():
                 self._check_key(o, base, keys | set(known))
-        return self._compose(overrides)
+        composed = self._compose(overrides)
+        check_trust(composed, parsed)
+        return composed
 
     def parse(self, overrides: list[str]) -> list[Override]:
         """Hydra's reading of the words."""
@@ -170,6 +178,24 @@ def _quoted(word: str) -> str:
     return f"{key}{equals}'{value.replace(chr(39), chr(92) + chr(39))}'"
 
 
+def check_trust(config: DictConfig, parsed: list[Override]) -> None:
+    """RequestError for `trust` out of a file: what may run on this machine is said on its command line alone."""
+    try:
+        trust = trusted(config.get("trust"))
+    except OmegaConfBaseException as error:
+        raise RequestError(f"trust: {str(error).splitlines()[0]}") from error
+    if trust != _given_trust(parsed):
+        raise RequestError(
+            f"a config file says trust=[{','.join(trust)}], and packages are trusted on the command line alone: "
+            f"add trust=[{','.join(trust)}] if you do"
+        )
+
+
+def _given_trust(parsed: list[Override]) -> tuple[str, ...]:
+    given = [o.value() for o in parsed if o.key_or_group == "trust" and not o.is_delete()]
+    return trusted(given[-1]) if given else ()
+
+
 _KINDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"))
 
 
@@ -183,6 +209,7 @@ def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
     if "names" in plain:
         with open_dict(plain):
             plain.names = {name: hydra.runtime.choices.get(name) for name in ("model", "data", "experiment")}
+        check_plain(OmegaConf.to_container(plain), "the request")  # it is kept, and read as values alone
     assert isinstance(plain, DictConfig)
     return plain, hydra
 

@@ -24,6 +24,10 @@ class RunError(RuntimeError):
     """A run failed: one sentence for the user; the command line prints it and exits with status 1."""
 
 
+# What an image may be, so that a spec out of a file cannot ask for more memory than there is: 3344 x 3344 in colour.
+MOST_VALUES, MOST_LEVELS, MOST_CLASSES = 2**25, 2**16, 10**6
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """The one object that crosses from data to model: shape and alphabet of an image.
@@ -42,8 +46,18 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if isinstance(self.context, Mapping):  # as a checkpoint holds it
             object.__setattr__(self, "context", ImageSpec(**self.context))
-        if min(self.channels, self.height, self.width) < 1 or self.levels < 2 or self.classes < 0:
+        numbers = (self.channels, self.height, self.width, self.levels, self.classes)
+        if not all(type(number) is int for number in numbers):
+            raise RequestError(f"the sizes of an image are whole numbers, got {self}")
+        if min(numbers[:3]) < 1 or self.levels < 2 or self.classes < 0:
             raise RequestError(f"an image needs at least 1 channel, 1x1 pixels, 2 levels and 0 classes, got {self}")
+        if self.dims > MOST_VALUES or self.levels > MOST_LEVELS or self.classes > MOST_CLASSES:
+            raise RequestError(
+                f"an image may have at most {MOST_VALUES:,} values, {MOST_LEVELS:,} levels and {MOST_CLASSES:,} "
+                f"classes, got {self}"
+            )
+        if self.context is not None and (not isinstance(self.context, ImageSpec) or self.context.context is not None):
+            raise RequestError("the context of an image is an image without a context of its own")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -35,16 +35,46 @@ PLAIN = (bool, int, float, str, type(None))
 
 def plain_config(text: Any, where: str) -> dict[str, Any]:
     """The mapping that a YAML text holds: str keys, and lists, mappings, text, numbers, true, false, null."""
+    config = bounded_yaml(text, where)
+    check_plain(config, where)
+    return config
+
+
+def config_file(path: Path) -> dict[str, Any]:
+    """The same of a file."""
+    return plain_config(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """A config file as text, if it is one and no longer than a config is."""
+    try:
+        if path.stat().st_size > 4 * CHARACTERS:
+            raise RequestError(f"{path} is not a config that genlab reads: it is longer than {CHARACTERS:,} characters")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not a config that genlab reads: it is not UTF-8 text") from error
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def bounded_yaml(text: Any, where: str) -> Any:
+    """What a YAML text holds, if it is no more than a config can need."""
     try:
         if not isinstance(text, str) or len(text) > CHARACTERS:
             raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
         _count(text)
-        config = yaml.load(text, _Plain)  # noqa: S506  # a SafeLoader
-        _check_plain(config)
+        return yaml.load(text, _Plain)  # a SafeLoader
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         why = "it is not YAML" if isinstance(error, yaml.YAMLError) else error
         raise RequestError(f"{where} is not a config that genlab reads: {why}") from error
-    return config
+
+
+def check_plain(config: Any, where: str) -> None:
+    """RequestError unless all there is to a config are its values."""
+    try:
+        _check_plain(config)
+    except ValueError as error:
+        raise RequestError(f"{where} is not a config that genlab reads: {error}") from error
 
 
 def checkpoint(path: str | Path) -> dict[str, Any]:
@@ -57,9 +87,8 @@ def checkpoint(path: str | Path) -> dict[str, Any]:
         raise RequestError(f"there is no checkpoint {path}") from None
     except Exception as error:  # torch raises half a dozen types for damaged files
         why = error if isinstance(error, _Damaged) else type(error).__name__
-        raise RequestError(
-            f"{path} is not a readable checkpoint (damaged, cut off, or holding more than tensors and primitives): {why}"
-        ) from error
+        what = "damaged, cut off, or holding more than tensors and primitives"
+        raise RequestError(f"{path} is not a readable checkpoint ({what}): {why}") from error
     if not isinstance(content, dict) or not isinstance(content.get("genlab"), dict):
         raise RequestError(f"{path} is not a genlab checkpoint: it does not say which model it holds")
     try:
@@ -145,6 +174,8 @@ def _check_plain(config: Any) -> None:
             waiting += node
         elif not isinstance(node, PLAIN):
             raise ValueError(f"it has a value of type {type(node).__name__}")
+        elif node == "???":
+            raise ValueError("it has a value that is missing (???)")
         elif isinstance(node, str) and "${" in node:
             raise ValueError("it has unresolved values ($ and a brace), which genlab never writes and never looks up")
 

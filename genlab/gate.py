@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from genlab.core import RequestError, nearest
@@ -35,13 +35,17 @@ class Gate:
 
     def __init__(self, kind: str, trust: Sequence[str], fits: Callable[[Any], bool]) -> None:
         self.kind, self.trust, self.fits = kind, trusted(trust), fits
-        self.roles = public(kind)
 
-    def make(self, config: Any, role: str) -> Any:
-        """Everything checked, then everything called, from the innermost out."""
+    @cached_property
+    def roles(self) -> dict[str, dict[str, Any]]:
+        """The public constructors; a config that is refused before does not even import them."""
+        return public(self.kind)
+
+    def plan(self, config: Any, role: str) -> Callable[[], Any]:
+        """What makes the object that a config describes: all of it has been checked, and nothing called yet."""
         if not isinstance(config, Mapping) or "_target_" not in config:
             raise RequestError(f"the {role} config does not name what to build: it has no _target_")
-        return self._plan(config, role)()
+        return self._plan(config, role)
 
     def foreign(self, config: Any) -> bool:
         """Whether the config names anything outside genlab."""
@@ -51,7 +55,7 @@ class Gate:
         return isinstance(config, (list, tuple)) and any(map(self.foreign, config))
 
     def _plan(self, node: Any, role: str) -> Callable[[], Any]:
-        """What makes the object of a node; nothing is called before the whole config has a plan."""
+        """The same of every node below."""
         if isinstance(node, (list, tuple)):
             parts = [self._plan(each, role) for each in node]
             return lambda: [part() for part in parts]
@@ -86,7 +90,9 @@ class Gate:
                 return fitting[target]
             known = [each.rpartition(".")[2] for each in fitting if each.startswith(f"{package}.")]
             if known:
-                raise RequestError(f"the config asks for {target!r} as {role}, which does not exist: {nearest(name, known)}")
+                raise RequestError(
+                    f"the config asks for {target!r} as {role}, which does not exist: {nearest(name, known)}"
+                )
             raise refused
         if target.split(".")[0] not in self.trust:
             raise refused

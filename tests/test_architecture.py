@@ -12,7 +12,7 @@ import genlab
 ROOT = Path(genlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-FOREIGN = {"torch", "torchvision", "pytorch_lightning", "hydra", "omegaconf"}
+FOREIGN = {"torch", "torchvision", "pytorch_lightning", "hydra", "omegaconf", "yaml"}
 FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
@@ -31,9 +31,12 @@ MAY = {
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "quality": (set(), {"numpy"}),
     "data": ({"core", "data", "whole"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
-    "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
-    "build": ({"core"}, {"torch", "hydra", "omegaconf"}),
-    "compose": ({"core"}, {"hydra", "omegaconf"}),
+    "train": ({"core", "bits", "foreign", "train", "whole"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
+    "foreign": ({"core"}, {"torch", "yaml"}),
+    "gate": ({"core"}, set()),
+    "build": ({"core", "foreign", "gate"}, {"torch", "omegaconf"}),
+    "folders": ({"core", "foreign"}, set()),
+    "compose": ({"core", "folders", "foreign", "gate"}, {"hydra", "omegaconf"}),
 }
 
 

@@ -22,6 +22,7 @@ from rich.progress import Progress
 from torch import distributed
 
 from genlab.core import RequestError
+from genlab.whole import atomically
 
 CONNECT_SECONDS = 30.0
 WAIT_SECONDS = 3600.0
@@ -113,8 +114,7 @@ def download(file: File, root: Path | None) -> None:
 
 def fetch(url: str, target: Path, md5: str | None) -> None:
     """One download: temporary name, progress on standard error, md5, rename."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with atomically(target) as part:
         with (
             urlopen(Request(url, headers={"User-Agent": "genlab"}), timeout=CONNECT_SECONDS) as response,
             Progress(console=Console(stderr=True), transient=True) as progress,
@@ -127,9 +127,6 @@ def fetch(url: str, target: Path, md5: str | None) -> None:
                 progress.advance(task, len(block))
         if md5 and md5_of(part.read_bytes()) != md5:
             raise OSError("what arrived has a wrong md5")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def missing(file: File, root: Path | None, failures: Sequence[str] = ()) -> RequestError:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from genlab.core import RequestError
+from genlab.core import ImageSpec, RequestError
 from genlab.data.files import process_rank
 from genlab.data.source import Split, Splits, cut
 
@@ -38,6 +38,7 @@ class Folder:
             raise RequestError(f"data.channels={channels} is not possible: 1 is grey, 3 is colour")
         if size < 1:
             raise RequestError(f"data.size={size} is not possible: it is the height and width in pixels, at least 1")
+        ImageSpec(channels, size, size)  # its bounds, before images are made as large as that
         self.path = Path(path).expanduser()
         self.name = f"folder-{self.path.resolve().name}"
         self.size, self.channels, self.skip_bad = size, channels, skip_bad

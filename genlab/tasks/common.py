@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from rich.progress import Progress
 from torch import Tensor
 
@@ -33,17 +33,18 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
 
 def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
     """The data set the checkpoint was trained on, from where it is on this machine."""
-    data = OmegaConf.create(run["data"])
-    with open_dict(data):
-        for key, value in config.data.items():
-            if value is not None:
-                if key == "path" and "path" not in data:
-                    raise RequestError(
-                        f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
-                    )
-                data[key] = value
-        if config.batch_size is not None:
-            data.eval_batch_size = config.batch_size
+    data = dict(run["data"])
+    if isinstance(data.get("root"), str) and not Path(data["root"]).expanduser().is_dir():
+        data["root"] = None  # of another machine; a checkpoint does not say which folders are made on this one
+    for key, value in config.data.items():
+        if value is not None:
+            if key == "path" and "path" not in data:
+                raise RequestError(
+                    f"data.path={value}: this checkpoint was trained on {run['names']['data']}, use data.root="
+                )
+            data[key] = value
+    if config.batch_size is not None:
+        data["eval_batch_size"] = config.batch_size
     return build_data(data, config.trust)
 
 

@@ -96,7 +96,7 @@ def _labels(label: int | str | None, n: int, spec: ImageSpec) -> Given:
 def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, this_is: str) -> Given:
     if not run["data"].get("context"):
         raise RequestError(f"{this_is} whose making its run does not describe: sample(context=…) in Python takes one")
-    made_by = build_data(run["data"]["context"], config.trust)
+    made_by = build_data(run["data"]["context"], config.trust, role="context")
     if not isinstance(made_by, SecondImage) or spec.context is None:
         raise RequestError("ckpt: data.context of the run is not what makes second images")
     whole = made_by.whole(spec)

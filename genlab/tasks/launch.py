@@ -102,6 +102,7 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // n),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "GENLAB_PARENT": os.getpid(),
+        "PYTHONSAFEPATH": 1,  # -m would put the current folder, which may be a stranger's, before Python's own modules
     }  # fmt: skip
     command = [sys.executable, "-m", "genlab.tasks.rank", job, json.dumps(arguments)]
     started: list[subprocess.Popen] = []

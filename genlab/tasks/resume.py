@@ -8,10 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genlab import foreign
 from genlab.compose import Request
 from genlab.core import RequestError, nearest
+from genlab.gate import trusted
 from genlab.tasks import launch, train
-from genlab.train.checkpoint import read, write_text
+from genlab.train.checkpoint import check_resumable, read, write_text
 from genlab.train.fit import is_complete
 
 SECTIONS = ("trainer", "train")
@@ -30,32 +32,50 @@ def command(request: Request) -> int:
 def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
     """Continue from last.ckpt, or from the start if the run was killed before the first; the content of results.json.
 
-    `overrides` may change how long and on what it trains (`trainer.*`, `train.*`), not what.
+    `overrides` may change how long and on what it trains (`trainer.*`, `train.*`), not what. The packages that its
+    config may name are given by `trust=` among them: a run folder of somebody else cannot trust itself.
     """
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
         what = "holds no run (no config.yaml)" if folder.is_dir() else "does not exist"
         raise RequestError(f"run={folder} {what}: give the folder that `genlab train` wrote")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
+    config = run_config(file)
+    config.trust = []
     for override in overrides:
         apply(config, override)
     plan = train.checked(config)
     last = folder / "checkpoints" / "last.ckpt"
-    state = read(last) if last.exists() and (folder / "results.json").exists() else None
-    if state and is_complete(state, config.train, plan.max_steps):
+    state = read(last) if last.exists() else None
+    if state:
+        check_resumable(state, last)
+    if state and (folder / "results.json").exists() and is_complete(state, config.train, plan.max_steps):
         step = state["genlab"]["step"]
         longer = "train.patience=null" if state["genlab"]["stopped_early"] else f"trainer.max_steps={2 * step}"
         raise RequestError(f"run={folder} is finished at step {step}: train longer with {longer}")
     launch.join(plan.accelerator)
     launch.from_zero(lambda: record(folder, config, bool(overrides), command))
-    return train.start(folder, plan)
+    return train.start(folder, plan, trust=config.trust)
+
+
+def run_config(file: Path) -> DictConfig:
+    """The config of a run, as values alone."""
+    config = foreign.config_file(file)
+    for section in ("model", "data", "optim", "trainer", "logger", "train", "names"):
+        if not isinstance(config.get(section), dict):
+            raise RequestError(f"{file} is not the config of a run: it has no section {section}")
+    for key, kind in (("seed", int), ("compile", bool)):
+        if type(config.get(key)) is not kind:
+            raise RequestError(f"{file} is not the config of a run: {key} is {config.get(key)}")
+    return OmegaConf.create(config)
 
 
 def apply(config: DictConfig, override: str) -> None:
     """Set one `section.key=value`, in place."""
     key, equals, value = override.partition("=")
+    if key == "trust":
+        config.trust = list(trusted(OmegaConf.to_container(OmegaConf.from_dotlist([override])).get("trust")))
+        return
     section, _, name = key.partition(".")
     if not equals or section not in SECTIONS or not name:
         raise RequestError(

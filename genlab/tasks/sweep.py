@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from genlab.compose import Request, split_hydra
+from genlab.compose import Request, check_trust, split_hydra
 from genlab.core import RequestError, RunError
 from genlab.tasks import launch, train
+from genlab.whole import atomically, write_text
 
 FAILED = "error.txt"
 
@@ -56,6 +57,7 @@ def job(config: DictConfig) -> float:
     task, _ = split_hydra(OmegaConf.merge({"hydra": here}, config))  # type: ignore[arg-type]
     folder = Path(here.runtime.output_dir)
     words = list(here.overrides.task)
+    check_trust(task, Request("train", [], command="").parse(words))
     print(f"[{folder.name}] {' '.join(words)}", file=sys.stderr)
     try:
         results = train.run(task, folder, shlex.join(["genlab", "train", *words]))
@@ -65,8 +67,8 @@ def job(config: DictConfig) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         known = isinstance(error, (RequestError, RunError))
         sentence = str(error) if known else f"{type(error).__name__}: {error}"
-        (folder / FAILED).write_text(sentence + "\n")
-        (folder / "command.txt").write_text(shlex.join(["genlab", "train", *words]) + "\n")
+        write_text(folder / FAILED, sentence + "\n")
+        write_text(folder / "command.txt", shlex.join(["genlab", "train", *words]) + "\n")
         print(f"[{folder.name}] failed: {sentence}", file=sys.stderr)
         return math.inf
     return _value(results["valid"])
@@ -84,7 +86,7 @@ class Summary(Callback):
         Summary.failed = sum(row["failed"] != "" for row in rows)
         if not rows:
             return
-        with open(folder / "sweep.csv", "w", newline="") as file:
+        with atomically(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

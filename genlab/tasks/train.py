@@ -7,6 +7,7 @@ every rank of several. `train` makes the folder, `resume` only checks it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from genlab import viz
+from genlab import foreign, viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Adversarial, RequestError, RunError
@@ -52,17 +53,19 @@ def run(config: DictConfig, folder: Path, command: str) -> dict[str, Any]:
         launch.join(plan.accelerator)
         folder = launch.from_zero(lambda: folder.absolute())
         launch.from_zero(lambda: open_folder(folder, config, command))
-        return work(folder)
+        return work(folder, trust=config.trust)
     parts = prepare(config)
     open_folder(folder, config, command)
-    return start(folder, plan, parts)
+    return start(folder, plan, parts, config.trust)
 
 
-def start(folder: Path, plan: Plan, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
+def start(
+    folder: Path, plan: Plan, parts: tuple[Any, nn.Module] | None = None, trust: Sequence[str] = ()
+) -> dict[str, Any]:
     """Bring the run in `folder` to its end, in this process or in several that are started for it."""
     if launch.world() > 1 or plan.processes == 1:
-        return work(folder, parts)
-    launch.ranks(plan.devices, "genlab.tasks.train:work", folder=str(folder.absolute()))
+        return work(folder, parts, trust)
+    launch.ranks(plan.devices, "genlab.tasks.train:work", folder=str(folder.absolute()), trust=list(trust))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -140,12 +143,15 @@ def open_folder(folder: Path, config: DictConfig, command: str) -> None:
         raise RequestError(f"hydra.run.dir={folder} cannot be written: {error.strerror}") from error
 
 
-def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
-    """Train from where the folder stands, then evaluate the best weights once on test; called on every rank."""
+def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Train from where the folder stands, then evaluate the best weights once on test; called on every rank.
+
+    `trust` comes from the command line, never out of the folder.
+    """
     folder = Path(folder)
-    text = (folder / "config.yaml").read_text()
-    config = OmegaConf.create(text)
-    assert isinstance(config, DictConfig)
+    text = foreign.read_text(folder / "config.yaml")
+    config = OmegaConf.create(foreign.plain_config(text, str(folder / "config.yaml")))
+    config.trust = list(trust)
     plan = Plan.of(config.trainer)
     launch.join(plan.accelerator)
     if launch.world() > 1:

@@ -60,7 +60,11 @@ def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
 
 
 def _is_detail(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float)) or (isinstance(value, list) and all(map(is_number, value)))
+    return (
+        value is None
+        or isinstance(value, (str, int, float))
+        or (isinstance(value, list) and all(map(is_number, value)))
+    )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -26,11 +26,11 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from genlab.core import Adversarial, Primed, RequestError
+from genlab.core import Adversarial, Primed, RequestError, RunError
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
-from genlab.train.checkpoint import AtomicCheckpointIO, read
+from genlab.train.checkpoint import AtomicCheckpointIO, check_resumable, read
 from genlab.train.fitting import FittingLearner, fits_itself
 from genlab.train.learner import Learner
 from genlab.train.optim import AdamW
@@ -80,6 +80,8 @@ def fit(
     last = checkpoints / "last.ckpt"
     sharded = plan.processes > 1 and plan.strategy == "fsdp"
     state = read(last) if last.exists() else None
+    if state is not None:
+        check_resumable(state, last)
     if state is None and isinstance(model, Primed):
         model.prime(data.split("train").images, seed=config["seed"])
     whole = fits_itself(model)
@@ -118,7 +120,14 @@ def fit(
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False, limit_val_batches=0, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.fit(learner, datamodule=data, ckpt_path=str(last) if resumed else None)
+        try:
+            trainer.fit(learner, datamodule=data, ckpt_path=str(last) if resumed else None)
+        except (RequestError, RunError):
+            raise
+        except Exception as error:
+            if not resumed or learner.restored:
+                raise
+            raise RequestError(f"{last} does not fit this run: {str(error).strip().splitlines()[0]}") from error
     steps = trainer.global_step - (resumed["step"] if resumed else 0)
     busy = time.perf_counter() - start - sum(c.seconds for c in (log, validation, pictures, saving))
     return Fit(

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from genlab.bits import bits_per_dim, context_of
 from genlab.core import ImageSpec, Likelihood, RunError
 from genlab.train import ema
+from genlab.train.checkpoint import check_moments
 from genlab.train.guard import first_non_finite
 from genlab.train.optim import AdamW
 from genlab.train.shard import shard, whole
@@ -79,6 +80,7 @@ class Learner(pl.LightningModule):
         self.signal = 0  # set by a signal handler of this process
         self.interrupted = 0  # the signal all ranks agreed on, at an optimiser step
         self.stopped_early = False
+        self.restored = False  # whether training has begun, which it does when a checkpoint has been taken in whole
         self.clock: Callable[[], float] = lambda: 0.0  # seconds this run has trained, over all its sessions
         self._sums: dict[str, Tensor] = {}  # float64 (2,): a term's sum over images since the last log, and how many
         self._reset_step()
@@ -175,6 +177,8 @@ class Learner(pl.LightningModule):
     def on_train_start(self) -> None:
         """A resumed run may have been given more steps: its learning rate follows the schedule as it is now."""
         scheduler: Any = self.lr_schedulers()
+        check_moments(scheduler.optimizer, self.last_good)
+        self.restored = True
         for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * self.optim.factor(scheduler.last_epoch, self.max_steps)
 

@@ -7,6 +7,7 @@ the same file as one that was not. TensorBoard and Weights & Biases are Lightnin
 from __future__ import annotations
 
 import csv
+import re
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,9 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
     elif kind == "wandb":
         from pytorch_lightning.loggers import WandbLogger
 
+        settings_file = folder / "wandb" / "settings"
+        if settings_file.exists():  # wandb would read it, and send the user's key to the server that it names
+            raise RequestError(f"{settings_file} is not of this run: genlab never writes it; delete it")
         loggers.append(
             WandbLogger(
                 name=folder.name, id=_wandb_id(folder), resume="allow", save_dir=folder, project=settings["project"],
@@ -56,7 +60,10 @@ def _wandb_id(folder: Path) -> str:
     path = folder / "wandb" / "id.txt"
     if not path.exists():
         write_text(path, uuid.uuid4().hex[:8] + "\n")
-    return path.read_text().strip()
+    identity = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity):  # it becomes part of a path
+        raise RequestError(f"{path} is not the name of a run at Weights & Biases: delete it to begin another curve")
+    return identity
 
 
 class MetricsFile(Logger):

@@ -1,0 +1,68 @@
+"""Folders of other people's configs (`--config-dir`), checked before Hydra composes anything out of them.
+
+Hydra calls what its own settings name: callbacks, launchers, sweepers and their samplers, logging, and it sets
+environment variables. So a file of such a folder may not speak of `hydra`: in its place, its package directive, its
+defaults or its keys. Nor may its defaults be interpolated, which could spell anything. The command line may, and
+`trust=[hydra]` on it lets the files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from genlab.core import RequestError
+from genlab.foreign import bounded_yaml, read_text
+
+FILES = 2_000
+PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
+
+
+def check_folder(folder: Path) -> None:
+    """RequestError, naming the file, for one that could make Hydra run something."""
+    for count, path in enumerate(_files(folder)):
+        if count == FILES:
+            raise RequestError(f"--config-dir {folder} has more than {FILES:,} yaml files: give a folder of configs")
+        text = read_text(path)
+        content = bounded_yaml(text, str(path))
+        defaults = content.get("defaults") if isinstance(content, dict) else None
+        inside = path.relative_to(folder).with_suffix("").parts
+        spoken = [*inside, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
+        if any("hydra" in word for word in spoken) or any("${" in word for word in _texts(defaults)):
+            raise RequestError(
+                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or let the files "
+                "of --config-dir by trust=[hydra]"
+            )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The yaml files at any depth, through links as Hydra follows them, every folder once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
+        yield from (Path(here, name) for name in names if name.endswith(".yaml"))
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """All text in it, keys too."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def _keys(node: Any) -> Iterator[str]:
+    """All keys in it."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _keys(value)
+    if isinstance(node, dict):
+        yield from map(str, node)
