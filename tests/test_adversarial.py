@@ -146,7 +146,7 @@ def test_crashed_and_resumed(tmp_path, whole, batch):
     with pytest.raises(Crash):
         trained(tmp_path / "run", data__crash_at=batch)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config()))
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), outcome(whole))
 
 
@@ -155,7 +155,7 @@ def test_batches_of_an_accumulated_step_are_one_turn(tmp_path):
     with pytest.raises(Crash):
         trained(tmp_path / "a", data__crash_at=10, **made)
     (tmp_path / "a" / "config.yaml").write_text(OmegaConf.to_yaml(config(**made)))
-    resume.run(tmp_path / "a", [], "genlab resume")
+    resume.run(tmp_path / "a", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "a"), outcome(trained(tmp_path / "b", **made)))
     assert checkpoint(tmp_path / "a")["genlab"]["updates"] == 2
 
@@ -218,7 +218,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, whole):
     with pytest.raises(RunError, match="stopped by SIGTERM at step 7 of 12"):
         trained(tmp_path / "run")
     monkeypatch.undo()
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), outcome(whole))
 
 
@@ -238,7 +238,7 @@ def same_everywhere(folder):
     kept = []
     learner = fit.AdversarialLearner
     fit.AdversarialLearner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder)
+    train.work(folder, trust=["trainees"])
     with kept[0].judged() as judged:
         state = [*judged.state_dict().values(), *kept[0].model.parameters()]
         mine = torch.cat([value.detach().float().flatten() for value in state])
@@ -269,7 +269,7 @@ def test_two_ranks_resume(tmp_path):
         trained(folder, **TWO, data__crash_at=5, train__log_every=5)
     whole = trained(tmp_path / "whole", **TWO, train__log_every=5)
     (folder / "config.yaml").write_text((whole / "config.yaml").read_text())
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     same(outcome(folder), outcome(whole))
 
 

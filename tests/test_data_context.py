@@ -177,7 +177,7 @@ def test_ranks_share_the_same_contexts(monkeypatch):
 
 def test_configs_name_them_through_the_gate():
     for name, kind in (("grey", Grey), ("lowres", LowRes), ("half", Half), ("label", Label)):
-        context = build_data(OmegaConf.load(configs_folder() / "data" / "context" / f"{name}.yaml"))
+        context = build_data(OmegaConf.load(configs_folder() / "data" / "context" / f"{name}.yaml"), role="context")
         assert isinstance(context, kind)
         assert context.name.startswith(name)
 
@@ -225,7 +225,7 @@ def test_a_conditional_run_resumes_to_the_bit(tmp_path, batch):
     with pytest.raises(Crash):
         trained(tmp_path / "run", data__crash_at=batch, **LOWRES_RUN)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config(**LOWRES_RUN)))
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["data"] == "dots_lowres2"
@@ -279,7 +279,7 @@ def here(tmp_path, monkeypatch, photos):
 @pytest.mark.parametrize("name", ["grey", "lowres", "half", "label"])
 def test_a_checkpoint_knows_its_context(name, runs, here, capsys):
     model = genlab.load(runs[name])
-    context = build_data(restore(runs[name])[1]["data"]["context"])
+    context = build_data(restore(runs[name])[1]["data"]["context"], role="context")
     assert model.spec == context.spec(ImageSpec(3, 8, 8, 256, 2))
     assert cli.run(["eval", f"ckpt={runs[name]}", "trainer=cpu", "batch_size=1"]) == 0
     assert f"given the {'label' if name == 'label' else 'second image'}" in capsys.readouterr().out

@@ -34,7 +34,7 @@ def same_weights(folder):
     kept = []
     learner = fit.Learner
     fit.Learner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder)
+    train.work(folder, trust=["trainees"])
     mine = torch.cat([p.detach().flatten() for p in kept[0].parameters()])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
@@ -112,7 +112,7 @@ def test_two_ranks_resume(tmp_path):
         trained(folder, **TWO, data__crash_at=7)
     whole = trained(tmp_path / "whole", **TWO)
     (folder / "config.yaml").write_text((whole / "config.yaml").read_text())
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     same(outcome(folder), outcome(whole))
 
 
@@ -197,5 +197,5 @@ def test_sharded_training_equals_replicated_and_resumes(tmp_path):
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
     short = trained(tmp_path / "short", **{**options, "trainer__strategy": "fsdp"}, train__patience=1, optim__lr=1e-9)
-    resume.run(short, ["train.patience=null"], "genlab resume")
+    resume.run(short, ["trust=[trainees]", "train.patience=null"], "genlab resume")
     assert checkpoint(short)["genlab"]["step"] == 12

@@ -47,7 +47,7 @@ def crashed_and_resumed(folder, kind):
     from omegaconf import OmegaConf
 
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config(logger__kind=kind)))
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
 
 
 def test_tensorboard(tmp_path):

@@ -378,7 +378,7 @@ def test_a_run_by_em_that_was_killed_and_resumed_is_the_run_that_was_not(tmp_pat
     from omegaconf import OmegaConf
 
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config(**changes)))
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)
     assert whole["results"]["test"]["weights"] == "raw"
     assert checkpoint(tmp_path / "run")["genlab"]["step"] == 12

@@ -43,7 +43,7 @@ def test_crashed_and_resumed(tmp_path, whole, accumulate, batch):
         trained(tmp_path / "run", data__crash_at=batch, **changes)
     file = tmp_path / "run" / "config.yaml"
     file.write_text(OmegaConf.to_yaml(config(**changes)))  # the same run without the crash
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole(accumulate))
 
 
@@ -53,9 +53,9 @@ def test_crashed_again_and_again(tmp_path, whole):
     for batch in (6, 9, 10):
         (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config(data__crash_at=batch)))
         with pytest.raises(Crash):
-            resume.run(tmp_path / "run", [], "genlab resume")
+            resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config()))
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole(1))
 
 
@@ -98,7 +98,7 @@ def test_real_signals(tmp_path, whole, number):
         assert f"genlab resume run={folder}" in sentence
     assert checkpoint(folder)["genlab"]["step"] < STEPS
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config()))
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     same(outcome(folder), whole(1))
 
 
@@ -118,15 +118,15 @@ def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatc
         trained(tmp_path / "run", trainer__accumulate_grad_batches=2)
     monkeypatch.undo()
     assert checkpoint(tmp_path / "run")["DotsData"]["position"] == 14
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole(2))
 
 
 def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
     folder = trained(tmp_path / "run", optim__schedule="constant")
     with pytest.raises(RequestError, match=r"is finished at step 12: train longer with trainer\.max_steps=24"):
-        resume.run(folder, [], "genlab resume")
-    resume.run(folder, ["trainer.max_steps=17"], "genlab resume run=run trainer.max_steps=17")
+        resume.run(folder, ["trust=[trainees]"], "genlab resume")
+    resume.run(folder, ["trust=[trainees]", "trainer.max_steps=17"], "genlab resume run=run trainer.max_steps=17")
     assert checkpoint(folder)["genlab"]["step"] == 17
     assert "max_steps: 17" in (folder / "config.yaml").read_text()
     assert (folder / "command.txt").read_text().splitlines()[-1] == "genlab resume run=run trainer.max_steps=17"
@@ -138,7 +138,7 @@ def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
 def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
     """The cosine had ended at 0; stretched to 24 steps, step 13 is in its middle."""
     folder = trained(tmp_path / "run")
-    resume.run(folder, ["trainer.max_steps=24", "train.log_every=1"], "genlab resume")
+    resume.run(folder, ["trust=[trainees]", "trainer.max_steps=24", "train.log_every=1"], "genlab resume")
     rows = (folder / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("train/lr")
     rate = float(next(row.split(",")[column] for row in rows if row.startswith("13,")))
@@ -149,7 +149,7 @@ def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
 def test_evaluation_missing_from_a_finished_run_is_made_up_for(tmp_path, whole):
     folder = trained(tmp_path / "run")
     (folder / "results.json").unlink()
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     same(outcome(folder), whole(1))
 
 
@@ -159,11 +159,11 @@ def test_an_early_stop_is_remembered(tmp_path):
     assert stopped["stopped_early"]
     assert stopped["step"] < STEPS
     with pytest.raises(RequestError, match=r"train longer with train\.patience=null"):
-        resume.run(folder, [], "genlab resume")
+        resume.run(folder, ["trust=[trainees]"], "genlab resume")
     (folder / "results.json").unlink()
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     assert checkpoint(folder)["genlab"]["step"] == stopped["step"]
-    resume.run(folder, ["train.patience=null"], "genlab resume")
+    resume.run(folder, ["trust=[trainees]", "train.patience=null"], "genlab resume")
     assert checkpoint(folder)["genlab"]["step"] == STEPS
 
 
@@ -181,15 +181,15 @@ def test_bad_overrides_change_nothing(tmp_path, overrides, sentence):
         trained(tmp_path / "run", data__crash_at=5)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(RequestError, match=sentence):
-        resume.run(tmp_path / "run", overrides, "genlab resume")
+        resume.run(tmp_path / "run", ["trust=[trainees]", *overrides], "genlab resume")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def test_no_run_to_resume(tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
-        resume.run(tmp_path / "none", [], "genlab resume")
+        resume.run(tmp_path / "none", ["trust=[trainees]"], "genlab resume")
     with pytest.raises(RequestError, match="holds no run"):
-        resume.run(tmp_path, [], "genlab resume")
+        resume.run(tmp_path, ["trust=[trainees]"], "genlab resume")
 
 
 def test_two_runs_in_one_process(tmp_path, whole):

@@ -1,0 +1,507 @@
+"""A file from a stranger can compute, not execute: checkpoints, run folders, configs and shared folders that try."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import threading
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+import zoo
+from omegaconf import OmegaConf
+
+from genlab import build as building
+from genlab import cli, foreign
+from genlab.build import build, build_data, load, read_checkpoint, restore
+from genlab.compose import Request, configs_folder, split_hydra
+from genlab.core import ImageSpec, RequestError
+from genlab.gate import public
+from genlab.tasks import resume, train
+from genlab.whole import atomically, write_text
+
+SPEC = ImageSpec(1, 4, 4, 2)
+MODEL = {
+    "_target_": "genlab.models.Autoregressive",
+    "net": {"_target_": "genlab.nets.PixelCNN", "_partial_": True, "width": 4, "depth": 1},
+    "head": {"_target_": "genlab.heads.Bernoulli", "_partial_": True},
+}
+DATA = {"_target_": "genlab.data.ImageData", "source": {"_target_": "genlab.data.MNISTMini"}, "validation": 10}
+FAST = ["trainer=smoke", "trainer.max_steps=1", "train.sample_every=0", "data.limit=64", "model.net.width=8"]
+FAST += ["model.net.depth=1", "trainer=cpu"]
+
+
+def content(config=None, **card):
+    """What a checkpoint holds; `config` as text."""
+    model = build(MODEL, SPEC)
+    text = yaml.safe_dump({"model": MODEL, "data": DATA}) if config is None else config
+    spec = {"channels": 1, "height": 4, "width": 4, "levels": 2}
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return {"state_dict": state, "genlab": {"config": text, "spec": spec, "step": 1, **card}}
+
+
+def checkpoint(path, config=None, **card):
+    """Its file."""
+    torch.save(content(config, **card), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A package that leaves a mark when it is imported or called, and the mark."""
+    mark = tmp_path / "executed"
+    text = f"""
+import pathlib, torch
+pathlib.Path({str(mark)!r}).touch()
+class Net(torch.nn.Module): pass
+def call(*args, **kwargs): pass
+class Callback:
+    def on_multirun_start(self, **_): pass
+"""
+    (tmp_path / "evil.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return mark
+
+
+def refused(words, capsys, answer=""):
+    """Status 2 and one sentence."""
+    assert cli.run([str(word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "unexpected" not in said
+    assert answer in said
+    return said
+
+
+# ---- 1: interpolations, however they are spelled
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        r'"\x24{oc.env:HOME}"', r'"\u0024{oc.env:HOME}"', r'"$\x7boc.env:HOME}"', "'${oc.env:HOME}'", "${oc.env:HOME}",
+        '"$\\\n  {oc.env:HOME}"', r'"\x24{oc.create:{_target_: os.system}}"', "{a: [\"\\x24{x}\"]}", '{"\\x24{x}": 1}',
+        "???",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["model", "data", "names"])
+def test_no_spelling_of_an_interpolation_gets_in(spelled, place, tmp_path):
+    text = yaml.safe_dump({"model": MODEL, "data": DATA, "names": {}}).replace(
+        f"\n{place}:" if place != "data" else "data:", f"\n{place}:\n  extra: {spelled}" if place != "data" else f"data:\n  extra: {spelled}", 1
+    )
+    text = text if place != "names" else text.replace("names:\n  extra: " + spelled + " {}", f"names:\n  extra: {spelled}")
+    assert spelled in text
+    with pytest.raises(RequestError, match="not a config|damaged"):
+        read_checkpoint(checkpoint(tmp_path / "x.ckpt", text))
+
+
+@pytest.mark.parametrize("config", [{"model": MODEL}, ["model"], 3, None, b"model: 1", "[1, 2]", "", "model: !!python/name:os.system", "? [a]\n: 1", "a: 2020-01-01\n1: 2"])
+def test_a_config_is_a_text_that_holds_a_mapping(config, tmp_path):
+    whole = content()
+    whole["genlab"]["config"] = config
+    torch.save(whole, tmp_path / "x.ckpt")
+    with pytest.raises(RequestError):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_plain_values_are_read_as_hydra_reads_them():
+    text = "a: 1e-3\nb: 5.0e-4\nc: [1, yes, null, 2020-01-01]\nd: {e: '1e-3'}\n"
+    ours, theirs = foreign.plain_config(text, "x"), OmegaConf.to_container(OmegaConf.create(text))
+    assert ours == theirs
+
+
+# ---- 2: what a config may name
+
+
+PICKLE = pickle.dumps({b"data": b"", b"labels": []})
+NAMES = ["genlab.data.cifar10.read_batch", "genlab.data.files.fetch", "genlab.data.files.download", "genlab.data.Batch"]
+NAMES += ["genlab.data.mnist.read_idx", "genlab.data.folder.read_image", "genlab.data.Source", "genlab.data.module.ImageData"]
+
+
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize("place", ["top", "source", "context", "deep"])
+def test_only_listed_constructors_of_data(target, place):
+    call = {"_target_": target, "blob": PICKLE.decode("latin1"), "url": "file:///etc/passwd", "target": "x", "md5": None}
+    config = {"top": call, "deep": {**DATA, "root": [{"a": call}]}}.get(place, {**DATA, place: call})
+    with pytest.raises(RequestError, match="nothing was run|does not exist"):
+        build_data(config)
+
+
+@pytest.mark.parametrize("part", ["source", "data"])
+def test_a_part_stands_where_it_belongs(part):
+    with pytest.raises(RequestError, match="does not exist"):
+        build_data({**DATA, "source": DATA} if part == "source" else DATA["source"])
+    with pytest.raises(RequestError, match="as head"):
+        build({**MODEL, "head": MODEL["net"]}, SPEC)
+
+
+@pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_", "_mode_"])
+def test_hydras_other_words_mean_nothing(key):
+    with pytest.raises(RequestError, match="means nothing"):
+        build({**MODEL, "net": {**MODEL["net"], key: [1]}}, SPEC)
+
+
+def test_every_config_names_what_is_listed_and_lists_hold_constructors_alone():
+    listed = {name: made for kind in ("model", "data") for found in public(kind).values() for name, made in found.items()}
+    named = set()
+    for file in configs_folder().rglob("*.yaml"):
+        if file.name != "train.yaml":  # Hydra's own callback is ours
+            named |= {line.split("_target_:")[1].strip(" }\n") for line in file.open() if "_target_:" in line}
+    assert named
+    assert named <= set(listed)
+    for name, made in listed.items():
+        assert isinstance(made, type) or name == "genlab.data.folder_data"
+        assert made.__module__.startswith(name.rpartition(".")[0])
+
+
+def test_a_trusted_package_is_trusted_by_the_caller_alone(evil, tmp_path):
+    config = yaml.safe_dump({"trust": ["evil"], "model": {"_target_": "evil.Net"}})
+    path = checkpoint(tmp_path / "x.ckpt", config)
+    with pytest.raises(RequestError, match="nothing was run"):
+        load(path)
+    assert not evil.exists()
+    for wrong in ("genlab.data.files", 3, ["a b"]):
+        with pytest.raises(RequestError, match="trust="):
+            load(path, trust=wrong)
+
+
+# ---- 3: whose word trust is
+
+
+@pytest.fixture
+def run_folder(here):
+    """The beginning of a run, as if it had been killed."""
+    config, _ = split_hydra(Request("train", FAST, command="").config())
+    train.open_folder(here / "run", config, "genlab train")
+    return here / "run"
+
+
+def state_of(folder):
+    """Every file below, and its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trust": ["evil"], "model": {"_target_": "evil.Net"}},
+        {"trust": ["evil"], "data": {"_target_": "evil.call"}},
+        {"model": {"_target_": "${oc.env:HOME}"}},
+        {"optim": {"lr": "${oc.create:{_target_: evil.call}}"}},
+        {"logger": {"kind": "csv", "project": "\\${oc.env:HOME}"}},
+        {"trainer": 3},
+        {"seed": "???"},
+    ],
+)
+def test_a_run_folder_cannot_trust_itself(change, run_folder, evil, capsys):
+    file = run_folder / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**config, **change}))
+    before = {name: text for name, text in state_of(run_folder).items() if name != "command.txt"}
+    refused(["resume", f"run={run_folder}"], capsys)
+    assert not evil.exists()
+    after = state_of(run_folder)
+    assert {name: after.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize("mult", [[], ["-m"]])
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("model/x.yaml", "# @package _global_\ntrust: [evil]\nmodel: {_target_: evil.Net}\n", ["model=x"]),
+        ("experiment/x.yaml", "# @package _global_\ntrust: [evil]\n", ["experiment=x"]),
+        ("experiment/x.yaml", "# @package _global_\n\"h\\x79dra\": {callbacks: {a: {_target_: evil.Callback}}}\n", ["experiment=x"]),
+        ("experiment/x.yaml", "# @package hydra.callbacks\na: {_target_: evil.Callback}\n", ["experiment=x"]),
+        ("experiment/x.yaml", "defaults: [{b@hydra.callbacks: y}]\n", ["experiment=x"]),
+        ("experiment/x.yaml", "defaults: [{a: '${b}'}]\n", ["experiment=x"]),
+        ("hydra/launcher/x.yaml", "_target_: evil.call\n", ["hydra/launcher=x"]),
+        ("hydra/job_logging/x.yaml", "handlers: {a: {(): evil.call}}\n", ["hydra/job_logging=x"]),
+    ],
+)  # fmt: skip
+def test_neither_can_a_config_folder(file, text, words, mult, here, evil, capsys):
+    path = here / "conf" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    refused(["train", *mult, "--config-dir", "conf", *words, *FAST, "hydra.run.dir=run"], capsys, "trust=[")
+    assert not evil.exists()
+    assert [entry.name for entry in here.iterdir()] == ["conf"]
+
+
+@pytest.mark.parametrize("value", ["0", "true", "[1]", "'a b'", "{a: 1}", "[genlab.data]"])
+def test_trust_is_names_of_packages(value, here, capsys):
+    refused(["train", *FAST, f"trust={value}"], capsys, "trust=")
+
+
+# ---- 4: temporary names
+
+
+@pytest.mark.parametrize("name", ["command.txt", "a.png", "last.ckpt"])
+def test_nothing_planted_is_written_through(name, tmp_path):
+    private, target = tmp_path / "private", tmp_path / "shared" / name
+    private.write_text("mine")
+    target.parent.mkdir()
+    for planted in (f".{name}.tmp", f".{name}.{os.getpid()}.part"):
+        (target.parent / planted).symlink_to(private)
+    target.symlink_to(private)
+    write_text(target, "text")
+    assert private.read_text() == "mine"
+    assert not target.is_symlink()  # the link gave way to the file
+    assert target.read_text() == "text"
+
+
+def test_a_temporary_is_new_random_and_as_open_as_the_umask_says(tmp_path):
+    seen = []
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):
+            with atomically(tmp_path / "x") as temporary:
+                seen.append(temporary.name)
+                assert temporary.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+    assert len(set(seen)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_was_left_behind_goes_and_what_is_in_use_stays(tmp_path):
+    left, young = tmp_path / f".x.{'0' * 16}.tmp", tmp_path / f".x.{'1' * 16}.tmp"
+    other, link = tmp_path / ".x.mine.tmp", tmp_path / f".x.{'2' * 16}.tmp"
+    for path in (left, young, other):
+        path.write_text("")
+    link.symlink_to(other)
+    with atomically(tmp_path / "x") as in_use:
+        for path in (left, other, in_use):
+            os.utime(path, (0, 0))
+        os.utime(link, (0, 0), follow_symlinks=False)
+        write_text(tmp_path / "x", "other writer")
+        assert in_use.exists()
+    assert not left.exists()
+    assert young.exists()
+    assert other.exists()
+    assert link.is_symlink()
+
+
+# ---- 5: bounds
+
+
+@pytest.fixture
+def frugal():
+    """Fails when a test took memory: 200 MB more than the process ever had."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"channels": 3, "height": 10**6, "width": 10**6}, {"channels": 10**9, "height": 1, "width": 1},
+        {"channels": 1, "height": 4, "width": 4, "levels": 10**9}, {"channels": 1, "height": 4, "width": 4, "classes": 10**9},
+        {"channels": 1.5, "height": 4, "width": 4}, {"channels": "1", "height": 4, "width": 4}, {"height": True, "width": 1, "channels": 1},
+        {"channels": 1, "height": 4, "width": 4, "context": 3}, {"colour": 1},
+        {"channels": 1, "height": 4, "width": 4, "context": {"channels": 1, "height": 10**6, "width": 10**6}},
+    ],
+)  # fmt: skip
+def test_bounds_of_an_image(spec, tmp_path, frugal):
+    with pytest.raises(RequestError):
+        load(checkpoint(tmp_path / "x.ckpt", spec=spec))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"depth": 10**7}, {"depth": 10**5}, {"width": 10**6}, {"width": 10**9}, {"feature_width": 10**7, "width": 10**5},
+        {"kernel": 10**6 + 1}, {"depth": 10**300}, {"width": float("inf")}, {"value_width": 10**7},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("from_file", [True, False])
+def test_bounds_of_a_model(net, from_file, tmp_path, frugal):
+    config = {**MODEL, "net": {**MODEL["net"], **net}}
+    with pytest.raises(RequestError):
+        if from_file:
+            load(checkpoint(tmp_path / "x.ckpt", yaml.safe_dump({"model": config})))
+        else:
+            build(config, SPEC)
+
+
+@pytest.mark.parametrize("model", zoo.choices("model"))
+def test_a_sketch_has_the_weights_and_touches_no_random_number(model, monkeypatch):
+    config = Request("train", [f"model={model}"], command="").config().model
+    spec = ImageSpec(3, 32, 32, context=ImageSpec(1, 32, 32)) if model == "mixture_density" else ImageSpec(3, 32, 32)
+    sketches = []
+    try:
+        made = building._build(config, spec, (), sketches.append)
+    except RequestError:
+        pytest.skip("not for these images")
+    torch.manual_seed(0)
+    made = build(config, spec)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    monkeypatch.setattr(building, "_counted", lambda: pytest.fail("sketched") )
+    assert {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in sketches[0].state_dict().items()}
+    assert all(value.is_meta for value in sketches[0].parameters())
+    del after
+
+
+def laughs(levels):
+    """YAML of few characters and very many values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [laughs(9), "a: " + "[" * 90_000, "a: " + "{b: " * 9_000, "a: &a [*a]", "x" * 10**6, "a: " + "9" * 50_000, "- 1\n" * 20_000],
+    ids=["laughs", "brackets", "braces", "itself", "long", "digits", "values"],
+)  # fmt: skip
+def test_bounds_of_a_config(text, tmp_path, frugal, here, capsys):
+    with pytest.raises(RequestError, match="not a config"):
+        load(checkpoint(tmp_path / "x.ckpt", text))
+    (here / "conf").mkdir()
+    (here / "conf" / "x.yaml").write_text(text)
+    refused(["train", "--config-dir", "conf", *FAST], capsys, "not a config")
+
+
+def repacked(path, change, kind=zipfile.ZIP_STORED):
+    """A checkpoint whose entries went through `change(name, bytes)`."""
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", kind) as file:
+        for name, value in entries.items():
+            file.writestr(name, change(name, value))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["compressed", "legacy", "stride", "shared", "claim", "meta", "sparse", "pickled"])
+def test_a_checkpoint_is_as_large_as_its_file(kind, tmp_path, frugal):
+    path, whole = checkpoint(tmp_path / "x.ckpt"), content()
+    if kind == "compressed":
+        whole["more"] = torch.zeros(10**8, dtype=torch.uint8)
+        torch.save(whole, path)
+        repacked(path, lambda name, value: value, zipfile.ZIP_DEFLATED)
+    elif kind == "legacy":
+        torch.save(whole, path, _use_new_zipfile_serialization=False)
+    elif kind == "stride":
+        whole["state_dict"]["model.more"] = torch.zeros(1).expand(10**12)
+    elif kind == "shared":
+        one = torch.zeros(10**5)
+        whole["state_dict"] |= {f"model.{i}": one.view(1, -1) for i in range(1000)}
+    elif kind == "claim":  # the storage says it has 2^30 numbers
+        numel = next(iter(whole["state_dict"].values())).numel()
+        assert numel < 256
+        old, new = b"cpuq\x05K" + bytes([numel]), b"cpuq\x05J" + (2**30).to_bytes(4, "little")
+        repacked(path, lambda name, value: value.replace(old, new) if name.endswith("data.pkl") else value)
+    elif kind == "meta":
+        whole["state_dict"]["model.more"] = torch.empty(10**12, device="meta")
+    elif kind == "sparse":
+        whole["state_dict"]["model.more"] = torch.sparse_coo_tensor(size=(10**6, 10**6))
+    elif kind == "pickled":
+        whole["more"] = Path("x")
+    if kind not in ("compressed", "legacy", "claim"):
+        torch.save(whole, path)
+    with pytest.raises(RequestError, match="not a readable checkpoint"):
+        load(path)
+
+
+def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path):
+    whole = content(yaml.safe_dump({"model": {**MODEL, "net": {**MODEL["net"], "depth": 2}}}))
+    torch.save(whole, tmp_path / "x.ckpt")
+    with pytest.raises(RequestError, match=r"does not fit the model it describes: 'net.blocks.1"):
+        restore(tmp_path / "x.ckpt")
+
+
+# ---- 6: the rest of a checkpoint
+
+
+MUTATIONS = [3, -1, 2**200, "x", "\x1b]0;x\x07", None, [], {}, float("nan"), True, torch.zeros(2), [[1]], {"a": 1}]
+
+
+@pytest.mark.parametrize("verb", ["sample", "eval"])
+def test_a_mutated_description_is_one_sentence(verb, here, capsys):
+    out = {"sample": "out=x.png", "eval": "out=x.json"}[verb]
+    fields = ["config", "spec", "step", "version", "commit", "sums", "seconds", "stopped_early", "class_names"]
+    for field in fields:
+        for value in MUTATIONS:
+            torch.save(content(**{field: value}), here / "x.ckpt")
+            status = cli.run([verb, "ckpt=x.ckpt", out, *(["n=1"] if verb == "sample" else [])])
+            said = capsys.readouterr().err
+            assert "unexpected" not in said, (field, value)
+            assert "\x1b" not in said
+            assert status in (0, 2)
+
+
+def test_a_config_of_wrong_parts_is_one_sentence(here, capsys):
+    for path in ("model", "data", "names", "names.model", "data.source", "data.validation", "data.context", "data.root",
+                 "model.net", "model.head", "data.batch_size", "data.limit"):  # fmt: skip
+        for value in (3, "x", None, [], {}, {"_target_": "genlab.data.Label"}):
+            config = OmegaConf.create({"model": MODEL, "data": DATA, "names": {"model": "x"}})
+            OmegaConf.update(config, path, value, merge=False, force_add=True)
+            checkpoint(here / "x.ckpt", OmegaConf.to_yaml(config))
+            cli.run(["eval", "ckpt=x.ckpt", "data.limit=8"])
+            assert "unexpected" not in capsys.readouterr().err, (path, value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config, _ = split_hydra(Request("train", [*FAST, "trainer.max_steps=2"], command="").config())
+    train.run(config, folder, "genlab train")
+    return folder
+
+
+def test_a_mutated_run_is_one_sentence(finished, here, capsys):
+    last = finished / "checkpoints" / "last.ckpt"
+    whole = torch.load(last, weights_only=True)
+    places = [("callbacks",), ("callbacks", "Validation"), ("callbacks", "Validation", "value"), ("loops",), ("epoch",)]
+    places += [("callbacks", "Validation", "details"), ("callbacks", "Validation", "details", "nats"), ("global_step",)]
+    places += [("ImageData", "position"), ("optimizer_states",), ("lr_schedulers",), ("genlab", "sums"), ("state_dict",)]
+    places += [("optimizer_states", 0, "state"), ("optimizer_states", 0, "param_groups"), ("genlab", "updates")]
+    places += [("optimizer_states", 0, "state", 0, "exp_avg"), ("lr_schedulers", 0, "base_lrs"), ("loops", "fit_loop")]
+    places += [("pytorch-lightning_version",), ("genlab", "step"), ("ImageData",)]
+    for place in places:
+        for value in ("x", None, torch.zeros(2)):
+            broken = pickle.loads(pickle.dumps(whole))
+            node = broken
+            for key in place[:-1]:
+                node = node[key]
+            node[place[-1]] = value
+            torch.save(broken, last)
+            status = cli.run(["resume", f"run={finished}", "trainer.max_steps=3"])
+            said = capsys.readouterr().err
+            assert "unexpected" not in said, (place, value, said)
+            assert status in (0, 2), (place, value, said)
+            (finished / "results.json").write_text("{}")
+    torch.save(whole, last)
+
+
+def test_the_tracker_of_a_stranger(tmp_path):
+    pytest.importorskip("wandb")
+    from genlab.train import loggers
+
+    for name, text in (("id.txt", "../../x"), ("settings", "[default]\nbase_url = http://example.invalid\n")):
+        folder = tmp_path / name
+        write_text(folder / "wandb" / name, text)
+        with pytest.raises(RequestError, match="wandb"):
+            loggers.make({"kind": "wandb", "project": "x"}, folder, 0, {})
+
+
+def test_unused():
+    assert threading
+    assert tracemalloc
+    assert resume
