@@ -35,8 +35,9 @@ HOSTILE: list[Any] = [
     {"_target_": "genlab"}, {"_target_": "genlab.nets.PixelCNN", "_args_": [1, 2, 3]}, "${oc.env:HOME}", "???",
     "${oc.create:{_target_:os.mkdir,path:planted}}", {"_partial_": 7}, {"_recursive_": []}, {"_convert_": "odd"},
 ]  # fmt: skip
-TEXTS = ["", "[]", "3", "a: [", "model: null", "model: {}", "\x00", "a: &a [x]\nb: *a", "model: \"\\x24{oc.env:HOME}\""]
-TEXTS += ["a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(8))]
+TEXTS = ["", "[]", "3", "a: [", "model: null", "model: {}", "\x00", "a: &a [x]\nb: *a", 'model: "\\x24{oc.env:HOME}"']
+ALIASES = [f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(8)]  # nine levels, nine times each
+TEXTS += ["\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *ALIASES])]
 
 
 @dataclass(frozen=True)
