@@ -51,6 +51,7 @@ class Tally:
         if fault is None:
             return
         self.wrong += 1
+        what, fault = (text if len(text) < 300 else f"{text[:280]} … {text[-20:]}" for text in (what, fault))
         kind = re.sub(r"\d+", "#", re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "…", fault))[:90]
         count, shortest = self.kinds.get(kind, (0, f"{what}: {fault}"))
         self.kinds[kind] = (count + 1, min(shortest, f"{what}: {fault}", key=len))
