@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from trainees import environment
 
 PROGRAM = """
@@ -46,6 +47,7 @@ assert not os.path.exists("other")
 """
 
 
+@pytest.mark.slow
 def test_no_network_but_for_downloads(tmp_path):
     env = environment() | {"GENLAB_DATA": str(tmp_path / "data")}
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):
