@@ -96,7 +96,7 @@ def permutation(seed: int, epoch: int, total: int) -> Tensor:
 def generator(*key: int) -> torch.Generator:
     """Random numbers that are a function of some integers: equal keys, equal numbers; else unrelated ones."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))  # manual_seed takes 63 bits
+    return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed takes 63 bits
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -1,0 +1,61 @@
+"""Nothing but a download that was asked for and a tracker that was chosen gets at the network, imports included.
+
+A process in which every look-up of a name and every connection to another machine is an error trains, draws, evaluates
+and lists; then it asks for data that is not there, which is the error's turn.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from trainees import environment
+
+PROGRAM = """
+import os, sys
+tried = []
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+        local = isinstance(address, (str, bytes)) or address[0] in ("127.0.0.1", "::1", "localhost")
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"):
+        host = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
+        local = host in (None, "", "127.0.0.1", "::1", "localhost")
+    elif event == "urllib.Request":
+        local = False
+    else:
+        return
+    if not local:
+        tried.append((event, arguments))
+        raise OSError("no network")
+sys.addaudithook(watch)
+
+import torch, torchvision, pytorch_lightning, hydra, wandb, sklearn, matplotlib  # they greet nobody
+from genlab import cli
+torch.set_num_threads(1)
+small = ["model.net.width=4", "model.net.depth=1", "model.net.feature_width=4"]
+for words in (
+    ["list", "model"], ["train", "trainer=smoke", *small, "hydra.run.dir=run"], ["sample", "ckpt=run", "n=1"],
+    ["eval", "ckpt=run", "data.limit=20"], ["resume", "run=run", "trainer.max_steps=8"],
+):
+    assert cli.run(words) == 0, words
+    assert not tried, (words, tried)
+assert cli.run(["train", "data=mnist", "trainer=smoke", *small, "hydra.run.dir=other"]) == 2
+assert tried, "the watch does not see a download"
+assert not os.path.exists("other")
+"""
+
+
+@pytest.mark.slow
+def test_no_network_but_for_downloads(tmp_path):
+    env = environment() | {"GENLAB_DATA": str(tmp_path / "data")}
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):
+        env.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("genlab: ")]
+    assert len(said) == 1
+    assert "unexpected" not in said[0]
