@@ -25,7 +25,7 @@ def read_picture(path: Path, *, key: str = "image") -> tuple[Tensor, Tensor]:
     except Unreadable as error:
         raise RequestError(f"{shown} is not a readable picture: {error}") from error
     for note in notes:
-        print(f"{shown}: {note}", file=sys.stderr)
+        print(f"{shown} has {note}", file=sys.stderr)
     pixels = torch.from_numpy(np.array(colours))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
     opaque = torch.ones(pixels.shape[1:], dtype=torch.bool) if alpha is None else torch.from_numpy(alpha >= OPAQUE)

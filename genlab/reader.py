@@ -44,7 +44,7 @@ class TooLarge(Unreadable):
 
 class Picture(NamedTuple):
     """`colours`: mode L or RGB, upright, laid on white. `alpha`: uint8 (H, W), None if all is opaque. `notes`: what a
-    person should know about how it was read.
+    person should know about how it was read: "it has …".
     """
 
     colours: Image.Image
@@ -72,7 +72,7 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     except Exception as error:  # damaged files make Pillow's decoders fail in many ways
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
     if ";16" in raw and 0 < np.asarray(picture.colours).max() < 16:
-        notes += ("of its 16 bits only the lower 12 are used, so it is nearly black: scale it to all 16 or to 8",)
+        notes += ("16 bits but no value above 4095, nearly black: if 12 bits are meant, scale them to 16",)
     return picture._replace(notes=notes)
 
 
@@ -111,7 +111,7 @@ def _bounded(max_pixels: int) -> Iterator[None]:
 def _frames(image: Image.Image) -> tuple[str, ...]:
     """A note where more than the first frame is there (the second picture of a phone's JPEG is a copy of the first)."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    return (f"of its {frames} frames the first is read",) if frames > 1 else ()
+    return ("several frames, of which the first is read",) if frames > 1 else ()
 
 
 def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
