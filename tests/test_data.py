@@ -358,6 +358,8 @@ def fake_mnist(monkeypatch):
     shapes = [(20, 28, 28), (20,), (6, 28, 28), (6,)]
     arrays = [rng.randint(0, 256 if len(shape) > 1 else 10, shape).astype(np.uint8) for shape in shapes]
     content = {name: gzip.compress(idx(array), mtime=0) for name, array in zip(IDX_FILES, arrays, strict=True)}
+    contents = {name: md5(idx(array)) for name, array in zip(IDX_FILES, arrays, strict=True)}
+    monkeypatch.setattr(MNIST, "content_md5s", contents)
     for source in (MNIST, FashionMNIST):
         monkeypatch.setattr(source.published, "resources", [(name, md5(blob)) for name, blob in content.items()])
         monkeypatch.setattr(source.published, "mirrors", ["https://one.test/", "https://two.test/"])
@@ -461,9 +463,11 @@ def test_other_processes_wait_for_the_first(tmp_path, fake_mnist, network, monke
 
 def test_a_damaged_file_is_named(tmp_path, fake_mnist, network):
     write(tmp_path / "MNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
-    with pytest.raises(RequestError) as error:
-        MNIST().load(tmp_path)
-    one_sentence(error, tmp_path / "MNIST" / "raw" / IDX_FILES[2], "md5")
+    write(tmp_path / "FashionMNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
+    for source, why in ((MNIST(), "not a whole IDX file"), (FashionMNIST(), "md5")):
+        with pytest.raises(RequestError) as error:
+            source.load(tmp_path)
+        one_sentence(error, IDX_FILES[2], why)
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2]).unlink()
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2].removesuffix(".gz")).write_bytes(idx(fake_mnist.arrays[2])[:-1])
     with pytest.raises(RequestError, match="not a whole IDX file"):

@@ -82,6 +82,6 @@ def check_same(card: Mapping[str, Any], data: Any) -> None:
     if differ:
         split, counts = next(iter(differ.items()))
         raise RequestError(
-            f"the data has changed since the run began, {sentence(split, counts)}: put it back as it was, or train "
+            f"the data has changed since the run began ({sentence(split, counts)}): put it back as it was, or train "
             "anew (from the run's weights with init=RUN)"
         )
