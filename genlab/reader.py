@@ -56,7 +56,8 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """A picture file. Unreadable, in one sentence, for anything else."""
     check_file(path)
     try:
-        with _bounded(max_pixels), Image.open(path, formats=FORMATS) as opened:
+        # An open file, not a path: paths Pillow may map into memory, where it turns a rotated TIFF into noise.
+        with _bounded(max_pixels), open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
             notes = _frames(opened)
             raw = str([tile[3] for tile in opened.tile])  # gone once the pixels are decoded
             ImageOps.exif_transpose(opened, in_place=True)  # which decodes first
