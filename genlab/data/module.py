@@ -235,7 +235,7 @@ class ImageData(LightningDataModule):
         """Official training images -> the ones to train on, the ones to validate on."""
         total = len(train.labels)
         share = 0 < self.validation < 1
-        count = max(1, round(self.validation * total)) if share else self.validation
+        count = min(total - 1, max(1, round(self.validation * total))) if share else self.validation
         if not isinstance(count, int) or not 1 <= count < total:
             raise RequestError(
                 f"data.validation={self.validation} is not possible with {total} training images: "
