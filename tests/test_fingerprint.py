@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -96,12 +97,14 @@ def test_what_differs_is_counted(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on a folder, and the folder."""
+    """A run on a folder, the folder, and what was printed."""
     top = tmp_path_factory.mktemp("fingerprint")
     pictures(top / "photos", 60)
+    (top / "photos" / "cat" / "notes.txt").write_text("x")
     words = [f"data.path={top}/photos", "data.size=6", "data.channels=1", "data.validation=0.2", "trainer=smoke"]
     words += ["model=gaussian_mixture", "model.components=2", f"hydra.run.dir={top}/run"]
-    assert cli.run(["train", "data=folder", *words]) == 0
+    with open(top / "stdout", "w") as out, open(top / "stderr", "w") as err, redirect_stdout(out), redirect_stderr(err):
+        assert cli.run(["train", "data=folder", *words]) == 0
     return top
 
 
@@ -190,13 +193,9 @@ def test_resume_refuses_changed_data(run, tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in (top / "run").rglob("*") if path.is_file()}
 
 
-def test_what_was_found_is_said_once_before_training(tmp_path, capsys):
-    pictures(tmp_path / "photos", 12)
-    (tmp_path / "photos" / "cat" / "notes.txt").write_text("x")
-    words = [f"data.path={tmp_path}/photos", "data.size=6", "data.channels=1", "trainer=smoke"]
-    words += ["model=gaussian_mixture", "model.components=2", f"hydra.run.dir={tmp_path}/run"]
-    assert cli.run(["train", "data=folder", *words]) == 0
-    captured = capsys.readouterr()
-    assert captured.err.count("12 images in 2 classes (cat, dog)") == 1
-    assert "skipped 1 .txt" in captured.err
-    assert "classes" not in captured.out
+def test_what_was_found_is_said_once_before_training(run):
+    said = (run / "stderr").read_text()
+    assert said.count("60 images in 2 classes (cat, dog)") == 1
+    assert "skipped 1 .txt" in said
+    assert said.index("60 images") < said.index("step")
+    assert "classes" not in (run / "stdout").read_text()
