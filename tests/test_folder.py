@@ -320,7 +320,7 @@ def test_what_cannot_be_read_is_said_and_what_is_no_picture_is_counted(tmp_path,
     monkeypatch.setattr("os.scandir", scandir)
     with pytest.raises(RequestError, match=r"3 of 6 images or folders.*data.skip_bad=true") as error:
         load(tmp_path, channels=1)
-    for part in ("locked (Permission denied)", "gone (it is a link to nothing)", "b.png (it is a link to nothing)"):
+    for part in ("locked (Permission denied)", "gone (a link that leads nowhere", "b.png (a link that leads nowhere"):
         assert part in str(error.value)
     data = folder_data(tmp_path, 8, 1, True, validation=0.5)
     assert "3 images in 1 classes (a)" in data.found
@@ -344,7 +344,11 @@ def test_names_that_are_not_utf_8(tmp_path):
     cafe = os.fsdecode(b"caf\xe9")
     for number in range(4):
         picture(tmp_path / cafe / cafe / f"{number}{cafe}.jfif", format="JPEG")
-    data = folder_data(tmp_path / cafe, 8, 3, False, validation=1)
+    (tmp_path / "link").symlink_to(tmp_path / cafe)
+    data = folder_data(tmp_path / "link", 8, 3, False, validation=1)
     assert data.name == "folder-caf\\xe9"
     assert data.class_names == ("caf\\xe9",)
     data.found.encode("utf-8")
+    with pytest.raises(RequestError, match=r"caf\\xe9 is not UTF-8") as error:
+        folder_data(tmp_path / cafe, 8, 3, False, validation=1)
+    str(error.value).encode("utf-8")

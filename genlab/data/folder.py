@@ -45,8 +45,13 @@ class Folder:
     def __init__(
         self, path: str | Path | None, *, size: int, channels: int, skip_bad: bool, max_pixels: int = MAX_PIXELS
     ) -> None:
-        if not path:
+        if path is None or path == "":
             raise RequestError("data=folder needs data.path=FOLDER, the folder of your images")
+        if printable(path) != str(path):
+            raise RequestError(
+                f"data.path={printable(path)} is not UTF-8, and the config of a run could not hold it: link to it "
+                "(names inside may be what they like)"
+            )
         if channels not in (1, 3):
             raise RequestError(f"data.channels={channels} is not possible: 1 is grey, 3 is colour")
         for key, value, what in (
@@ -99,7 +104,7 @@ class Folder:
     def split_folders(self) -> dict[str, str]:
         """Folder name -> split, of the folders that are splits; {} where the split is ours to make."""
         try:
-            folders = sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir())
+            folders = sorted(entry.name for entry in os.scandir(self.path) if os.path.isdir(entry))
         except OSError as error:
             raise RequestError(f"data.path={self.path} cannot be listed: {error.strerror}") from error
         visible = [name for name in folders if not name.startswith(".")]

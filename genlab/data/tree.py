@@ -49,16 +49,25 @@ def walk(top: Path) -> Tree:
                 tree.others["hidden"] += 1
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif entry.is_symlink() and path.is_dir():
+            elif entry.is_symlink() and os.path.isdir(path):
                 links.append(path)
-            elif entry.is_symlink() and not path.exists():
-                tree.unreadable.append(f"{path} (it is a link to nothing)")
+            elif entry.is_symlink() and (why := _lost(path)):
+                tree.unreadable.append(f"{path} (a link that leads nowhere: {why})")
             elif path.suffix.lower() in EXTENSIONS:
                 tree.images.append(path)
             else:
                 tree.others[path.suffix.lower() or "without an ending"] += 1
     tree.images.sort(key=lambda path: path.relative_to(top).as_posix())
     return tree
+
+
+def _lost(link: Path) -> str | None:
+    """Why a link cannot be followed; None if it can."""
+    try:
+        link.stat()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def listed(items: Iterable[str], most: int = 3) -> str:
