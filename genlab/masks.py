@@ -1,6 +1,8 @@
 """Which pixels are known: the `known=` argument of completion, as a mask (H, W), True = given.
 
 top:0.5   left:0.25   box:y,x,h,w (the box is unknown)   random:0.3 (that share is known)   mask.png (white = known)
+
+A mask may also be of the values 0 and 1, or transparent where the image is unknown.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError, nearest
+from genlab.pictures import read_picture
+from genlab.reader import EXTENSIONS
 
 KINDS = ("top", "left", "box", "random")
 
@@ -18,13 +22,13 @@ KINDS = ("top", "left", "box", "random")
 def known_mask(text: str, spec: ImageSpec, generator: torch.Generator) -> Tensor:
     """Mask (H, W) bool of the description `text`. Raises RequestError saying what would be right."""
     height, width = spec.height, spec.width
-    if text.lower().endswith((".png", ".bmp", ".gif")):
-        return _from_picture(Path(text).expanduser(), spec)
+    if Path(text).suffix.lower() in EXTENSIONS:
+        return _from_picture(Path(text), spec)
     kind, colon, argument = text.partition(":")
     if kind not in KINDS or not colon:
         raise RequestError(
-            f"known={text} is not understood: give top:0.5, left:0.5, box:y,x,h,w, random:0.3 or a mask.png; "
-            + nearest(kind, KINDS)
+            f"known={text} is not understood: give top:0.5, left:0.5, box:y,x,h,w, random:0.3 or a "
+            "mask.png; " + nearest(kind, KINDS)
         )
     known = torch.ones(height, width, dtype=torch.bool)
     if kind == "box":
@@ -65,12 +69,16 @@ def _box(text: str, argument: str, spec: ImageSpec) -> list[int]:
 
 
 def _from_picture(path: Path, spec: ImageSpec) -> Tensor:
-    from genlab.pictures import read_picture
-
-    pixels = read_picture(path, "L", key="known")[0]
-    if tuple(pixels.shape) != (spec.height, spec.width):
+    """True where the picture is bright (or 1, if its values are 0 and 1) and opaque; of one colour, where opaque."""
+    colours, opaque = read_picture(path, key="known")
+    if tuple(opaque.shape) != (spec.height, spec.width):
         raise RequestError(
-            f"known={path} is {pixels.shape[0]}x{pixels.shape[1]} (height x width), "
+            f"known={path} is {opaque.shape[0]}x{opaque.shape[1]} (height x width), "
             f"the model's images are {spec.height}x{spec.width}"
         )
-    return pixels >= 128
+    weights = torch.tensor([299, 587, 114]) if len(colours) == 3 else torch.tensor([1000])
+    grey = (colours.permute(1, 2, 0) * weights).sum(-1) // 1000
+    one_colour = bool((colours[:, opaque] == colours[:, opaque][:, :1]).all())
+    if not opaque.all() and one_colour:
+        return opaque
+    return (grey >= (1 if grey[opaque].max() == 1 else 128)) & opaque

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
+from genlab.reader import TooLarge, Unreadable, read
+
+OPAQUE = 128  # a pixel that is at least half opaque counts as known: 254 is how some programs write 255
 
 
-def read_picture(path: Path, mode: str, *, key: str = "image") -> Tensor:
-    """Pixels (C, H, W) uint8 of a picture file in a PIL mode ("L", "LA", "RGB", "RGBA")."""
-    if not path.is_file():
-        raise RequestError(f"{key}={path} does not exist")
+def read_picture(path: Path, *, key: str = "image") -> tuple[Tensor, Tensor]:
+    """Colours (1 or 3, H, W) uint8 of a picture file and whether they are opaque, (H, W) bool."""
+    shown = f"{key}={path}"
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise RequestError(f"{key}={path} is not a readable picture: {error}") from error
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.array(pixels))
+        colours, alpha, notes = read(_at_home(path))
+    except TooLarge as error:
+        raise RequestError(f"{shown} is too large: {error}; crop or shrink it first") from error
+    except Unreadable as error:
+        raise RequestError(f"{shown} is not a readable picture: {error}") from error
+    for note in notes:
+        print(f"{shown} has {note}", file=sys.stderr)
+    pixels = torch.from_numpy(np.array(colours))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    opaque = torch.ones(pixels.shape[1:], dtype=torch.bool) if alpha is None else torch.from_numpy(alpha >= OPAQUE)
+    return pixels, opaque
+
+
+def _at_home(path: Path) -> Path:
+    """The path with ~ written out."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise Unreadable("there is no such home folder") from error
 
 
 def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
@@ -30,15 +45,14 @@ def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
 
     Transparent pixels are unknown; a picture smaller than the model's is its top left part.
     """
-    pixels = read_picture(path, "RGBA")
-    colours, opaque = pixels[:3], pixels[3] == 255
+    shown, (colours, opaque) = f"image={path}", read_picture(path)
     height, width = opaque.shape
     if height > spec.height or width > spec.width:
         raise RequestError(
-            f"image={path} is {height}x{width} (height x width), larger than the model's {spec.height}x{spec.width}: "
+            f"{shown} is {height}x{width} (height x width), larger than the model's {spec.height}x{spec.width}: "
             "crop or shrink it first"
         )
-    colours = _in_channels(colours, opaque, spec, f"image={path}")
+    colours = _in_channels(colours, opaque, spec, shown)
     image = torch.zeros(spec.shape, dtype=torch.long)
     known = torch.zeros(spec.height, spec.width, dtype=torch.bool)
     image[:, :height, :width] = quantise(colours, spec)
@@ -51,8 +65,8 @@ def whole_image(path: Path, spec: ImageSpec) -> Tensor:
     image, known = partial_image(path, spec)
     if not known.all():
         raise RequestError(
-            f"image={path} leaves pixels open (transparent, or smaller than the model's {spec.height}x{spec.width}): "
-            "give a whole image"
+            f"image={path} leaves pixels open (transparent, or smaller than the model's "
+            f"{spec.height}x{spec.width}): give a whole image"
         )
     return image
 
@@ -62,32 +76,31 @@ def context_image(path: Path, spec: ImageSpec, whole: ImageSpec) -> tuple[Tensor
 
     Which of the two its size says; where both have the same, a picture in colours is not one of a grey `spec`.
     """
-    pixels = read_picture(path, "RGBA", key="context")
-    colours, opaque = pixels[:3], pixels[3] == 255
+    shown, (colours, opaque) = f"context={path}", read_picture(path, key="context")
     size = tuple(opaque.shape)
     sizes = {"context": (spec.height, spec.width), "whole": (whole.height, whole.width)}
     if size not in sizes.values():
         raise RequestError(
-            f"context={path} is {size[0]}x{size[1]} (height x width): give the context itself, "
+            f"{shown} is {size[0]}x{size[1]} (height x width): give the context itself, "
             f"{spec.height}x{spec.width}, or a whole image to make it from, {whole.height}x{whole.width}"
         )
     if not opaque.all():
-        raise RequestError(f"context={path} has transparent pixels, and a context is known everywhere")
+        raise RequestError(f"{shown} has transparent pixels, and a context is known everywhere")
     grey = bool((colours == colours[:1]).all())
     is_whole = size != sizes["context"] or (spec.channels == 1 < whole.channels and not grey)
     of = whole if is_whole else spec
-    return quantise(_in_channels(colours, opaque, of, f"context={path}"), of), is_whole
+    return quantise(_in_channels(colours, opaque, of, shown), of), is_whole
 
 
 def _in_channels(colours: Tensor, opaque: Tensor, spec: ImageSpec, given: str) -> Tensor:
-    """Three 8-bit channels (3, h, w) -> the model's (C, h, w)."""
+    """8-bit channels (1 or 3, h, w) -> the model's (C, h, w)."""
     if spec.channels == 1:
         if not (colours == colours[:1]).all(0)[opaque].all():
             raise RequestError(f"{given} has colours, the model's images are grey: convert it to grey first")
         return colours[:1]
     if spec.channels != 3:
         raise RequestError(f"{given}: the model's images have {spec.channels} channels, a picture has 1 or 3")
-    return colours
+    return colours.expand(3, -1, -1)
 
 
 def quantise(pixels: Tensor, spec: ImageSpec) -> Tensor:

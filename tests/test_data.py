@@ -6,6 +6,7 @@ import io
 import pickle
 import struct
 import tarfile
+import zipfile
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from genlab.data import (
     module,
 )
 from genlab.data import cifar10 as cifar10_module
+from genlab.data import mnist as mnist_module
 from genlab.data import svhn as svhn_module
 from genlab.data.binarize import still
 from genlab.data.mnist import IDX_FILES
@@ -358,6 +360,8 @@ def fake_mnist(monkeypatch):
     shapes = [(20, 28, 28), (20,), (6, 28, 28), (6,)]
     arrays = [rng.randint(0, 256 if len(shape) > 1 else 10, shape).astype(np.uint8) for shape in shapes]
     content = {name: gzip.compress(idx(array), mtime=0) for name, array in zip(IDX_FILES, arrays, strict=True)}
+    contents = {name: md5(idx(array)) for name, array in zip(IDX_FILES, arrays, strict=True)}
+    monkeypatch.setattr(MNIST, "content_md5s", contents)
     for source in (MNIST, FashionMNIST):
         monkeypatch.setattr(source.published, "resources", [(name, md5(blob)) for name, blob in content.items()])
         monkeypatch.setattr(source.published, "mirrors", ["https://one.test/", "https://two.test/"])
@@ -387,6 +391,52 @@ def test_idx_files_are_read_in_place_from_a_folder_that_cannot_be_written(tmp_pa
     assert sorted(root.rglob("*")) == before
     found = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
     assert all(np.array_equal(a, b) for a, b in zip(found, fake_mnist.arrays, strict=True))
+
+
+def kaggle(name):
+    """Kaggle's name of an IDX file."""
+    return name.removesuffix(".gz").replace("-idx", ".idx")
+
+
+@pytest.mark.parametrize("place", ["{}", "archive/{}", "{0}/{0}", "archive/{0}/{0}"])
+@pytest.mark.parametrize("rename", [kaggle, lambda name: name.removesuffix(".gz")], ids=["dots", "dashes"])
+def test_idx_files_as_kaggle_has_them(tmp_path, offline, fake_mnist, place, rename):
+    for name, blob in fake_mnist.content.items():
+        path = tmp_path / place.format(rename(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.decompress(blob))
+    assert np.array_equal(MNIST().load(tmp_path).test.images[:, 0], fake_mnist.arrays[2])
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0b")  # one other label
+    with pytest.raises(RequestError, match=r"is not of mnist: the md5"):
+        MNIST().load(tmp_path)
+
+
+def test_mnist_packed_anew_is_read_and_fashion_is_not_mistaken_for_it(tmp_path, offline, fake_mnist, monkeypatch):
+    anew = {name: gzip.compress(gzip.decompress(blob), 1, mtime=5) for name, blob in fake_mnist.content.items()}
+    write(tmp_path / "packed", anew)
+    assert np.array_equal(MNIST().load(tmp_path / "packed").train.images[:, 0], fake_mnist.arrays[0])
+    write(tmp_path / "open", {kaggle(name): gzip.decompress(blob) for name, blob in anew.items()})
+    monkeypatch.setattr(mnist_module, "CONTENT_MD5S", MNIST.content_md5s)
+    with pytest.raises(RequestError, match=r"train-images.idx3-ubyte is not of fashion_mnist"):
+        FashionMNIST().load(tmp_path / "open")
+
+
+def test_kaggles_tables_are_read_when_they_hold_mnist(tmp_path, offline, fake_mnist):
+    header = ",".join(["label"] + [f"{i}x{j}" for i in range(1, 29) for j in range(1, 29)])
+    for name, images, labels in zip(("train", "test"), fake_mnist.arrays[::2], fake_mnist.arrays[1::2], strict=True):
+        rows = np.concatenate([labels[:, None], images.reshape(len(labels), -1)], 1)
+        np.savetxt(tmp_path / f"mnist_{name}.csv", rows, "%d", ",", header=header, comments="")
+    splits = MNIST().load(tmp_path)
+    found = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
+    assert all(np.array_equal(a, b) for a, b in zip(found, fake_mnist.arrays, strict=True))
+    text = (tmp_path / "mnist_test.csv").read_text()
+    for wrong, why in (
+        (text.replace("\n0,", "\n1,", 1).replace("\n2,", "\n3,"), "md5"),
+        ("label\n3,300", "not a table"),
+    ):
+        (tmp_path / "mnist_test.csv").write_text(wrong)
+        with pytest.raises(RequestError, match=why):
+            MNIST().load(tmp_path)
 
 
 def test_root_then_environment_then_cache(tmp_path, monkeypatch):
@@ -461,9 +511,11 @@ def test_other_processes_wait_for_the_first(tmp_path, fake_mnist, network, monke
 
 def test_a_damaged_file_is_named(tmp_path, fake_mnist, network):
     write(tmp_path / "MNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
-    with pytest.raises(RequestError) as error:
-        MNIST().load(tmp_path)
-    one_sentence(error, tmp_path / "MNIST" / "raw" / IDX_FILES[2], "md5")
+    write(tmp_path / "FashionMNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
+    for source, why in ((MNIST(), "not a whole IDX file"), (FashionMNIST(), "md5")):
+        with pytest.raises(RequestError) as error:
+            source.load(tmp_path)
+        one_sentence(error, IDX_FILES[2], why)
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2]).unlink()
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2].removesuffix(".gz")).write_bytes(idx(fake_mnist.arrays[2])[:-1])
     with pytest.raises(RequestError, match="not a whole IDX file"):
@@ -508,6 +560,46 @@ def test_cifar_archive_is_downloaded_and_read_as_it_is(tmp_path, network, fake_c
     network.served[cifar10_module.Official.url] = out.getvalue()
     check_cifar(CIFAR10().load(tmp_path), fake_cifar)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip"])
+def test_a_cifar_archive_packed_anew_is_known_by_its_members(tmp_path, offline, fake_cifar, monkeypatch, ending):
+    path = tmp_path / f"cifar-10-python{ending}"
+
+    def pack(content):
+        if ending == ".zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, blob in content.items():
+                    archive.writestr(f"elsewhere/{name}", blob)
+            return
+        kind = {".tgz": "gz", ".tar": ""}.get(ending, ending.rpartition(".")[2])
+        with tarfile.open(path, f"w:{kind}") as archive:
+            for name, blob in content.items():
+                member = tarfile.TarInfo(f"./elsewhere/{name}")
+                member.size = len(blob)
+                archive.addfile(member, io.BytesIO(blob))
+
+    pack(fake_cifar.content)
+    check_cifar(CIFAR10().load(tmp_path), fake_cifar)
+    monkeypatch.setattr(cifar10_module.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
+    pack(fake_cifar.content | {"test_batch": pickle.dumps("evil")})
+    with pytest.raises(RequestError, match=r"test_batch is damaged: its md5"):
+        CIFAR10().load(tmp_path)
+    pack({"test_batch": fake_cifar.content["test_batch"]})
+    with pytest.raises(RequestError, match=r"lacks data_batch_1"):
+        CIFAR10().load(tmp_path)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(RequestError, match=r"is damaged|lacks"):
+        CIFAR10().load(tmp_path)
+
+
+def test_no_more_of_an_archive_is_read_than_a_batch_can_have(tmp_path, offline, fake_cifar, monkeypatch):
+    monkeypatch.setattr(cifar10_module, "MOST", 1000)
+    with zipfile.ZipFile(tmp_path / "cifar-10-python.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in fake_cifar.content:
+            archive.writestr(name, bytes(10_000_000))
+    blobs = cifar10_module.read_archive(tmp_path / "cifar-10-python.zip", list(fake_cifar.content))
+    assert {len(blob) for blob in blobs.values()} == {1000}
 
 
 def test_a_cifar_pickle_with_a_wrong_md5_is_never_unpickled(tmp_path, offline, fake_cifar, monkeypatch):

@@ -1,5 +1,6 @@
 """The user's own images: classes, conversions, and what is said about files that cannot be read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path):
     picture(tmp_path / ".hidden" / "0.png")
     splits = load(tmp_path)
     assert splits.class_names == ("ant", "zebra")
-    assert (len(splits.train.labels), len(splits.test.labels)) == (18, 2)
+    assert len(splits.train.labels) + len(splits.test.labels) == 20
     for split in (splits.train, splits.test):
         assert split.images.dtype == torch.uint8
         assert torch.equal(split.labels == 1, split.images[:, 0, 0, 0] < 100)
@@ -123,7 +124,7 @@ def test_resizing_averages(tmp_path):
     assert image.sub(128).abs().max() < 12
 
 
-def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
+def test_unreadable_files_are_named_and_counted(tmp_path):
     for number in range(5):
         picture(tmp_path / f"{number}.png", (number, 0, 0))
     for number in range(4):
@@ -140,9 +141,7 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
     assert "data.skip_bad=true" in message
     splits = load(tmp_path, skip_bad=True)
     assert len(splits.train.labels) + len(splits.test.labels) == 4
-    captured = capsys.readouterr()
-    assert "5 of 9" in captured.err
-    assert captured.out == ""
+    assert "5 of 9" in " ".join(splits.remarks)
 
 
 @pytest.mark.parametrize(
@@ -186,5 +185,170 @@ def test_the_config_passes_its_keys_on(tmp_path):
     config.data.update(path=str(tmp_path), size=6, channels=1)
     data = instantiate(config.data)
     assert data.spec == ImageSpec(1, 6, 6, 256, 0)
-    assert [len(data.split(name).labels) for name in SPLITS] == [24, 3, 3]
+    assert sum(len(data.split(name).labels) for name in SPLITS) == 30
+    assert data.source.max_pixels == config.data.max_pixels
     assert data.name == f"folder-{tmp_path.name}"
+
+
+# ---------------------------------------------------------------- which split an image falls into
+
+
+def values(data, name):
+    """The images of a split by their first pixel, which is the number of the file."""
+    return set(data.split(name).images[:, 0, 0, 0].tolist())
+
+
+def numbered(path, count, prefix=""):
+    for number in range(count):
+        picture(path / f"{prefix}{number}.png", number, mode="L")
+
+
+@pytest.mark.parametrize("validation", [0.1, 0.3])
+def test_a_split_depends_on_the_name_of_the_file_alone(tmp_path, validation):
+    numbered(tmp_path, 200)
+    whole = folder_data(tmp_path, 8, 1, False, validation=validation)
+    before = {name: values(whole, name) for name in SPLITS}
+    assert 8 <= len(before["test"]) <= 34
+    assert 0.5 * validation * 180 < len(before["valid"]) < 1.6 * validation * 180
+    for gone in (0, 57, 58, 59, 123, 199):
+        (tmp_path / f"{gone}.png").unlink()
+        for name in SPLITS:
+            before[name].discard(gone)
+    numbered(tmp_path, 100, "new")  # of the same pixels: in whatever split, they add no number but 0 to 99
+    after = folder_data(tmp_path, 8, 1, False, validation=validation)
+    for name in SPLITS:
+        assert {n for n in values(after, name) if n >= 100} == {n for n in before[name] if n >= 100}
+    picture(tmp_path / "150.png", 250, mode="L")  # other pixels, the same name
+    mended = folder_data(tmp_path, 8, 1, False, validation=validation)
+    assert [250 in values(mended, name) for name in SPLITS] == [150 in before[name] for name in SPLITS]
+
+
+def test_a_split_does_not_depend_on_where_the_folder_lies_or_how_unicode_is_written(tmp_path):
+    for place, accent in (("here", "\u00e9"), ("there/and/deeper", "e\u0301")):
+        numbered(tmp_path / place, 40, f"caf{accent}")
+    here, there = (folder_data(tmp_path / place, 8, 1, False, validation=0.2) for place in ("here", "there/and/deeper"))
+    assert all(values(here, name) == values(there, name) for name in SPLITS)
+    assert here.fingerprints == there.fingerprints
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_no_split_is_ever_empty(tmp_path, count):
+    for attempt in range(4):
+        numbered(tmp_path / str(attempt), count, f"{attempt}-")
+        for validation in (0.001, 0.1, 0.999, 1, count - 2):
+            data = folder_data(tmp_path / str(attempt), 8, 1, False, validation=validation)
+            if validation == count - 2 and len(data.source.load(None).train.labels) <= validation:
+                continue  # more test images than a tenth, so that many are not there
+            sizes = [len(data.split(name).labels) for name in SPLITS]
+            assert min(sizes) >= 1
+            assert sum(sizes) == count
+
+
+def test_a_number_of_validation_images_moves_one_at_most(tmp_path):
+    numbered(tmp_path, 60)
+    before = values(folder_data(tmp_path, 8, 1, False, validation=7), "valid")
+    assert len(before) == 7
+    (tmp_path / f"{min(before)}.png").unlink()
+    after = values(folder_data(tmp_path, 8, 1, False, validation=7), "valid")
+    assert len(after) == 7
+    assert len(before - after) == 1
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "VALID"), ("TRAIN", "Validation", "Test")])
+def test_folders_for_the_splits_in_any_case_of_the_letters(tmp_path, names):
+    for offset, name in enumerate(names):
+        for number in range(12):
+            picture(tmp_path / name / "ab"[number % 2] / f"{number}.png", 50 * offset + number, mode="L")
+    picture(tmp_path / "elsewhere" / "x.png")
+    for binarize in ("none", "static"):
+        data = folder_data(tmp_path, 8, 1, False, validation=0.1, binarize=binarize)
+        assert all(int(data.split(name).images.max()) < data.spec.levels for name in SPLITS)
+    data = folder_data(tmp_path, 8, 1, False, validation=0.1)
+    assert data.class_names == ("a", "b")
+    assert values(data, "valid") == set(range(50, 62))
+    if len(names) == 3:
+        assert values(data, "test") == set(range(100, 112))
+        assert values(data, "train") == set(range(12))
+    else:
+        assert values(data, "test") | values(data, "train") == set(range(12))
+    assert "1 images outside" in data.found
+
+
+def test_a_train_folder_alone_is_a_split_but_not_beside_classes(tmp_path):
+    for number in range(4):
+        picture(tmp_path / "train" / "cat" / f"{number}.png", number, mode="L")
+    assert load(tmp_path, channels=1).class_names == ("cat",)
+    picture(tmp_path / "plane" / "0.png")
+    assert load(tmp_path, channels=1).class_names == ("plane", "train")
+    (tmp_path / "plane").rename(tmp_path / "Train")
+    with pytest.raises(RequestError, match="two folders for one split: Train, train"):
+        load(tmp_path)
+
+
+# ---------------------------------------------------------------- nothing vanishes
+
+
+def test_links_are_followed_once(tmp_path):
+    top, away = tmp_path / "top", tmp_path / "away"
+    numbered(away / "deep", 4)
+    numbered(top / "own", 4)
+    (top / "cats").symlink_to(away)
+    (away / "back").symlink_to(top)  # a circle
+    (away / "self").symlink_to(away)
+    (top / "a_alias").symlink_to(top / "own")  # comes first in the alphabet
+    (top / "own" / "file.png").symlink_to(away / "deep" / "3.png")
+    splits = load(top, channels=1)
+    assert splits.class_names == ("cats", "own")
+    assert sorted(torch.cat([splits.train.labels, splits.test.labels]).tolist()) == [0] * 4 + [1] * 5
+    assert "3 links to folders that are read anyway" in " ".join(splits.remarks)
+
+
+def test_what_cannot_be_read_is_said_and_what_is_no_picture_is_counted(tmp_path, monkeypatch):
+    numbered(tmp_path / "a", 3)
+    numbered(tmp_path / "locked", 3)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a" / "b.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a" / "x.heic").write_bytes(b"x")
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"x")
+    really = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return really(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(RequestError, match=r"3 of 6 images or folders.*data.skip_bad=true") as error:
+        load(tmp_path, channels=1)
+    for part in ("locked (Permission denied)", "gone (a link that leads nowhere", "b.png (a link that leads nowhere"):
+        assert part in str(error.value)
+    data = folder_data(tmp_path, 8, 1, True, validation=0.5)
+    assert "3 images in 1 classes (a)" in data.found
+    for part in ("1 hidden", "1 .heic", "3 of 6 images or folders", "locked"):
+        assert part in data.found
+    assert "\n" not in data.found
+
+
+def test_found_counts_images_that_are_in_two_splits_and_what_readers_note(tmp_path):
+    for name in ("train", "test"):
+        numbered(tmp_path / name, 6)
+    frames = [Image.new("L", (8, 8), value) for value in (77, 200)]
+    frames[0].save(tmp_path / "train" / "two.gif", save_all=True, append_images=frames[1:])
+    found = folder_data(tmp_path, 8, 1, False, validation=2).found
+    assert "13 images, no classes: 5 train, 2 valid, 6 test" in found
+    assert "valid and test images equal training images" in found
+    assert "1 images have several frames" in found
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    cafe = os.fsdecode(b"caf\xe9")
+    for number in range(4):
+        picture(tmp_path / cafe / cafe / f"{number}{cafe}.jfif", format="JPEG")
+    (tmp_path / "link").symlink_to(tmp_path / cafe)
+    data = folder_data(tmp_path / "link", 8, 3, False, validation=1)
+    assert data.name == "folder-caf\\xe9"
+    assert data.class_names == ("caf\\xe9",)
+    data.found.encode("utf-8")
+    with pytest.raises(RequestError, match=r"caf\\xe9 is not UTF-8") as error:
+        folder_data(tmp_path / cafe, 8, 3, False, validation=1)
+    str(error.value).encode("utf-8")

@@ -1,23 +1,33 @@
 """CIFAR-10: 50,000 + 10,000 photographs, 32 x 32, RGB, 10 classes (Krizhevsky 2009).
 
 Names and checksums are torchvision's. Either its unpacked folder `cifar-10-batches-py` is there, or the published
-archive is read as it is, without unpacking. A batch is a pickle, and unpickling a stranger's file runs his code: ours
-verifies the md5 of the very bytes it unpickles. Shapes: images (N, 3, 32, 32), labels (N,).
+archive, or one that somebody packed anew, is read as it is, without unpacking. A batch is a pickle, and unpickling a
+stranger's file runs his code: ours verifies the md5 of the very bytes it unpickles, and reads no more of an archive
+than a batch can have. Shapes: images (N, 3, 32, 32), labels (N,).
 """
 
 from __future__ import annotations
 
+import lzma
 import pickle
 import tarfile
 import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10 as Official
 
-from genlab.data.files import File, check_md5, find, locate
+from genlab.core import RequestError
+from genlab.data.files import MOST, File, check_md5, find, locate
 from genlab.data.source import Split, Splits
+
+STEMS = (Official.filename.removesuffix(".tar.gz"), Official.base_folder)
+ENDINGS = (".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")  # of archives that are read, but not made by a download
 
 
 class CIFAR10:
@@ -27,12 +37,15 @@ class CIFAR10:
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def load(self, root: Path | None) -> Splits:
-        """Read `<root>/cifar-10-batches-py/*` or else `<root>/cifar-10-python.tar.gz`."""
+        """Read `<root>/cifar-10-batches-py/*` or else `<root>/cifar-10-python.tar.gz` or `.tar`, `.tar.xz`, `.zip` …"""
         md5s = dict(Official.train_list + Official.test_list)
         paths = {name: find(File(name, folder=Official.base_folder), root) for name in md5s}
         if None in paths.values():
-            archive = File(Official.filename, md5=Official.tgz_md5, urls=(Official.url,))
-            blobs = read_archive(locate([archive], root)[0])
+            published = File(Official.filename, md5=Official.tgz_md5, urls=(Official.url,), by_content=True)
+            others = (find(File(stem + ending), root) for stem in STEMS for ending in ENDINGS)
+            archive = next((path for path in others if path), None) or locate([published], root)[0]
+            blobs = read_archive(archive, md5s)
+            paths = {name: archive / name for name in md5s}
         else:
             blobs = {name: path.read_bytes() for name, path in paths.items() if path}
         for name, md5 in md5s.items():
@@ -42,11 +55,34 @@ class CIFAR10:
         return Splits(join(train), join(test), self.class_names)
 
 
-def read_archive(path: Path) -> dict[str, bytes]:
-    """Name -> content of the files of a tar archive."""
+def read_archive(path: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Name -> content, up to `MOST` bytes, of these files of a tar or zip archive, in whatever folder they are."""
+    found = {}
+    try:
+        for name, file in members(path):
+            if name in names:
+                found[name] = file.read(MOST)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise RequestError(f"{path} is damaged: {error}; delete or replace it") from error
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise RequestError(f"{path} is not an archive of CIFAR-10: it lacks {', '.join(lacking)}; delete or replace it")
+    return found
+
+
+def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """(name without folders, content) of every file of an archive, while it is open."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            for item in archive.infolist():
+                with archive.open(item) as file:
+                    yield PurePosixPath(item.filename).name, file
+        return
     with tarfile.open(path) as archive:
-        files = ((member, archive.extractfile(member)) for member in archive)
-        return {PurePosixPath(member.name).name: file.read() for member, file in files if file}
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content:
+                yield PurePosixPath(member.name).name, content
 
 
 def read_batch(blob: bytes) -> Split:

@@ -8,9 +8,12 @@ with its proper name is always whole. The other processes wait and never downloa
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -24,6 +27,7 @@ from torch import distributed
 from genlab.core import RequestError
 from genlab.whole import atomically
 
+MOST = 1 << 26  # bytes of one unpacked file: those of the data sets have less than half
 CONNECT_SECONDS = 30.0
 WAIT_SECONDS = 3600.0
 
@@ -32,15 +36,17 @@ WAIT_SECONDS = 3600.0
 class File:
     """A published file: its name, the folder below the root that torchvision keeps it in, its md5, its mirrors.
 
-    `unpacked`: another name under which it is welcome, too (torchvision leaves the content of a .gz beside it). There
-    is no published md5 for that; its reader checks what it can. `page`: where a person finds a file without mirrors.
+    `unpacked`: other names under which the content of a .gz is welcome, too (torchvision leaves it beside the .gz,
+    Kaggle writes it in its own way, also into a folder of that name). `by_content`: its reader checks the md5 of what
+    is inside, so that a file that somebody packed anew is welcome. `page`: where a person finds a file without mirrors.
     """
 
     name: str
     folder: str = ""
     md5: str | None = None
     urls: tuple[str, ...] = ()
-    unpacked: str | None = None
+    unpacked: tuple[str, ...] = ()
+    by_content: bool = False
     page: str = ""
 
 
@@ -51,15 +57,15 @@ def data_root(root: Path | None) -> Path:
 
 
 def folders(file: File, root: Path | None) -> list[Path]:
-    """Where a file may lie: torchvision's place below the root, or the root itself."""
+    """Where a file may lie: torchvision's place below the root, the root itself, or Kaggle's folder in it."""
     base = data_root(root)
-    return list(dict.fromkeys([base / file.folder, base]))
+    return list(dict.fromkeys([base / file.folder, base, base / "archive"]))
 
 
 def find(file: File, root: Path | None) -> Path | None:
     """The path of a file that is there, not yet verified."""
-    names = [file.name] + ([file.unpacked] if file.unpacked else [])
-    paths = (folder / name for folder in folders(file, root) for name in names)
+    places = [*folders(file, root), *(folder / name for folder in folders(file, root) for name in file.unpacked)]
+    paths = (folder / name for folder in places for name in (file.name, *file.unpacked))
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -80,9 +86,18 @@ def verified(file: File, root: Path | None) -> Path:
     path = find(file, root)
     if path is None:
         raise missing(file, root)
-    if file.md5 and path.name == file.name:
+    if file.md5 and path.name == file.name and not file.by_content:
         check_md5(path.read_bytes(), file.md5, path)
     return path
+
+
+def unzipped(content: bytes) -> bytes:
+    """What a .gz holds, up to more than any file of a data set; b"" if it is none."""
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            return file.read(MOST)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def check_md5(content: bytes, md5: str, where: Path | str) -> None:

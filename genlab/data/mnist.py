@@ -11,9 +11,9 @@ a folder that can be written to). Shapes: images (N, 1, 28, 28), labels (N,).
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,18 @@ from torch import Tensor
 from torchvision import datasets as official
 
 from genlab.core import RequestError
-from genlab.data.files import File, locate
+from genlab.data.files import File, find, locate, md5_of, unzipped
 from genlab.data.source import Split, Splits, unlabelled
 
 DIGITS = tuple("0123456789")
 LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
-IDX_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+CONTENT_MD5S = {  # of what MNIST's four files hold
+    "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+}
+IDX_FILES = tuple(CONTENT_MD5S)
 
 
 class MNIST:
@@ -41,9 +42,13 @@ class MNIST:
     name = "mnist"
     published: type[official.MNIST] = official.MNIST
     class_names = DIGITS
+    content_md5s: Mapping[str, str] = CONTENT_MD5S
+    tables: tuple[str, ...] = ("mnist_train.csv", "mnist_test.csv")
 
     def load(self, root: Path | None) -> Splits:
-        """Read `<root>/MNIST/raw/*-ubyte.gz` (or the unpacked files beside them)."""
+        """Read `<root>/MNIST/raw/*-ubyte.gz`, or the unpacked files under the names that torchvision and Kaggle give
+        them, or else Kaggle's two tables.
+        """
         md5s = dict(self.published.resources)
         files = [
             File(
@@ -51,11 +56,27 @@ class MNIST:
                 folder=f"{self.published.__name__}/raw",
                 md5=md5s[name],
                 urls=tuple(mirror + name for mirror in self.published.mirrors),
-                unpacked=name.removesuffix(".gz"),
+                unpacked=(name.removesuffix(".gz"), name.removesuffix(".gz").replace("-idx", ".idx")),
+                by_content=name in self.content_md5s,
             )
             for name in IDX_FILES
         ]
-        return read_splits(locate(files, root), self.class_names)
+        tables = [path for name in self.tables if (path := find(File(name), root))]
+        if tables and len(tables) == len(self.tables) and None in [find(file, root) for file in files]:
+            return self.splits(
+                [array for path in tables for array in read_table(path)], [*tables[:1] * 2, *tables[1:] * 2]
+            )
+        paths = locate(files, root)
+        return self.splits([read_idx(path) for path in paths], paths)
+
+    def splits(self, arrays: list[Tensor], paths: list[Path]) -> Splits:
+        """Of the four arrays in the order of IDX_FILES; RequestError if one is known to be another data set's."""
+        for name, array, path in zip(IDX_FILES, arrays, paths, strict=True):
+            md5 = md5_of(as_idx(array))
+            right = md5 == self.content_md5s[name] if self.content_md5s else md5 not in CONTENT_MD5S.values()
+            if not right:
+                raise RequestError(f"{path} is not of {self.name}: the md5 of its values is {md5}; replace it")
+        return splits_of(arrays, self.class_names)
 
 
 class FashionMNIST(MNIST):
@@ -64,6 +85,8 @@ class FashionMNIST(MNIST):
     name = "fashion_mnist"
     published = official.FashionMNIST
     class_names = tuple(official.FashionMNIST.classes)
+    content_md5s: Mapping[str, str] = {}  # not known; but MNIST's files, of the same names, are told apart
+    tables = ()  # Kaggle's have the images in another order
 
 
 class MNISTMini:
@@ -74,7 +97,7 @@ class MNISTMini:
 
     def load(self, root: Path | None) -> Splits:
         """Read the package's own files; `root` does not matter."""
-        return read_splits([self.folder / name for name in IDX_FILES], DIGITS)
+        return splits_of([read_idx(self.folder / name) for name in IDX_FILES], DIGITS)
 
 
 class BinarizedMNIST:
@@ -93,9 +116,9 @@ class BinarizedMNIST:
         return Splits(train, test, valid=valid)
 
 
-def read_splits(paths: list[Path], class_names: tuple[str, ...]) -> Splits:
-    """The four IDX files, in the order of IDX_FILES."""
-    train_images, train_labels, test_images, test_labels = map(read_idx, paths)
+def splits_of(arrays: list[Tensor], class_names: tuple[str, ...]) -> Splits:
+    """The content of the four IDX files, in the order of IDX_FILES."""
+    train_images, train_labels, test_images, test_labels = arrays
     return Splits(
         Split(train_images.unsqueeze(1), train_labels.long()),
         Split(test_images.unsqueeze(1), test_labels.long()),
@@ -107,12 +130,27 @@ def read_idx(path: Path) -> Tensor:
     """An IDX file of bytes: 0, 0, type (8: uint8), number of sizes, the sizes as big-endian int32, the values."""
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
+        content = unzipped(content)
     start = 4 + 4 * content[3] if content[:3] == b"\0\0\x08" else len(content) + 1
     shape = struct.unpack(f">{content[3]}I", content[4:start]) if start <= len(content) else ()
     if not shape or len(content) - start != math.prod(shape):
         raise RequestError(f"{path} is not a whole IDX file of bytes: delete or replace it")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+def as_idx(values: Tensor) -> bytes:
+    """The content of the IDX file of these bytes."""
+    return struct.pack(f">2xBB{values.ndim}I", 8, values.ndim, *values.shape) + values.numpy().tobytes()
+
+
+def read_table(path: Path) -> tuple[Tensor, Tensor]:
+    """Kaggle's table, a header and then a label and 784 values a line -> images (N, 28, 28), labels (N,)."""
+    try:
+        values = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
+        table = torch.from_numpy(values.reshape(-1, 785))
+    except ValueError as error:
+        raise RequestError(f"{path} is not a table of a label and 784 values a line: delete or replace it") from error
+    return table[:, 1:].reshape(-1, 28, 28), table[:, 0].clone()
 
 
 def read_amat(path: Path) -> Tensor:

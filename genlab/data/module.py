@@ -15,6 +15,7 @@ N images, B a batch, C channels, H x W pixels. Images are uint8 in 0..levels - 1
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from genlab.core import ImageSpec, RequestError, nearest
 from genlab.data.batches import DRAW, Batch, Endless, WholeSplit, generator, rank_and_world, take, training_order
 from genlab.data.binarize import KINDS, fresh_draw, still
 from genlab.data.context import Context
+from genlab.data.fingerprint import fingerprint, hashes
 from genlab.data.mnist import BinarizedMNIST
-from genlab.data.source import Source, Split, cut
+from genlab.data.source import Source, Split, Splits, cut, lowest
+from genlab.data.tree import listed
 
 SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "hflip")
@@ -173,29 +176,75 @@ class ImageData(LightningDataModule):
         images, context = self.context(batch.images, self.whole)
         return Batch(images.contiguous(), batch.labels, batch.index, None if context is None else context.contiguous())
 
+    @property
+    def found(self) -> str:
+        """One line on what there is: images, classes, splits, and what a person should know about how it was read."""
+        splits, names = self._loaded
+        counts = {name: len(splits[name].labels) for name in SPLITS}
+        classes = f" in {len(names)} classes ({listed(names, 10)})" if names else ", no classes"
+        each = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        train = self.hashes["train"]
+        twice = int(sum(torch.isin(self.hashes[name], train).sum() for name in ("valid", "test")))
+        remarks = [*self._remarks, *([f"{twice:,} valid and test images equal training images"] if twice else [])]
+        return "; ".join([f"{self.name}: {sum(counts.values()):,} images{classes}: {each}", *remarks])
+
+    @property
+    def hashes(self) -> dict[str, torch.Tensor]:
+        """Split -> a number of every image as the source gives it, before it is drawn as 0 and 1, int64 (N,)."""
+        self._loaded  # noqa: B018  (made while loading)
+        return self._hashes
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Split -> a hash of its images and labels, in whatever order: equal for the same data, else different."""
+        return {name: fingerprint(self.hashes[name], self._loaded[0][name].labels) for name in SPLITS}
+
     @cached_property
     def _loaded(self) -> tuple[dict[str, Split], tuple[str, ...]]:
         """The splits, and "grey" where training draws from the 8-bit images; the names of the classes."""
         official = self.source.load(self.root)
-        train = Split(still(self.binarize, official.train.images, "train"), official.train.labels)
-        test = Split(still(self.binarize, official.test.images, "test"), official.test.labels)
-        train, valid = (train, official.valid) if official.valid else self._cut(train)
-        splits = {"train": train, "valid": valid, "test": test}
-        if self.binarize == "dynamic":
-            splits["grey"], _ = self._cut(official.train)
-        return {name: split.take(slice(self.limit)) for name, split in splits.items()}, official.class_names
+        given = splits = self._divided(official)
+        if self.binarize != "none":
 
-    def _cut(self, train: Split) -> tuple[Split, Split]:
+            def drawn(name: str, split: Split) -> Split:
+                return Split(still(self.binarize, split.images, name), split.labels)
+
+            splits = self._divided(
+                replace(
+                    official,
+                    train=drawn("train", official.train),
+                    test=drawn("test", official.test),
+                    valid=official.valid and drawn("valid", official.valid),
+                )
+            )
+        self._hashes = {name: hashes(split.images) for name, split in given.items()}
+        self._remarks = official.remarks
+        if self.binarize == "dynamic":
+            splits["grey"] = given["train"]
+        return splits, official.class_names
+
+    def _divided(self, official: Splits) -> dict[str, Split]:
+        """The first `limit` images of every split, after validation is cut from training if the source has none."""
+        train, valid = (
+            (official.train, official.valid) if official.valid else self._cut(official.train, official.numbers)
+        )
+        splits = {"train": train, "valid": valid, "test": official.test}
+        return {name: split.take(slice(self.limit)) for name, split in splits.items()}
+
+    def _cut(self, train: Split, numbers: torch.Tensor | None) -> tuple[Split, Split]:
         """Official training images -> the ones to train on, the ones to validate on."""
         total = len(train.labels)
         share = 0 < self.validation < 1
-        count = max(1, round(self.validation * total)) if share else self.validation
+        count = min(total - 1, max(1, round(self.validation * total))) if share else self.validation
         if not isinstance(count, int) or not 1 <= count < total:
             raise RequestError(
                 f"data.validation={self.validation} is not possible with {total} training images: "
                 f"give a number from 1 to {total - 1}, or a share between 0 and 1"
             )
-        return cut(train, count)
+        if numbers is None:
+            return cut(train, count)
+        chosen = lowest(numbers, self.validation, 1, total - 1) if share else lowest(numbers, 1.0, 0, count)
+        return train.take(~chosen), train.take(chosen)
 
 
 def choose(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,6 +8,9 @@ N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,12 +35,18 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The official splits of a data set. `valid` only where the publisher made one; without labels, no class names."""
+    """The official splits of a data set. `valid` only where the publisher made one; without labels, no class names.
+
+    `numbers`: of every training image one in [0, 1), the lowest of which are to validate on, where that must not depend
+    on the other images. `remarks`: what a person should know about how the files were read.
+    """
 
     train: Split
     test: Split
     class_names: tuple[str, ...] = ()
     valid: Split | None = None
+    numbers: Tensor | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -58,6 +67,24 @@ def cut(split: Split, count: int) -> tuple[Split, Split]:
     """
     shuffled = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(split.labels)))
     return split.take(shuffled[count:].sort().values), split.take(shuffled[:count].sort().values)
+
+
+def numbers_of(purpose: str, names: Iterable[str]) -> Tensor:
+    """A number in [0, 1) of every name, float64 (N,): a function of the name and the purpose, as good as drawn.
+
+    Names are compared as people read them: the same in both ways in which Unicode writes an accent.
+    """
+    keys = (f"{purpose}/{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape") for name in names)
+    digests = (hashlib.sha256(key).digest() for key in keys)
+    return torch.tensor([int.from_bytes(digest[:6], "big") / 2**48 for digest in digests], dtype=torch.float64)
+
+
+def lowest(numbers: Tensor, share: float, least: int, most: int) -> Tensor:
+    """Which numbers are below `share`, (N,) bool; the lowest `least` if fewer are, the lowest `most` if more are."""
+    count = max(0, min(most, max(least, int((numbers < share).sum()))))
+    chosen = torch.zeros(len(numbers), dtype=torch.bool)
+    chosen[numbers.argsort(stable=True)[:count]] = True
+    return chosen
 
 
 def unlabelled(images: Tensor) -> Split:

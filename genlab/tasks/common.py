@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 from torch import Tensor
 
-from genlab.build import build_data, restore
+from genlab.build import build_data, read_checkpoint, restore
 from genlab.core import ImageSpec, RequestError
+from genlab.data import fingerprint
+from genlab.data.module import SPLITS
 from genlab.train.checkpoint import atomically
 from genlab.viz import save_grid
 
@@ -31,8 +33,12 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
 
 
-def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
-    """The data set the checkpoint was trained on, from where it is on this machine."""
+def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> Any:
+    """The data set the checkpoint was trained on, from where it is on this machine.
+
+    Where it is not what the run had, of `split` or of any split, that is told on standard error if `warn`, and kept in
+    the attribute `others` (`fingerprint.others`).
+    """
     data = dict(run["data"])
     if isinstance(data.get("root"), str) and not Path(data["root"]).expanduser().is_dir():
         data["root"] = None  # of another machine; a checkpoint does not say which folders are made on this one
@@ -45,7 +51,14 @@ def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
             data[key] = value
     if config.batch_size is not None:
         data["eval_batch_size"] = config.batch_size
-    return build_data(data, config.trust)
+    made = build_data(data, config.trust)
+    splits = [config.split] if "split" in config else SPLITS
+    card = read_checkpoint(config.ckpt)[0]["genlab"]
+    made.others = fingerprint.others(card, made, splits, fewer=config.data.limit is not None)
+    if warn:
+        for split, counts in made.others.items():
+            print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)
+    return made
 
 
 def choose_device(name: str) -> torch.device:

@@ -32,7 +32,7 @@ def command(request: Request) -> None:
     kind = completer.completion
     generator = torch.Generator().manual_seed(config.seed)
 
-    image, known = partial_image(Path(str(config.image)).expanduser(), spec)
+    image, known = partial_image(Path(str(config.image)), spec)
     if config.known is not None:
         if not known.all():
             raise RequestError(
@@ -44,6 +44,12 @@ def command(request: Request) -> None:
         raise RequestError(
             f"every pixel of image={config.image} is known, nothing is left to complete: "
             "say what to keep, for example known=top:0.5"
+        )
+
+    if not known.any():
+        where = "all of it is transparent" if config.known is None else f"known={config.known}"
+        raise RequestError(
+            f"no pixel of image={config.image} is known ({where}): keep some of them, or draw whole images with sample"
         )
 
     # Known pixels that come after an unknown one need weighted particles; a known prefix does not.

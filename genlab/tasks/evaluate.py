@@ -17,6 +17,7 @@ from genlab import bits
 from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
+from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.tasks import launch, quality
 from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
@@ -62,7 +63,7 @@ def command(request: Request) -> None:
             asked[key] = config[key]
         quality.report(asked)
         return
-    data_of(config, run).split(config.split)  # a missing file is told now, and not by every process
+    data_of(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.tasks.evaluate:work", settings=settings)
@@ -77,7 +78,8 @@ def work(settings: Any) -> None:
     plan = Plan.of(config.trainer)
     launch.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    data = data_of(config, run)
+    data = data_of(config, run, warn=False)
+    other = data.others.get(config.split)
     if plan.accelerator == "gpu":
         device = torch.device("cuda", torch.cuda.current_device())
         data.move_to(device)
@@ -101,9 +103,10 @@ def work(settings: Any) -> None:
         out = Path(config.out)
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
-        write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step})
+        about = {"fingerprint": getattr(data, "fingerprints", {}).get(config.split), "other_data": other}
+        write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step, **about})
         if isinstance(model, Adversarial):
             print(f"{PLAYERS}:")
         elif isinstance(model, Coder) and not isinstance(model, Likelihood):
             print(f"{INSTEAD_CODER}:")
-        print(f"{config.split} {text}")
+        print(f"{config.split} {text}" + (f"; CAREFUL: {sentence(config.split, other)}" if other else ""))

@@ -105,7 +105,7 @@ def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, this
             f"{this_is}: give context=PICTURE, {spec.context.height}x{spec.context.width} (height x width), or a whole "
             f"image of {whole.height}x{whole.width} to make it from"
         )
-    picture, is_whole = context_image(Path(str(config.context)).expanduser(), spec.context, whole)
+    picture, is_whole = context_image(Path(str(config.context)), spec.context, whole)
     context = made_by(picture[None], whole)[1] if is_whole else picture[None]
     assert context is not None
     says = f" given {config.context}" + ", made into a context," * is_whole

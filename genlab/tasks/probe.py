@@ -133,7 +133,8 @@ def command(request: Request) -> None:
         {
             "model": run["names"]["model"], "checkpoint": str(find_checkpoint(config.ckpt)),
             "step": read_checkpoint(config.ckpt)[0]["genlab"]["step"], "weights": model.weights, "given": given,
-            "data": data.name, **how_many, "valid_images": len(labels["valid"]), "test_images": len(labels["test"]),
+            "data": data.name, "other_data": data.others, **how_many,
+            "valid_images": len(labels["valid"]), "test_images": len(labels["test"]),
             "penalties": probe.PENALTIES, "tolerance": probe.TOLERANCE, "records": records,
         },
     )  # fmt: skip

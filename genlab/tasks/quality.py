@@ -111,7 +111,8 @@ def report(config: DictConfig) -> None:
         "model": run["names"]["model"], "checkpoint": str(find_checkpoint(config.ckpt)),
         "step": read_checkpoint(config.ckpt)[0]["genlab"]["step"], "weights": str(model.weights),
         "conditioning": given, "stand_in": how.strip(" ()") or None, "data": data.name, "n": config.n,
-        "test_images": len(test.labels), "seed": config.seed, "temperature": config.temperature,
+        "other_data": data.others, "test_images": len(test.labels), "seed": config.seed,
+        "temperature": config.temperature,
         "batch_size": config.batch_size, "seconds_per_image": seconds / config.n,
         "device": str(next(model.parameters()).device),
         "classifier": {

@@ -68,7 +68,7 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
 def _images(config: DictConfig, run: dict[str, Any], spec: ImageSpec) -> tuple[Tensor, str]:
     """Images (N, C, H, W), and what the user is told they are."""
     if config.image is not None:
-        return whole_image(Path(str(config.image)).expanduser(), spec)[None], str(config.image)
+        return whole_image(Path(str(config.image)), spec)[None], str(config.image)
     images = data_of(config, run).split(config.split).images
     if config.n > len(images):
         raise RequestError(f"n={config.n}: the {config.split} split has {len(images)} images")

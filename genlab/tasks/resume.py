@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genlab import foreign
 from genlab.compose import Request
 from genlab.core import RequestError, nearest
+from genlab.data.fingerprint import check_same
 from genlab.gate import trusted
 from genlab.tasks import launch, train
 from genlab.train.checkpoint import check_resumable, read, write_text
@@ -53,6 +54,8 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         step = state["genlab"]["step"]
         longer = "train.patience=null" if state["genlab"]["stopped_early"] else f"trainer.max_steps={2 * step}"
         raise RequestError(f"run={folder} is finished at step {step}: train longer with {longer}")
+    if last.exists():
+        check_same(read(last)["genlab"], train.prepare(config)[0])
     launch.join(plan.accelerator)
     launch.from_zero(lambda: record(folder, config, bool(overrides), command))
     return train.start(folder, plan, trust=config.trust)

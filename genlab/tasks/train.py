@@ -7,6 +7,7 @@ every rank of several. `train` makes the folder, `resume` only checks it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from genlab import foreign, viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Adversarial, RequestError, RunError
+from genlab.data import fingerprint
 from genlab.tasks import launch, show
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
@@ -162,7 +164,10 @@ def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None, trust: 
         "spec": asdict(data.spec),
         "version": provenance.genlab_version(),
         "commit": provenance.commit(),
+        **fingerprint.card(data),
     }
+    if launch.is_zero() and hasattr(data, "found"):
+        print(data.found, file=sys.stderr)
     settings: Any = OmegaConf.to_container(config)
     outcome = fit(
         model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment()

@@ -1,0 +1,76 @@
+"""The picture files below a folder, and what else was there: nothing vanishes without a word.
+
+Links are followed. Every real folder is read once, so a link cannot lead in circles, and where a folder can be reached
+both directly and by a link it counts where it really is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from genlab.reader import EXTENSIONS
+
+
+@dataclass
+class Tree:
+    """`images`: in alphabetical order of their names below the folder. `unreadable`: folders that cannot be listed and
+    links to nothing, each with the reason. `others`: how many of what else.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def walk(top: Path) -> Tree:
+    """Everything below `top`, hidden files and folders apart."""
+    tree, seen, folders = Tree(), set(), [top]
+    links: list[Path] = []
+    while folders or links:  # what is really there first, then what links lead to
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                tree.others["links to folders that are read anyway"] += 1
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            tree.unreadable.append(f"{folder} ({error.strerror})")
+            continue
+        for entry in found:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                tree.others["hidden"] += 1
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.is_symlink() and os.path.isdir(path):
+                links.append(path)
+            elif entry.is_symlink() and (why := _lost(path)):
+                tree.unreadable.append(f"{path} (a link that leads nowhere: {why})")
+            elif path.suffix.lower() in EXTENSIONS:
+                tree.images.append(path)
+            else:
+                tree.others[path.suffix.lower() or "without an ending"] += 1
+    tree.images.sort(key=lambda path: path.relative_to(top).as_posix())
+    return tree
+
+
+def _lost(link: Path) -> str | None:
+    """Why a link cannot be followed; None if it can."""
+    try:
+        link.stat()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def listed(items: Iterable[str], most: int = 3) -> str:
+    """The first few of them, separated by commas."""
+    items = list(items)
+    return ", ".join(items[:most]) + (", …" if len(items) > most else "")
