@@ -101,33 +101,15 @@ def refused(words, capsys, answer=""):
 @pytest.mark.parametrize("place", ["model", "data", "names"])
 def test_no_spelling_of_an_interpolation_gets_in(spelled, place, tmp_path):
     text = yaml.safe_dump({"model": MODEL, "data": DATA, "names": {}}).replace(
-        f"\n{place}:" if place != "data" else "data:",
-        f"\n{place}:\n  extra: {spelled}" if place != "data" else f"data:\n  extra: {spelled}",
-        1,
+        f"\n{place}:" if place != "data" else "data:", f"\n{place}:\n  extra: {spelled}" if place != "data" else f"data:\n  extra: {spelled}", 1
     )
-    text = (
-        text if place != "names" else text.replace("names:\n  extra: " + spelled + " {}", f"names:\n  extra: {spelled}")
-    )
+    text = text if place != "names" else text.replace("names:\n  extra: " + spelled + " {}", f"names:\n  extra: {spelled}")
     assert spelled in text
     with pytest.raises(RequestError, match="not a config|damaged"):
         read_checkpoint(checkpoint(tmp_path / "x.ckpt", text))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"model": MODEL},
-        ["model"],
-        3,
-        None,
-        b"model: 1",
-        "[1, 2]",
-        "",
-        "model: !!python/name:os.system",
-        "? [a]\n: 1",
-        "a: 2020-01-01\n1: 2",
-    ],
-)
+@pytest.mark.parametrize("config", [{"model": MODEL}, ["model"], 3, None, b"model: 1", "[1, 2]", "", "model: !!python/name:os.system", "? [a]\n: 1", "a: 2020-01-01\n1: 2"])
 def test_a_config_is_a_text_that_holds_a_mapping(config, tmp_path):
     whole = content()
     whole["genlab"]["config"] = config
@@ -147,24 +129,13 @@ def test_plain_values_are_read_as_hydra_reads_them():
 
 PICKLE = pickle.dumps({b"data": b"", b"labels": []})
 NAMES = ["genlab.data.cifar10.read_batch", "genlab.data.files.fetch", "genlab.data.files.download", "genlab.data.Batch"]
-NAMES += [
-    "genlab.data.mnist.read_idx",
-    "genlab.data.folder.read_image",
-    "genlab.data.Source",
-    "genlab.data.module.ImageData",
-]
+NAMES += ["genlab.data.mnist.read_idx", "genlab.data.folder.read_image", "genlab.data.Source", "genlab.data.module.ImageData"]
 
 
 @pytest.mark.parametrize("target", NAMES)
 @pytest.mark.parametrize("place", ["top", "source", "context", "deep"])
 def test_only_listed_constructors_of_data(target, place):
-    call = {
-        "_target_": target,
-        "blob": PICKLE.decode("latin1"),
-        "url": "file:///etc/passwd",
-        "target": "x",
-        "md5": None,
-    }
+    call = {"_target_": target, "blob": PICKLE.decode("latin1"), "url": "file:///etc/passwd", "target": "x", "md5": None}
     config = {"top": call, "deep": {**DATA, "root": [{"a": call}]}}.get(place, {**DATA, place: call})
     with pytest.raises(RequestError, match="nothing was run|does not exist"):
         build_data(config)
@@ -185,9 +156,7 @@ def test_hydras_other_words_mean_nothing(key):
 
 
 def test_every_config_names_what_is_listed_and_lists_hold_constructors_alone():
-    listed = {
-        name: made for kind in ("model", "data") for found in public(kind).values() for name, made in found.items()
-    }
+    listed = {name: made for kind in ("model", "data") for found in public(kind).values() for name, made in found.items()}
     named = set()
     for file in configs_folder().rglob("*.yaml"):
         if file.name != "train.yaml":  # Hydra's own callback is ours
@@ -382,10 +351,8 @@ def test_a_sketch_has_the_weights_and_touches_no_random_number(model, monkeypatc
     made = build(config, spec)
     after = torch.get_rng_state()
     torch.manual_seed(0)
-    monkeypatch.setattr(building, "_counted", lambda: pytest.fail("sketched"))
-    assert {k: v.shape for k, v in made.state_dict().items()} == {
-        k: v.shape for k, v in sketches[0].state_dict().items()
-    }
+    monkeypatch.setattr(building, "_counted", lambda: pytest.fail("sketched") )
+    assert {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in sketches[0].state_dict().items()}
     assert all(value.is_meta for value in sketches[0].parameters())
     del after
 
@@ -503,13 +470,7 @@ def test_a_mutated_run_is_one_sentence(finished, here, capsys):
     whole = torch.load(last, weights_only=True)
     places = [("callbacks",), ("callbacks", "Validation"), ("callbacks", "Validation", "value"), ("loops",), ("epoch",)]
     places += [("callbacks", "Validation", "details"), ("callbacks", "Validation", "details", "nats"), ("global_step",)]
-    places += [
-        ("ImageData", "position"),
-        ("optimizer_states",),
-        ("lr_schedulers",),
-        ("genlab", "sums"),
-        ("state_dict",),
-    ]
+    places += [("ImageData", "position"), ("optimizer_states",), ("lr_schedulers",), ("genlab", "sums"), ("state_dict",)]
     places += [("optimizer_states", 0, "state"), ("optimizer_states", 0, "param_groups"), ("genlab", "updates")]
     places += [("optimizer_states", 0, "state", 0, "exp_avg"), ("lr_schedulers", 0, "base_lrs"), ("loops", "fit_loop")]
     places += [("pytorch-lightning_version",), ("genlab", "step"), ("ImageData",)]
