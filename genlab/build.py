@@ -92,6 +92,14 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     except RuntimeError as error:
         raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
     model.weights = "ema" if kept == "ema." else "raw"  # type: ignore[assignment]
+    unsound = next(
+        (key for key, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None
+    )
+    if unsound is not None:
+        raise RunError(f"ckpt={path} has weights that are not finite numbers ({unsound}): its training had gone wrong")
+    names = config.get("names")
+    model.chosen_as = names.get("model") if isinstance(names, dict) else None
+    config["class_names"] = list(checkpoint["genlab"].get("class_names") or ())
     return model.eval().requires_grad_(False), config
 
 

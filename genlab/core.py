@@ -183,15 +183,15 @@ class Coder(Protocol):
     asked: Mapping[str, float]
     measured_in: str
 
-    def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def encode(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""
         ...
 
-    def decode(self, h: Tensor) -> Tensor:
+    def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
         ...
 
-    def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def reconstruct(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
         ...
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
 from genlab.densities import clusters
+from genlab.models.conditioning import suited
 from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, noise, pick
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
@@ -89,8 +90,7 @@ class GaussianMixture(nn.Module):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W) -> nats (B,): exact, or for one draw of u."""
-        if context is not None:
-            raise RequestError("a Gaussian mixture is unconditional: it takes no label and no context image")
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         return self._log_joint(self._values(x)).logsumexp(1) - self._log_cell
 
@@ -119,6 +119,7 @@ class GaussianMixture(nn.Module):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """The "responsibilities" p(z | x) (B, M); of dequantised pixels in the middle of their cells."""
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         values = x.flatten(1) if self.exact else (x.flatten(1).double() + 0.5) / self.spec.levels
         return {"responsibilities": self._log_joint(values).softmax(1).to(self.logits.dtype)}
@@ -153,8 +154,7 @@ class GaussianMixture(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W) is True, draw the rest given it."""
-        if context is not None:
-            raise RequestError("a Gaussian mixture is unconditional: it takes no label and no context image")
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         device, draws = self.logits.device, 1 if self.exact else particles
         given = x.to(device).long().flatten(1)

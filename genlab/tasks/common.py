@@ -27,8 +27,14 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     """
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
-        raise RequestError(f"{type(model).__name__} cannot {does}: it has no {capability.__name__.lower()} side")
+        raise RequestError(f"{called(model)} cannot {does}: it has no {capability.__name__.lower()} side")
     return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
+
+
+def called(model: Any) -> str:
+    """What a message calls a model: as its user asked for it, else by its class."""
+    name = getattr(model, "chosen_as", None)
+    return f"model={name}" if name else f"this {type(model).__name__}"
 
 
 def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
