@@ -98,7 +98,7 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     if unsound is not None:
         raise RunError(f"ckpt={path} has weights that are not finite numbers ({unsound}): its training had gone wrong")
     names = config.get("names")
-    model.chosen_as = names.get("model") if isinstance(names, dict) else None
+    model.chosen_as = names.get("model") if isinstance(names, dict) else None  # type: ignore[assignment]
     config["class_names"] = list(checkpoint["genlab"].get("class_names") or ())
     return model.eval().requires_grad_(False), config
 

@@ -32,7 +32,9 @@ MAY = {
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
     "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
     "build": ({"core"}, {"torch", "hydra", "omegaconf"}),
-    "compose": ({"core"}, {"hydra", "omegaconf"}),
+    "compose": ({"core", "values"}, {"hydra", "omegaconf"}),
+    "values": ({"core"}, set()),
+    "failures": ({"core"}, {"torch"}),
 }
 
 

@@ -10,7 +10,8 @@
     sparsity     curves over training: how much of the code was in use
 
 All but the first and the last are of any `core.Coder`; a conditional one decodes the code of an image given what the
-image was given, and a code of no image given what the first image was. Of a model with an amortised posterior (`core.Latent`) also:
+image was given, and a code of no image given what the first image was. Of a model with an amortised
+posterior (`core.Latent`) also:
 
     units        KL of every unit's posterior from the prior, nats: which units say something of an image
     manifold     of two units: decoded images at the quantiles of the prior
