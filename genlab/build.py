@@ -9,6 +9,7 @@ Files are read by torch's restricted unpickler (`weights_only=True`) alone.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from genlab.core import ImageSpec, RequestError, RunError
+from genlab.failures import explained
 
 
 def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str] = ()) -> nn.Module:
@@ -31,7 +33,7 @@ def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequen
         config, trust, "model part", lambda found: isinstance(found, type) and issubclass(found, nn.Module)
     )
     # spec goes in behind Hydra's back: as an argument of instantiate it would become a DictConfig.
-    return _made("model", lambda: instantiate(plain, _partial_=True)(spec=spec))
+    return _made("model", lambda: instantiate(plain, _partial_=True)(spec=spec), plain)
 
 
 def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = ()) -> Any:
@@ -39,7 +41,7 @@ def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = ()
     plain = _checked(
         config, trust, "data set", lambda found: found.__module__.startswith("genlab.data.") or not _is_ours(found)
     )
-    return _made("data", lambda: instantiate(plain))
+    return _made("data", lambda: instantiate(plain), plain)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -157,19 +159,33 @@ def _is_ours(found: Any) -> bool:
     return found.__module__.split(".")[0] == "genlab"
 
 
-def _made(what: str, make: Callable[[], Any]) -> Any:
+def _made(what: str, make: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
     """What `make` returns; whatever goes wrong in a constructor as one sentence."""
     try:
         return make()
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (RequestError, RunError)):
-            raise cause from error
-        raise RequestError(f"the {what} config does not fit: {_first_line(cause)}") from error
-    except RequestError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(f"the {what} cannot be built: {_first_line(error)}") from error
+    except Exception as error:
+        known = explained(error)
+        if known is not None:
+            raise known from error
+        cause = error.__cause__ or error if isinstance(error, hydra.errors.InstantiationException) else error
+        if not isinstance(cause, (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError, LookupError)):
+            raise
+        why = _first_line(cause).replace("'NoneType' object is not callable", "a part that it needs is null")
+        raise RequestError(f"the {what} cannot be built: {why}{_keys_beside(cause, plain)}") from error
+
+
+def _keys_beside(error: BaseException, plain: Any) -> str:
+    """Of an argument that a constructor does not take: which keys stand beside it in the config."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    nodes = [plain]
+    while unknown and nodes:
+        node = nodes.pop()
+        if isinstance(node, Mapping):
+            if unknown[1] in node:
+                known = sorted(key for key in node if key != unknown[1] and not key.startswith("_"))
+                return f"; the keys beside it are {', '.join(known)}"
+            nodes += node.values()
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

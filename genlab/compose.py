@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genlab.core import RequestError, nearest
-from genlab.values import check_values, shown
-
-
-MANY = 12  # choices that one sentence does not list
+from genlab.values import check_value, check_values, nearest_choice, nearest_key, shown
 
 
 def configs_folder() -> Path:
@@ -145,7 +141,7 @@ class Request:
             return
         name = o.value()
         if name is None or isinstance(name, (list, dict)) or str(name) not in known[group]:
-            raise RequestError(f"{group}={shown(name)} does not exist: {_nearest_choice(name, group, known[group])}")
+            raise RequestError(f"{group}={shown(name)} does not exist: {nearest_choice(name, group, known[group])}")
 
     def _check_key(self, o: Override, base: DictConfig, valid: set[str]) -> None:
         """RequestError for a key that is not there, or that cannot be added or taken away."""
@@ -154,14 +150,14 @@ class Request:
             raise RequestError(f"{o.input_line}: genlab fills in the names itself; say model=, data= or experiment=")
         if o.is_delete():
             if key not in valid:
-                raise RequestError(f"~{key}: genlab {self.verb} has no key {key!r}: {_nearest_key(key, valid)}")
+                raise RequestError(f"~{key}: genlab {self.verb} has no key {key!r}: {nearest_key(key, valid)}")
             return
         value, group = o.value(), key.replace(".", "/")
         adds = o.is_add() or o.is_force_add()
         if adds and key not in valid and "_target_" in (_above(base, key) or ()):
             return  # an argument of a constructor, which knows best
         if key not in valid:
-            raise RequestError(f"genlab {self.verb} has no key {key!r}: {_nearest_key(key, valid)}")
+            raise RequestError(f"genlab {self.verb} has no key {key!r}: {nearest_key(key, valid)}")
         if o.is_add():
             raise RequestError(f"+{key}={shown(value)}: the key is there already, leave out the +")
         if isinstance(value, str) and group != key and group in valid:
@@ -208,13 +204,13 @@ class Request:
         usual, before, after = (_plain(each) for each in (defaults, base, config))
         for key in usual:
             if key not in after:
-                give = _nearest_choice(None, key, known[key]) if key in known else f"the default is {shown(usual[key])}"
+                give = nearest_choice(None, key, known[key]) if key in known else f"the default is {shown(usual[key])}"
                 raise RequestError(f"genlab {self.verb} needs {key}: {give}")
         for section in ("train", "trainer"):  # of a file of the user's, which `base` has read as well
             for key in set(before.get(section) or ()) - set(usual.get(section) or ()):
                 raise RequestError(f"there is no key {section}.{key}: {nearest(key, usual.get(section) or before)}")
         for key in before.keys() - usual.keys():
-            raise RequestError(f"genlab {self.verb} has no key {key!r}: {_nearest_key(key, set(usual))}")
+            raise RequestError(f"genlab {self.verb} has no key {key!r}: {nearest_key(key, set(usual))}")
         check_values(before, after)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
@@ -233,7 +229,7 @@ class Request:
 
 
 # Keys whose value is a path or a text of its own: Hydra would read commas, spaces and = in it as grammar.
-_TEXTS = {"ckpt", "classifier", "image", "context", "known", "out", "label", "run"}
+_TEXTS = {"ckpt", "classifier", "image", "context", "known", "out", "label"}
 _TEXTS |= {"data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
 
 
@@ -259,6 +255,27 @@ def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
             plain.names = {name: hydra.runtime.choices.get(name) for name in ("model", "data", "experiment")}
     assert isinstance(plain, DictConfig)
     return plain, hydra
+
+
+def check_sections(config: DictConfig) -> None:
+    """RequestError unless what a config says under `train` and `trainer` is of the kind of genlab's own defaults. A
+    config from a file has not been held against them, and may lack keys that are newer.
+    """
+    folder = configs_folder()
+    files = {"train": folder / "train.yaml", "trainer": folder / "trainer" / "auto.yaml"}
+    usual: dict[str, Any] = {section: OmegaConf.to_container(OmegaConf.load(file)) for section, file in files.items()}
+    usual["train"] = usual["train"]["train"]
+    for section, defaults in usual.items():
+        given = config.get(section)
+        if not isinstance(given, DictConfig):
+            raise RequestError(f"{section}={shown(given)}: {section} is a section with keys of its own")
+        for key, default in defaults.items():
+            if key in given and given[key] != default:
+                check_value(f"{section}.{key}", _unwrapped(given[key]), default)
+
+
+def _unwrapped(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -304,18 +321,3 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             keys += _keys(child, f"{prefix}{key}.")
     return keys
-
-
-def _nearest_choice(name: Any, group: str, names: list[str]) -> str:
-    """The closest choice, else all of them, or how to see them where they are many."""
-    close = isinstance(name, str) and get_close_matches(name, names, 1, 0.5)
-    return nearest(str(name), names) if close or len(names) <= MANY else f"genlab list {group} shows what does"
-
-
-def _nearest_key(key: str, valid: set[str]) -> str:
-    """The closest key; a key that is only misplaced is found by its last part."""
-    same_end = sorted(k for k in valid if k.split(".")[-1] == key.split(".")[-1])
-    if same_end:
-        return f"did you mean {same_end[0]!r}?"
-    here = {k for k in valid if k.rpartition(".")[0] == key.rpartition(".")[0] and ("/" not in k or "/" in key)}
-    return nearest(key, here or {k for k in valid if "." not in k and "/" not in k})

@@ -78,6 +78,10 @@ class Trainable(Protocol):
 class Primed(Protocol):
     """Something that looks at the training images before its first step."""
 
+    def check_images(self, n: int) -> None:
+        """RequestError where n training images are too few to start from."""
+        ...
+
     def prime(self, x: Tensor, *, seed: int) -> None:
         """Choose where to start from, by all training images (N, C, H, W), on the CPU; a function of them, the weights
         and the seed.

@@ -15,7 +15,7 @@ import torch
 from genlab.core import RequestError, RunError
 
 LONGEST = 400
-# What an operating system refuses. (A missing file is a bug unless somebody has asked for it, and then it is checked.)
+# What an operating system refuses; a file that is gone has been taken away while the run was at work.
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EFBIG, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ESTALE,

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from genlab.core import RequestError, nearest
 
 LARGEST = 2**63 - 1  # what torch's integers hold
+MANY = 12  # choices that one sentence does not list
 SHOWN = 80  # characters of a value in a sentence
 
 
@@ -140,3 +142,24 @@ def _fits(value: Any, kind: Kind) -> bool:
     if isinstance(value, float) and not math.isfinite(value) and str not in kind.types:
         return False
     return isinstance(value, kind.types)
+
+
+def nearest_choice(name: Any, group: str, names: list[str]) -> str:
+    """The closest choice, else all of them, or how to see them where they are many."""
+    if isinstance(name, str) and get_close_matches(name, names, 1, 0.5):
+        return nearest(name, names)
+    return f"choose from {', '.join(names)}" if len(names) <= MANY else f"genlab list {group} shows what does"
+
+
+def nearest_key(key: str, valid: set[str]) -> str:
+    """The closest key; a key that is only misplaced is found by its last part."""
+    same_end = sorted(k for k in valid if k.split(".")[-1] == key.split(".")[-1])
+    if same_end:
+        return f"did you mean {same_end[0]!r}?"
+    above = key
+    while above:
+        above = above.rpartition(".")[0]
+        here = {k for k in valid if k.rpartition(".")[0] == above and ("/" not in k or "/" in key)}
+        if here:
+            return nearest(key, here)
+    return nearest(key, {k for k in valid if "." not in k and "/" not in k})

@@ -31,7 +31,7 @@ MAY = {
     "quality": (set(), {"numpy"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
     "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
-    "build": ({"core"}, {"torch", "hydra", "omegaconf"}),
+    "build": ({"core", "failures"}, {"torch", "hydra", "omegaconf"}),
     "compose": ({"core", "values"}, {"hydra", "omegaconf"}),
     "values": ({"core"}, set()),
     "failures": ({"core"}, {"torch"}),

@@ -98,10 +98,19 @@ class GaussianMixture(nn.Module):
         """Negative log-likelihood in nats, "loss" (B,)."""
         return {"loss": -self.log_prob(x, context)}
 
+    def check_images(self, n: int) -> None:
+        """RequestError for fewer training images than components."""
+        if n < len(self.logits):
+            raise RequestError(
+                f"model.components={len(self.logits)}: there are only {n} training images to start from; give "
+                f"model.components={n} or fewer"
+            )
+
     @torch.no_grad()
     def prime(self, x: Tensor, *, seed: int) -> None:
         """Start from the M clusters of k-means, of all training images (N, C, H, W)."""
         self.spec.check(x)
+        self.check_images(len(x))
         labels = clusters(x.flatten(1).float(), len(self.logits), seed=seed)
         values = self._values(x, torch.Generator().manual_seed(seed))
         self._maximise(values, nn.functional.one_hot(labels, len(self.logits)).double())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from genlab.build import build_data, restore
 from genlab.core import ImageSpec, RequestError
 from genlab.train.checkpoint import atomically
 from genlab.viz import save_grid
+
+TEMPERATURES = 1e-9, 1e4  # beyond, logits and latents are no longer finite in float32
 
 
 def open_model(config: DictConfig, capability: type, does: str, *others: type) -> tuple[Any, dict[str, Any], ImageSpec]:
@@ -70,10 +71,12 @@ def at_least(config: DictConfig, key: str, least: int) -> None:
 
 
 def check_temperature(config: DictConfig) -> None:
-    """RequestError unless the temperature is a finite positive number."""
-    t = config.temperature
-    if not isinstance(t, (int, float)) or isinstance(t, bool) or not (0 < t < math.inf):
+    """RequestError unless the temperature is a positive number with which the model's can be multiplied and divided."""
+    t, (least, most) = config.temperature, TEMPERATURES
+    if not isinstance(t, (int, float)) or isinstance(t, bool) or not t > 0:
         raise RequestError(f"temperature={t}: expected a number above 0 (1 is the model's own distribution)")
+    if not least <= t <= most:
+        raise RequestError(f"temperature={t}: expected a number from {least:g} to {most:g} (1 is the model's own)")
 
 
 def check_seed(config: DictConfig) -> None:

@@ -17,10 +17,10 @@ from torch import nn
 
 from genlab import viz
 from genlab.build import build, build_data, restore
-from genlab.compose import Request, split_hydra
-from genlab.core import Adversarial, RequestError, RunError
+from genlab.compose import Request, check_sections, split_hydra
+from genlab.core import Adversarial, Primed, RequestError, RunError
 from genlab.tasks import launch, show
-from genlab.tasks.common import called
+from genlab.tasks.common import called, check_seed
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
 from genlab.train.fit import Fit, check, fit, signal_name
@@ -69,6 +69,8 @@ def start(folder: Path, plan: Plan, parts: tuple[Any, nn.Module] | None = None) 
 
 def checked(config: DictConfig) -> Plan:
     """The plan for this machine; a RequestError for everything in the config that cannot work."""
+    check_sections(config)
+    check_seed(config)
     plan = Plan.of(config.trainer)
     if plan.nodes > 1 and launch.world() == 1:
         raise RequestError(f"trainer.num_nodes={plan.nodes}: start one process per device with torchrun or srun")
@@ -87,6 +89,8 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
     model.chosen_as = config.names.model
+    if isinstance(model, Primed):
+        model.check_images(len(data.split("train").labels))
     check_conditioning(data, model)
     check_players(config, model)
     if fits_itself(model):
