@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genlab.build import build_data, restore
-from genlab.core import ImageSpec, RequestError
+from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
 from genlab.train.checkpoint import atomically
 from genlab.viz import save_grid
 
@@ -29,7 +30,30 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
         raise RequestError(f"{called(model)} cannot {does}: it has no {capability.__name__.lower()} side")
-    return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
+    model.to(choose_device(config.device))
+    check_sound(model, config.ckpt)
+    return model, run, model.spec  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def check_sound(model: Any, ckpt: object) -> None:
+    """RunError for a model whose numbers are not finite on one black image: what it draws would mean nothing."""
+    spec: ImageSpec = model.spec
+    device = next(model.parameters()).device
+    x = torch.zeros(1, *spec.shape, dtype=torch.long, device=device)
+    context = None
+    if getattr(model, "conditioning", "none") == "label":
+        context = x.new_zeros(1)
+    elif getattr(model, "conditioning", "none") == "image" and spec.context is not None:
+        context = x.new_zeros(1, *spec.context.shape)
+    with torch.random.fork_rng(devices=[]):
+        found = list(model.features(x, context).values()) if isinstance(model, Features) else []
+        if isinstance(model, Pushforward):
+            found.append(model.decode(model.prior(1), context))
+        if isinstance(model, Likelihood):
+            found.append(torch.nan_to_num(model.log_prob(x, context), nan=math.nan))  # black may be impossible
+    if not all(bool(each.isfinite().all()) for each in found):
+        raise RunError(f"ckpt={ckpt} computes numbers that are not finite: its training had gone wrong")
 
 
 def called(model: Any) -> str:

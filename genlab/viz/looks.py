@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Coder, Latent, Pushforward, RequestError
+from genlab.core import Coder, Latent, Pushforward, RequestError, RunError
 
 BATCH = 256  # images or codes at once
 
@@ -31,6 +31,8 @@ def codes(
     found = []
     for part, given in _parts(x, context, _place(coder)):
         found.append(coder.encode(part, context=given).float().cpu())
+        if not found[-1].isfinite().all():
+            raise RunError("the codes of some images are not finite numbers: there is nothing to show of them")
         advance(len(part))
     return torch.cat(found)
 

@@ -55,7 +55,9 @@ def cases():
 
 def contexts(kind, seed=0):
     """Of N images, none alike."""
-    return (torch.arange(N) + seed) % SPEC.classes if kind == "label" else zoo.random_images(SPEC.context, N, 100 + seed)
+    return (
+        (torch.arange(N) + seed) % SPEC.classes if kind == "label" else zoo.random_images(SPEC.context, N, 100 + seed)
+    )
 
 
 def methods(model):
