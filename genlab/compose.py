@@ -97,8 +97,14 @@ class Request:
             raise RequestError(f"{several.input_line} gives several values: add -m to train once for each")
         defaults = self._compose([])
         choices = defaults.hydra.runtime.choices
-        known = {g: names for g, names in groups(self.folders).items() if g.split("/")[0] in choices}
+        every = groups(self.folders)
+        known = {g: names for g, names in every.items() if g.split("/")[0] in choices}
         for o in parsed:
+            if o.key_or_group in every.keys() - known.keys() and not o.key_or_group.startswith("hydra"):
+                # Hydra takes it for a choice, which this verb does not have.
+                raise RequestError(
+                    f"{o.input_line}: {o.key_or_group} is nothing that genlab {self.verb} lets you choose"
+                )
             self._check_choice(o, known)
         chosen = [o for o in parsed if o.key_or_group in known and not o.key_or_group.startswith("hydra")]
         base = self._compose([str(o.input_line) for o in chosen if not o.is_delete()])

@@ -37,10 +37,10 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
 
 @torch.no_grad()
 def check_sound(model: Any, ckpt: object) -> None:
-    """RunError for a model whose numbers are not finite on one black image: what it draws would mean nothing."""
+    """RunError for a model whose numbers are not finite on an image of noise: what it draws would mean nothing."""
     spec: ImageSpec = model.spec
     device = next(model.parameters()).device
-    x = torch.zeros(1, *spec.shape, dtype=torch.long, device=device)
+    x = torch.randint(spec.levels, (1, *spec.shape), generator=torch.Generator().manual_seed(0)).to(device)
     context = None
     if getattr(model, "conditioning", "none") == "label":
         context = x.new_zeros(1)
@@ -51,7 +51,7 @@ def check_sound(model: Any, ckpt: object) -> None:
         if isinstance(model, Pushforward):
             found.append(model.decode(model.prior(1), context))
         if isinstance(model, Likelihood):
-            found.append(torch.nan_to_num(model.log_prob(x, context), nan=math.nan))  # black may be impossible
+            found.append(torch.nan_to_num(model.log_prob(x, context), nan=math.nan))  # noise may be impossible
     if not all(bool(each.isfinite().all()) for each in found):
         raise RunError(f"ckpt={ckpt} computes numbers that are not finite: its training had gone wrong")
 
