@@ -171,6 +171,7 @@ def _made(what: str, make: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
         if not isinstance(cause, (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError, LookupError)):
             raise
         why = _first_line(cause).replace("'NoneType' object is not callable", "a part that it needs is null")
+        why = re.sub(r"(\.__init__)?\(\) got an unexpected keyword argument", " takes no", why)
         raise RequestError(f"the {what} cannot be built: {why}{_keys_beside(cause, plain)}") from error
 
 

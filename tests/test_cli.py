@@ -56,7 +56,7 @@ WRONG = [
     (["train", "--fast"], "unknown option"),
     (["train", "model.net.width=-3"], "width >= 2"),
     (["train", "model.net.width=16,32"], "add -m"),
-    (["train", "+model.net.foo=3"], "unexpected keyword"),
+    (["train", "+model.net.foo=3"], "PixelCNN takes no 'foo'"),
     (["train", "model/head=bernoulli"], "2 levels"),
     (["train", "model._target_=os.system"], "nothing was run"),
     (["train", "data/context=gray"], "did you mean 'grey'"),
