@@ -9,6 +9,7 @@ machine has, or for other weights than its checkpoint holds, is refused before a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn.modules import module as registration
 
 from genlab import foreign
 from genlab.core import ImageSpec, RequestError, RunError
+from genlab.failures import explained
 from genlab.gate import Gate
 
 PARTS = 10_000  # modules of a model
@@ -37,7 +39,8 @@ def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequen
 
 def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = (), role: str = "data") -> Any:
     """What a config of a data set describes, through the same gate: the data module, or with `role="context"` that."""
-    return _made("data", Gate("data", trust, callable).plan(_plain(config), role))
+    plain = _plain(config)
+    return _made("data", Gate("data", trust, callable).plan(plain, role), plain)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -77,6 +80,14 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     except RuntimeError as error:
         raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
     model.weights = "ema" if kept == "ema." else "raw"  # type: ignore[assignment]
+    unsound = next(
+        (key for key, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None
+    )
+    if unsound is not None:
+        raise RunError(f"ckpt={path} has weights that are not finite numbers ({unsound}): its training had gone wrong")
+    names = config.get("names")
+    model.chosen_as = names.get("model") if isinstance(names, dict) else None  # type: ignore[assignment]
+    config["class_names"] = list(content["genlab"].get("class_names") or ())
     return model.eval().requires_grad_(False), config
 
 
@@ -103,14 +114,14 @@ def _build(
 
     try:
         with _counted(), torch.device("meta"):
-            sketch = _made("model", make)
+            sketch = _made("model", make, plain)
     except RequestError as error:
         # A constructor of the user's own may look at numbers, which a sketch does not have.
         if isinstance(error, TooLarge) or not gate.foreign(plain):
             raise
     else:
         check(sketch)
-    return _made("model", make)
+    return _made("model", make, plain)
 
 
 def _plain(config: DictConfig | Mapping[str, Any]) -> Any:
@@ -167,14 +178,34 @@ def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path)
         )
 
 
-def _made(what: str, make: Callable[[], Any]) -> Any:
+def _made(what: str, make: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
     """What `make` returns; whatever goes wrong in a constructor as one sentence."""
     try:
         return make()
-    except (RequestError, RunError):
-        raise
     except Exception as error:
-        raise RequestError(f"the {what} config does not fit: {_first_line(error)}") from error
+        known = explained(error)
+        if known is not None:
+            raise known from error
+        expected = (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError, LookupError, AttributeError)
+        if not isinstance(error, expected):
+            raise
+        why = _first_line(error).replace("'NoneType' object is not callable", "a part that it needs is null")
+        why = re.sub(r"(\.__init__)?\(\) got an unexpected keyword argument", " takes no", why)
+        raise RequestError(f"the {what} config does not fit: {why}{_keys_beside(error, plain)}") from error
+
+
+def _keys_beside(error: BaseException, plain: Any) -> str:
+    """Of an argument that a constructor does not take: which keys stand beside it in the config."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    nodes = [plain]
+    while unknown and nodes:
+        node = nodes.pop()
+        if isinstance(node, Mapping):
+            if unknown[1] in node:
+                known = sorted(key for key in node if key != unknown[1] and not key.startswith("_"))
+                return f"; the keys beside it are {', '.join(known)}"
+            nodes += node.values()
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

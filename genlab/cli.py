@@ -13,7 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from genlab.core import RequestError, RunError, nearest
+from genlab.core import RequestError, nearest
 
 VERBS = {
     "train": "train a model on data, then evaluate its best weights once on the test split",
@@ -59,19 +59,10 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("GENLAB_DEBUG") == "1":
             raise
-        known = _sentence(error)
-        what = " ".join(str(known or error).split()) or "no message"
-        if known is None:
-            what = f"unexpected {type(error).__name__}: {what} (GENLAB_DEBUG=1 shows where)"
-        print(f"genlab: {what}", file=sys.stderr)
-        return 2 if isinstance(known, RequestError) else 1
+        from genlab.failures import explained, sentence  # torch takes seconds to import, and has been by now
 
-
-def _sentence(error: BaseException | None) -> BaseException | None:
-    """The RequestError or RunError that an error is or came from: Hydra wraps what its targets raise."""
-    while error is not None and not isinstance(error, (RequestError, RunError)):
-        error = error.__cause__ or error.__context__
-    return error
+        print(f"genlab: {sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(explained(error), RequestError) else 1
 
 
 def _dispatch(arguments: list[str]) -> int:

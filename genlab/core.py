@@ -92,6 +92,10 @@ class Trainable(Protocol):
 class Primed(Protocol):
     """Something that looks at the training images before its first step."""
 
+    def check_images(self, n: int) -> None:
+        """RequestError where n training images are too few to start from."""
+        ...
+
     def prime(self, x: Tensor, *, seed: int) -> None:
         """Choose where to start from, by all training images (N, C, H, W), on the CPU; a function of them, the weights
         and the seed.
@@ -197,15 +201,15 @@ class Coder(Protocol):
     asked: Mapping[str, float]
     measured_in: str
 
-    def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def encode(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""
         ...
 
-    def decode(self, h: Tensor) -> Tensor:
+    def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
         ...
 
-    def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def reconstruct(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
         ...
 

@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from genlab.core import Features, RequestError
+from genlab.core import Features, RequestError, RunError
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # times |w|^2 / 2, beside the mean cross-entropy of an image in nats
 PATIENCE = 2  # so many weaker penalties in a row that do no better on validation, and the search is over
@@ -89,7 +89,12 @@ def features(
         context = context_of(model, batch)
         of_batch = model.features(batch.images.to(device), None if context is None else context.to(device))
         for name in of_batch if layer is None else (layer,):
-            found.setdefault(name, []).append(pooled(of_batch[name]).float().cpu().numpy())
+            h = pooled(of_batch[name]).float().cpu()
+            if not h.isfinite().all():
+                raise RunError(
+                    f"layer {name} has features that are not finite numbers: nothing can be learnt from them"
+                )
+            found.setdefault(name, []).append(h.numpy())
         on_batch(len(batch.index))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 

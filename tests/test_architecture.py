@@ -35,9 +35,11 @@ MAY = {
     "train": ({"core", "bits", "foreign", "train", "whole"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
     "foreign": ({"core"}, {"torch", "yaml"}),
     "gate": ({"core"}, set()),
-    "build": ({"core", "foreign", "gate"}, {"torch", "omegaconf"}),
+    "build": ({"core", "failures", "foreign", "gate"}, {"torch", "omegaconf"}),
     "folders": ({"core", "foreign"}, set()),
-    "compose": ({"core", "folders", "foreign", "gate"}, {"hydra", "omegaconf"}),
+    "compose": ({"core", "folders", "foreign", "gate", "values"}, {"hydra", "omegaconf"}),
+    "values": ({"core"}, set()),
+    "failures": ({"core"}, {"torch"}),
 }
 
 

@@ -152,5 +152,5 @@ def test_models_without_a_code_are_refused(here, capsys):
     assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0
     capsys.readouterr()
     assert cli.run(["reconstruct", "ckpt=run"]) == 2
-    assert "Autoregressive cannot reconstruct images" in capsys.readouterr().err
+    assert "model=pixelcnn cannot reconstruct images" in capsys.readouterr().err
     assert {path.name for path in here.iterdir()} == {"run"}

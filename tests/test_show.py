@@ -12,6 +12,7 @@ from genlab.build import build
 from genlab.compose import Request
 from genlab.core import Coder, ImageSpec, RequestError
 from genlab.data import Split
+from genlab.data.batches import take
 from genlab.tasks import show
 from genlab.viz import looks, plots, signed
 
@@ -41,6 +42,10 @@ class Data:
         generator = torch.Generator().manual_seed(1)
         x = torch.randint(0, SPEC.levels, (50, *SPEC.shape), generator=generator)
         return Split(x.to(torch.uint8), torch.arange(50) % 3)
+
+    def first(self, name, count):
+        """As a batch."""
+        return take(self.split(name), torch.arange(count))
 
 
 def subject(made, folder, **options):
@@ -257,10 +262,10 @@ def test_models_without_a_code_show_their_filters_alone(here, capsys):
     assert not (here / "run" / "pictures").exists()
     capsys.readouterr()
     assert cli.run(["show", "ckpt=run", "what=traversal"]) == 2
-    assert "Autoregressive has no code" in capsys.readouterr().err
+    assert "model=pixelcnn has no code" in capsys.readouterr().err
     assert {path.name for path in here.iterdir()} == {"run"}
     assert cli.run(["show", "ckpt=run"]) == 0
-    assert "left out: Autoregressive has no code" in capsys.readouterr().out
+    assert "left out: model=pixelcnn has no code" in capsys.readouterr().out
     assert {path.name for path in here.iterdir()} == {"run", "filters.png"}
 
 

@@ -293,6 +293,6 @@ def test_configs_compose_and_fit_the_code():
             assert plan.processes == (2 if trainer == "ddp_cpu" else 1)
             for section in ("train", "trainer", "optim"):
                 assert made[section].keys() == config()[section].keys()
-        assert (made.trainer.max_steps, made.data.limit) == (6, 64)
+        assert (made.trainer.max_steps, made.data.limit) == (6, 100)
         for trainer in ("gpu", "ddp", "fsdp"):
             assert compose("train", [f"trainer={trainer}"]).trainer.accelerator == "gpu"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Filters, ImageSpec, Repair, RequestError, from_steps, to_steps
+from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
 
 
@@ -109,8 +110,7 @@ class Autoencoder(nn.Module):
         A head's expected image is a sum over levels, dearer than its likelihood: "squared_error" then only after
         training.
         """
-        if context is not None:
-            raise RequestError("an autoencoder is unconditional: it takes no label and no context image")
+        suited(context, self.conditioning, len(x))
         y = self.scaled(x)
         corrupt, touched = (y, None) if self.corruption is None or not self.training else self.corruption(y)
         h, penalty, active = self._coded(corrupt)
@@ -124,21 +124,23 @@ class Autoencoder(nn.Module):
         terms |= {"active": active, "mean_activation": h.mean(1)}
         return {"loss": reconstruction + penalty, **{name: term.detach() for name, term in terms.items()}}
 
-    def encode(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def encode(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> codes (B, L), of the clean images unless `corrupted`."""
+        suited(context, self.conditioning, len(x))
         y = self.scaled(x)
         if corrupted and self.corruption is not None:
             y = self.corruption(y)[0]
         h: Tensor = self._coded(y).h
         return h
 
-    def decode(self, h: Tensor) -> Tensor:
+    def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
+        suited(context, self.conditioning, len(h))
         return self._expected(self._decoded(h))
 
-    def reconstruct(self, x: Tensor, *, corrupted: bool = False) -> Tensor:
+    def reconstruct(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> the levels nearest to the expected image, from x or from a corrupted copy of it."""
-        return self.quantised(self.decode(self.encode(x, corrupted=corrupted)))
+        return self.quantised(self.decode(self.encode(x, corrupted=corrupted, context=context)))
 
     def repair(self, x: Tensor) -> Repair:
         """Integers (B, C, H, W) -> corrupted copies as in training, and the clean images as reconstructed from them."""
@@ -186,7 +188,7 @@ class Autoencoder(nn.Module):
         """Hidden layers of the encoder as the next one reads them, "encoder0" …, each (B, D) or (B, D, h, w), and the
         "code" (B, L).
         """
-        return hidden_layers(self.encoder, lambda: self.encode(x))
+        return hidden_layers(self.encoder, lambda: self.encode(x, context=context))
 
     def _coded(self, y: Tensor) -> Any:
         """Images (B, C, H, W) in [0, 1] -> what the code makes of them (see codes/code.py)."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, Filters, ImageSpec, from_steps, to_steps
+from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
 from genlab.models.conditioning import suited
 
 
@@ -42,6 +42,8 @@ class Autoregressive(nn.Module):
         context: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        if head is None:
+            raise RequestError("an autoregressive model needs a model/head= other than none: it is p(x_t | x_<t)")
         self.spec = spec
         self.context = None if context is None else context(spec=spec)
         self.conditioning = "none" if self.context is None else str(self.context.kind)

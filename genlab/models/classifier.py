@@ -38,7 +38,7 @@ class ImageClassifier(nn.Module):
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Images (B, C, H, W) and their labels (B,) -> "loss", nats, and "accuracy", 0 or 1, (B,) each."""
         if context is None:
-            raise ValueError("a classifier learns from labels: pass them as the context")
+            raise RequestError("a classifier learns from labels: pass them as the context")
         y = self._scaled(x)
         logits = self.last(self.net(self._moved(y) if self.training else y)).float()
         right = (logits.argmax(1) == context).float()

@@ -12,7 +12,7 @@ KINDS = {"label": "a class label", "image": "a second image"}
 def suited(context: Tensor | None, conditioning: str, batch: int) -> Tensor | None:
     """The context, if it is what a model of that conditioning (none | label | image) needs for so many images.
 
-    RequestError: one is missing, or nobody asked for it. ValueError: their number is another.
+    RequestError: one is missing, nobody asked for it, or their number is another.
     """
     if conditioning == "none":
         if context is not None:
@@ -20,5 +20,5 @@ def suited(context: Tensor | None, conditioning: str, batch: int) -> Tensor | No
     elif context is None:
         raise RequestError(f"this model is conditioned on {KINDS[conditioning]}: give one for every image")
     elif len(context) != batch:
-        raise ValueError(f"{len(context)} contexts were given for {batch} images")
+        raise RequestError(f"{len(context)} contexts were given for {batch} images")
     return context

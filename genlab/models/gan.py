@@ -161,6 +161,7 @@ class GAN(nn.Module):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """What the discriminator's convolutions make of the images, "block0" … each (B, D, h, w), label or not."""
+        self._given(context, len(x))  # unused, but its absence would be a mistake elsewhere
         maps = self.discriminator.maps(self.scaled(x))
         return {f"block{i}": each for i, each in enumerate(maps)}
 

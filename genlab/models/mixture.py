@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
 from genlab.densities import clusters
+from genlab.models.conditioning import suited
 from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, noise, pick
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
@@ -89,8 +90,7 @@ class GaussianMixture(nn.Module):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W) -> nats (B,): exact, or for one draw of u."""
-        if context is not None:
-            raise RequestError("a Gaussian mixture is unconditional: it takes no label and no context image")
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         return self._log_joint(self._values(x)).logsumexp(1) - self._log_cell
 
@@ -98,10 +98,19 @@ class GaussianMixture(nn.Module):
         """Negative log-likelihood in nats, "loss" (B,)."""
         return {"loss": -self.log_prob(x, context)}
 
+    def check_images(self, n: int) -> None:
+        """RequestError for fewer training images than components."""
+        if n < len(self.logits):
+            raise RequestError(
+                f"model.components={len(self.logits)}: there are only {n} training images to start from; give "
+                f"model.components={n} or fewer"
+            )
+
     @torch.no_grad()
     def prime(self, x: Tensor, *, seed: int) -> None:
         """Start from the M clusters of k-means, of all training images (N, C, H, W)."""
         self.spec.check(x)
+        self.check_images(len(x))
         labels = clusters(x.flatten(1).float(), len(self.logits), seed=seed)
         values = self._values(x, torch.Generator().manual_seed(seed))
         self._maximise(values, nn.functional.one_hot(labels, len(self.logits)).double())
@@ -119,6 +128,7 @@ class GaussianMixture(nn.Module):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """The "responsibilities" p(z | x) (B, M); of dequantised pixels in the middle of their cells."""
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         values = x.flatten(1) if self.exact else (x.flatten(1).double() + 0.5) / self.spec.levels
         return {"responsibilities": self._log_joint(values).softmax(1).to(self.logits.dtype)}
@@ -153,8 +163,7 @@ class GaussianMixture(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W) is True, draw the rest given it."""
-        if context is not None:
-            raise RequestError("a Gaussian mixture is unconditional: it takes no label and no context image")
+        suited(context, self.conditioning, len(x))
         self.spec.check(x)
         device, draws = self.logits.device, 1 if self.exact else particles
         given = x.to(device).long().flatten(1)

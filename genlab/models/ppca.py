@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
+from genlab.models.conditioning import suited
 
 INFERENCES = ("exact", "encoder")
 LOG_2PI = math.log(2 * math.pi)
@@ -54,6 +55,7 @@ class PPCA(nn.Module):
         """Each (B,), nats: "loss", -log p(x + u) of one u or its ELBO with the KL in closed form, is "rate", the KL of
         the posterior that is used from the prior, + "distortion", -log p(x + u | z).
         """
+        suited(context, self.conditioning, len(x))
         y = self.dequantised(x)
         if self.inference == "exact":
             loss = -self.log_density(y)
@@ -71,6 +73,7 @@ class PPCA(nn.Module):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> one draw of log w, nats (B,)."""
+        suited(context, self.conditioning, len(x))
         y = self.dequantised(x)
         return self.log_density(y) if self.inference == "exact" else self.log_weight(y)
 
@@ -101,6 +104,7 @@ class PPCA(nn.Module):
         """Integers (B, C, H, W) -> mean and log-variance of q(z | x) or of the exact p(z | x), units one by one (B, L);
         of the middle of the cell of x.
         """
+        suited(context, self.conditioning, len(x))
         y = ((x.to(self.loadings.dtype) + 0.5) / self.spec.levels).flatten(1)
         if self.inference == "encoder":
             return self._encoded(y)
@@ -110,7 +114,7 @@ class PPCA(nn.Module):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """The "code": the mean of the posterior (B, L)."""
-        return {"code": self.posterior(x)[0]}
+        return {"code": self.posterior(x, context)[0]}
 
     def sample(
         self,
@@ -123,6 +127,7 @@ class PPCA(nn.Module):
         """n images (n, C, H, W): y in its cell, what lies outside 0..K-1 in the nearest one. The temperature is that of
         the density of y, whose covariance it multiplies.
         """
+        suited(context, self.conditioning, n)
         z, noise = (self._normal(n, size, generator) for size in (self.latent_dim, self.spec.dims))
         y = self.mean + math.sqrt(temperature) * (z @ self.loadings.T + self.log_sigma.exp() * noise)
         return self._quantised(y)
@@ -138,6 +143,7 @@ class PPCA(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W): z from its Gaussian given the known y alone, then the rest."""
+        suited(context, self.conditioning, len(x))
         x, known = x.to(self.loadings.device), known.to(self.loadings.device)
         where = known[:, None].expand_as(x).flatten(1)
         uniform = torch.rand(where.shape, generator=generator).to(self.mean)

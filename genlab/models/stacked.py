@@ -20,6 +20,7 @@ from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
 from genlab.models.autoencoder import Autoencoder
+from genlab.models.conditioning import suited
 
 
 class StackedAutoencoder(Autoencoder):
@@ -47,12 +48,13 @@ class StackedAutoencoder(Autoencoder):
         """As an autoencoder's; while layer l is pretrained, "loss" is half the squared error of its input, plus the
         penalty of the code at the last one, and "layer" says which it is.
         """
+        suited(context, self.conditioning, len(x))
         if not self.training:
-            return super().objective(x, context)
+            return super().objective(x)
         layer = int(self.step) // self.pretrain_steps if self.pretrain_steps else self.depth
         self.step += 1
         if layer >= self.depth:
-            return super().objective(x, context)
+            return super().objective(x)
         h, penalty = self.scaled(x).flatten(1), x.new_zeros(len(x), dtype=self.dtype)
         with torch.no_grad():
             for below in self.encoder.layers[:layer]:

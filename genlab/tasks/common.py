@@ -16,11 +16,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genlab.build import build_data, read_checkpoint, restore
-from genlab.core import ImageSpec, RequestError
+from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
 from genlab.data import fingerprint
 from genlab.data.module import SPLITS
 from genlab.train.checkpoint import atomically
 from genlab.viz import save_grid
+
+TEMPERATURES = 1e-9, 1e4  # beyond, logits and latents are no longer finite in float32
 
 
 def open_model(config: DictConfig, capability: type, does: str, *others: type) -> tuple[Any, dict[str, Any], ImageSpec]:
@@ -29,8 +31,37 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     """
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
-        raise RequestError(f"{type(model).__name__} cannot {does}: it has no {capability.__name__.lower()} side")
-    return model.to(choose_device(config.device)), run, model.spec  # type: ignore[return-value]
+        raise RequestError(f"{called(model)} cannot {does}: it has no {capability.__name__.lower()} side")
+    model.to(choose_device(config.device))
+    check_sound(model, config.ckpt)
+    return model, run, model.spec  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def check_sound(model: Any, ckpt: object) -> None:
+    """RunError for a model whose numbers are not finite on an image of noise: what it draws would mean nothing."""
+    spec: ImageSpec = model.spec
+    device = next(model.parameters()).device
+    x = torch.randint(spec.levels, (1, *spec.shape), generator=torch.Generator().manual_seed(0)).to(device)
+    context = None
+    if getattr(model, "conditioning", "none") == "label":
+        context = x.new_zeros(1)
+    elif getattr(model, "conditioning", "none") == "image" and spec.context is not None:
+        context = x.new_zeros(1, *spec.context.shape)
+    with torch.random.fork_rng(devices=[]):
+        found = list(model.features(x, context).values()) if isinstance(model, Features) else []
+        if isinstance(model, Pushforward):
+            found.append(model.decode(model.prior(1), context))
+        if isinstance(model, Likelihood):
+            found.append(torch.nan_to_num(model.log_prob(x, context), nan=math.nan))  # noise may be impossible
+    if not all(bool(each.isfinite().all()) for each in found):
+        raise RunError(f"ckpt={ckpt} computes numbers that are not finite: its training had gone wrong")
+
+
+def called(model: Any) -> str:
+    """What a message calls a model: as its user asked for it, else by its class."""
+    name = getattr(model, "chosen_as", None)
+    return f"model={name}" if name else f"this {type(model).__name__}"
 
 
 def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> Any:
@@ -78,10 +109,12 @@ def at_least(config: DictConfig, key: str, least: int) -> None:
 
 
 def check_temperature(config: DictConfig) -> None:
-    """RequestError unless the temperature is a finite positive number."""
-    t = config.temperature
-    if not isinstance(t, (int, float)) or isinstance(t, bool) or not (0 < t < math.inf):
+    """RequestError unless the temperature is a positive number with which the model's can be multiplied and divided."""
+    t, (least, most) = config.temperature, TEMPERATURES
+    if not isinstance(t, (int, float)) or isinstance(t, bool) or not t > 0:
         raise RequestError(f"temperature={t}: expected a number above 0 (1 is the model's own distribution)")
+    if not least <= t <= most:
+        raise RequestError(f"temperature={t}: expected a number from {least:g} to {most:g} (1 is the model's own)")
 
 
 def check_seed(config: DictConfig) -> None:

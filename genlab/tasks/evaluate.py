@@ -20,7 +20,7 @@ from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.tasks import launch, quality
-from genlab.tasks.common import at_least, check_seed, data_of, with_progress, writable
+from genlab.tasks.common import at_least, called, check_seed, data_of, with_progress, writable
 from genlab.train.checkpoint import write_json
 from genlab.train.judge import judge, of_latents
 from genlab.train.plan import Plan
@@ -43,7 +43,7 @@ def command(request: Request) -> None:
     plan = Plan.of(config.trainer)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (Likelihood, Coder, Adversarial, Classifier)):
-        raise RequestError(f"{type(model).__name__} has no likelihood: genlab eval has nothing to report for it")
+        raise RequestError(f"{called(model)} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
         raise RequestError(
             f"draws={config.draws}: draws are those of a bound on the likelihood, which this model does not have; "

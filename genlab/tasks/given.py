@@ -1,12 +1,14 @@
 """What drawn images are conditioned on: `label=` and `context=` of the verbs that draw, checked against the model.
 
-A checkpoint knows how its contexts were made (`data.context` of its run), so a whole picture becomes one the same way.
+A checkpoint knows how its contexts were made (`data.context` of its run), so a whole picture becomes one the same way,
+and what its classes are called.
 n images, C' x h x w a context.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from genlab.build import build_data
-from genlab.core import ImageSpec, RequestError
+from genlab.core import ImageSpec, RequestError, nearest
 from genlab.data.context import SecondImage
 from genlab.pictures import context_image
+from genlab.tasks.common import called
 
 TAKES = {
     "none": "is unconditional",
     "label": "is conditioned on a class label",
     "image": "is conditioned on a second image",
 }
+SHOWN = 12  # names of classes in one sentence
 
 
 @dataclass(frozen=True)
@@ -52,48 +56,86 @@ class Given:
         return torch.cat([contexts[:1], drawn]), ImageSpec(whole.channels, whole.height, whole.width)
 
 
-def given(config: DictConfig, model: nn.Module, run: dict[str, Any], *, any_label: bool) -> Given:
-    """What `label=` and `context=` say, or a RequestError in one sentence.
+def given(config: DictConfig, model: nn.Module, run: dict[str, Any], *, any_label: bool, n: int | None = None) -> Given:
+    """What `label=` and `context=` say, or a RequestError in one sentence, for `n` images (None: `n=`).
 
     `any_label`: without `label=` a class-conditional model goes through its classes; else it must be told.
     """
     spec: ImageSpec = model.spec  # type: ignore[assignment]
-    takes, name = str(getattr(model, "conditioning", "none")), type(model).__name__
-    if config.label not in (None, "all"):
-        _check_label(config.label, spec)
+    n = config.n if n is None else n
+    takes, name = str(getattr(model, "conditioning", "none")), called(model)
+    classes = Classes.of(run, spec)
+    label = config.label if config.label in (None, "all") else classes.number(config.label)
     for key, fits in (("label", "label"), ("context", "image")):
         if config[key] is not None and takes != fits:
-            raise RequestError(f"{key}={config[key]}: this {name} {TAKES[takes]}, it takes no {key}")
+            raise RequestError(f"{key}={config[key]}: {name} {TAKES[takes]}, it takes no {key}")
     if takes == "label":
-        if config.label is None and not any_label:
-            raise RequestError(f"this {name} {TAKES[takes]}: give label=0 to {spec.classes - 1}, or label=all")
-        return _labels(config.label, config.n, spec)
+        if label is None and not any_label:
+            raise RequestError(f"{name} {TAKES[takes]}: give label={classes.first}, or label=all ({classes})")
+        return _labels(label, n, spec, classes)
     if takes == "image":
-        return _second_image(config, run, spec, f"this {name} {TAKES[takes]}")
-    return Given(spec, config.n)
+        return _second_image(config, run, spec, n, f"{name} {TAKES[takes]}")
+    return Given(spec, n)
 
 
-def _check_label(label: object, spec: ImageSpec) -> None:
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < max(spec.classes, 1):
-        classes = f"the data has classes 0 to {spec.classes - 1}" if spec.classes else "the data has no classes"
-        raise RequestError(
-            f"label={label} is not a class: {classes}" + " (all: every one of them)" * bool(spec.classes)
-        )
+@dataclass(frozen=True)
+class Classes:
+    """The classes of the data and their names, as the checkpoint has them; without names their numbers."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: dict[str, Any], spec: ImageSpec) -> Classes:
+        """Of a run's data. A checkpoint of an earlier version has no names."""
+        names = tuple(str(name) for name in run.get("class_names") or ())
+        return cls(names if len(names) == spec.classes else tuple(map(str, range(spec.classes))))
+
+    def number(self, label: object) -> int:
+        """The class of that name, else of that number (from 0): a name that looks like a number is a name first."""
+        text = str(label)
+        if text in self.names:
+            return self.names.index(text)
+        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(self.names):
+            return int(text)
+        close = f"; {nearest(text, self.names)}" if self._named and get_close_matches(text, self.names, 1) else ""
+        everyone = " (label=all: every one of them)" * bool(self.names)
+        raise RequestError(f"label={text} is not a class: the data has {self}{everyone}{close}")
+
+    def __getitem__(self, number: int) -> str:
+        return self.names[number]
+
+    @property
+    def first(self) -> str:
+        """What a user may write."""
+        return self.names[0] if self._named else f"0 to {len(self.names) - 1}"
+
+    @property
+    def _named(self) -> bool:
+        return self.names != tuple(map(str, range(len(self.names))))
+
+    def __str__(self) -> str:
+        if not self.names:
+            return "no classes"
+        if not self._named:
+            return f"classes 0 to {len(self.names) - 1}"
+        few = self.names if len(self.names) <= SHOWN else (*self.names[: SHOWN - 1], "…", self.names[-1])
+        return f"classes {', '.join(few)}"
 
 
-def _labels(label: int | str | None, n: int, spec: ImageSpec) -> Given:
-    classes = torch.arange(spec.classes)
+def _labels(label: int | str | None, n: int, spec: ImageSpec, classes: Classes) -> Given:
+    each = torch.arange(spec.classes)
     if label is None:
-        turn = f", classes 0 to {spec.classes - 1} in turn,"
-        return Given(spec, n, classes.repeat(-(-n // spec.classes))[:n], says=turn)
+        return Given(spec, n, each.repeat(-(-n // spec.classes))[:n], says=f", {classes} in turn,")
     if label == "all":
         columns = -(-n // spec.classes)
-        each = f", {columns} of each of the {spec.classes} classes,"
-        return Given(spec, columns * spec.classes, classes.repeat_interleave(columns), columns, each)
-    return Given(spec, n, torch.full((n,), int(label)), says=f" of class {label}")
+        says = f", {columns} of each of the {spec.classes} classes,"
+        if classes.names != tuple(map(str, range(spec.classes))):
+            says = f", {columns} of each of {str(classes).removeprefix('classes ')},"
+        return Given(spec, columns * spec.classes, each.repeat_interleave(columns), columns, says)
+    return Given(spec, n, torch.full((n,), int(label)), says=f" of class {classes[int(label)]}")
 
 
-def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, this_is: str) -> Given:
+def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, n: int, this_is: str) -> Given:
     if not run["data"].get("context"):
         raise RequestError(f"{this_is} whose making its run does not describe: sample(context=…) in Python takes one")
     made_by = build_data(run["data"]["context"], config.trust, role="context")
@@ -109,4 +151,4 @@ def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, this
     context = made_by(picture[None], whole)[1] if is_whole else picture[None]
     assert context is not None
     says = f" given {config.context}" + ", made into a context," * is_whole
-    return Given(spec, config.n, context.expand(config.n, -1, -1, -1), says=says, made_by=made_by)
+    return Given(spec, n, context.expand(n, -1, -1, -1), says=says, made_by=made_by)

@@ -28,6 +28,7 @@ from genlab.quality import LEAST, Array, Estimate
 from genlab.tasks.accuracy_score import accuracy_score
 from genlab.tasks.common import (
     at_least,
+    called,
     check_seed,
     check_temperature,
     choose_device,
@@ -136,7 +137,7 @@ def open_eye(config: DictConfig) -> Eye:
         raise RequestError(str(error).replace("ckpt=", "classifier=", 1)) from error
     if not isinstance(found, Classifier):
         raise RequestError(
-            f"classifier={path} is a {type(found).__name__}, not a classifier: train one with "
+            f"classifier={path} is {called(found)}, not a classifier: train one with "
             "experiment=classifier_mnist, experiment=classifier_cifar10 or model=classifier"
         )
     model: Any = found

@@ -9,11 +9,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from genlab.bits import context_of
 from genlab.compose import Request, split_hydra
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.pictures import whole_image
-from genlab.tasks.common import at_least, check_out, check_seed, data_of, open_model, save_drawing, with_progress
+from genlab.tasks.common import (
+    at_least,
+    called,
+    check_out,
+    check_seed,
+    data_of,
+    open_model,
+    save_drawing,
+    with_progress,
+)
+from genlab.tasks.given import given as conditioned_on
 
 GROUPS = 4  # images in a row of the grid
 
@@ -28,15 +39,18 @@ def command(request: Request) -> None:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     model, run, spec = open_model(config, Coder, "reconstruct images")
     corrupted = _corrupted(config, model)
-    x, of = _images(config, run, spec)
-    x = x.to(next(model.parameters()).device)
+    x, given, of = _images(config, model, run, spec)
+    device = next(model.parameters()).device
 
     torch.manual_seed(config.seed)  # the corruption's noise is torch's own
 
     def work(advance):  # type: ignore[no-untyped-def]
         parts = []
-        for part in x.split(config.batch_size or 200):
-            parts.append(torch.stack(shown(model, part, corrupted), 1).cpu())
+        size = config.batch_size or 200
+        for start in range(0, len(x), size):
+            part = x[start : start + size].to(device)
+            context = None if given is None else given[start : start + size].to(device)
+            parts.append(torch.stack(shown(model, part, corrupted, context), 1).cpu())
             advance(len(part))
         return torch.cat(parts)
 
@@ -48,9 +62,9 @@ def command(request: Request) -> None:
     print(f"{out} ({what}) and {out.with_suffix('.npy').name}: {of}")
 
 
-def shown(model: Any, x: Tensor, corrupted: bool) -> list[Tensor]:
+def shown(model: Any, x: Tensor, corrupted: bool, context: Tensor | None = None) -> list[Tensor]:
     """What is looked at, integers (B, C, H, W) each: the images, their corrupted copies if so, the reconstructions."""
-    return [x.long(), *model.repair(x)] if corrupted else [x.long(), model.reconstruct(x)]
+    return [x.long(), *model.repair(x)] if corrupted else [x.long(), model.reconstruct(x, context=context)]
 
 
 def _corrupted(config: DictConfig, model: Any) -> bool:
@@ -61,15 +75,25 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
     if not isinstance(config.corrupted, bool):
         raise RequestError(f"corrupted={config.corrupted}: expected true or false")
     if config.corrupted and not can:
-        raise RequestError(f"corrupted=true: this {type(model).__name__} was trained on clean images")
+        raise RequestError(f"corrupted=true: {called(model)} was trained on clean images")
     return config.corrupted
 
 
-def _images(config: DictConfig, run: dict[str, Any], spec: ImageSpec) -> tuple[Tensor, str]:
-    """Images (N, C, H, W), and what the user is told they are."""
+def _images(config: DictConfig, model: Any, run: dict[str, Any], spec: ImageSpec) -> tuple[Tensor, Tensor | None, str]:
+    """Images (N, C, H, W), what each is conditioned on if the model wants to know, what the user is told they are."""
     if config.image is not None:
-        return whole_image(Path(str(config.image)), spec)[None], str(config.image)
-    images = data_of(config, run).split(config.split).images
-    if config.n > len(images):
-        raise RequestError(f"n={config.n}: the {config.split} split has {len(images)} images")
-    return images[: config.n], f"the first {config.n} images of the {config.split} split"
+        what = conditioned_on(config, model, run, any_label=False, n=1)
+        return (
+            whole_image(Path(str(config.image)), spec)[None],
+            what.context,
+            str(config.image) + what.says,
+        )
+    for key in ("label", "context"):
+        if config[key] is not None:
+            raise RequestError(f"{key}={config[key]} goes with image=: the images of a split bring their own")
+    data = data_of(config, run)
+    total = len(data.split(config.split).labels)
+    if config.n > total:
+        raise RequestError(f"n={config.n}: the {config.split} split has {total} images")
+    batch = data.first(config.split, config.n)
+    return batch.images, context_of(model, batch), f"the first {config.n} images of the {config.split} split"

@@ -7,15 +7,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from genlab import foreign
-from genlab.compose import Request
+from genlab.compose import Request, shown_error
 from genlab.core import RequestError, nearest
 from genlab.data.fingerprint import check_same
 from genlab.gate import trusted
 from genlab.tasks import launch, train
 from genlab.train.checkpoint import check_resumable, read, write_text
 from genlab.train.fit import is_complete
+from genlab.values import shown
 
 SECTIONS = ("trainer", "train")
 
@@ -88,8 +90,8 @@ def apply(config: DictConfig, override: str) -> None:
         raise RequestError(f"{key} does not exist; {nearest(key, [f'{section}.{known}' for known in config[section]])}")
     try:
         config[section][name] = OmegaConf.from_dotlist([f"value={value}"]).value
-    except OmegaConfBaseException as error:
-        raise RequestError(f"{override} cannot be read: {error}") from error
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        raise RequestError(f"cannot read {shown(override)}: {shown_error(error)}") from error
 
 
 def record(folder: Path, config: DictConfig, changed: bool, command: str) -> None:

@@ -9,7 +9,9 @@
     between      decoded codes on the straight lines between those of two images
     sparsity     curves over training: how much of the code was in use
 
-All but the first and the last are of any `core.Coder`. Of a model with an amortised posterior (`core.Latent`) also:
+All but the first and the last are of any `core.Coder`; a conditional one decodes the code of an image given what the
+image was given, and a code of no image given what the first image was. Of a model with an amortised
+posterior (`core.Latent`) also:
 
     units        KL of every unit's posterior from the prior, nats: which units say something of an image
     manifold     of two units: decoded images at the quantiles of the prior
@@ -30,11 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genlab.bits import context_of
 from genlab.build import find_checkpoint
 from genlab.compose import Request, split_hydra
 from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestError, nearest
+from genlab.data.batches import Batch
 from genlab.data.module import SPLITS
-from genlab.tasks.common import at_least, data_of, open_model, with_progress, writable
+from genlab.tasks.common import at_least, called, data_of, open_model, with_progress, writable
 from genlab.viz import looks, plots, save_grid, signed, to_uint8
 
 TILES, ROWS = 100, 12  # units in a picture of one tile each, of a row each
@@ -56,13 +60,27 @@ class Subject:
     @property
     def images(self) -> Tensor:
         """(N, C, H, W)."""
-        return self.data.split(self.split).images
+        return self._whole.images
+
+    @property
+    def context(self) -> Tensor | None:
+        """What each of them is conditioned on (N, …), if the model wants to know."""
+        return context_of(self.model, self._whole)
+
+    @property
+    def one(self) -> Tensor | None:
+        """The context of the first image (1, …): what codes that are of no image are decoded with."""
+        return None if self.context is None else self.context[:1]
+
+    @cached_property
+    def _whole(self) -> Batch:
+        return self.data.first(self.split, len(self.data.split(self.split).labels))
 
     @cached_property
     def codes(self) -> Tensor:
         """(N, L)."""
         x = self.images
-        return with_progress("encoding", len(x), lambda advance: looks.codes(self.model, x, advance))
+        return with_progress("encoding", len(x), lambda advance: looks.codes(self.model, x, advance, self.context))
 
     @property
     def liveliest(self) -> Tensor:
@@ -114,14 +132,14 @@ def filters(subject: Subject) -> Save:
     model = subject.model
     found = model.filters() if isinstance(model, Filters) else None
     if found is None:
-        raise RequestError(f"{type(model).__name__} has no filters to show: its first layer makes no picture")
+        raise RequestError(f"{called(model)} has no filters to show: its first layer makes no picture")
     return _tiles(found[: subject.units or TILES])
 
 
 def atoms(subject: Subject) -> Save:
     """What every unit adds."""
     coder = _coder(subject)
-    return _tiles(looks.atoms(coder, torch.arange(min(subject.units or TILES, coder.latent_dim))))
+    return _tiles(looks.atoms(coder, torch.arange(min(subject.units or TILES, coder.latent_dim)), subject.one))
 
 
 def activating(subject: Subject) -> Save:
@@ -132,7 +150,7 @@ def activating(subject: Subject) -> Save:
     pictures = to_uint8(x[best.flatten().to(x.device)], coder.spec).long().view(*best.shape, *x.shape[1:])
     off = h[best, units[:, None]] == 0
     pictures[off] = 128
-    sheet = torch.cat([signed(looks.atoms(coder, units))[:, None], pictures], 1)
+    sheet = torch.cat([signed(looks.atoms(coder, units, subject.one))[:, None], pictures], 1)
     rows = [f"unit {u}\nat most {h[:, u].max():.3g}" for u in units.tolist()]
     columns = ["adds", *(str(i + 1) for i in range(best.shape[1]))]
     below = f"images of the {subject.split} split at which a unit is largest, largest first"
@@ -153,7 +171,7 @@ def traversal(subject: Subject) -> Save:
     rows = []
     for u in units:
         values = torch.cat([h[:1, u], torch.linspace(lows[u].item(), highs[u].item(), STEPS)])
-        rows.append(looks.traversal(coder, h[0], u, values))
+        rows.append(looks.traversal(coder, h[0], u, values, subject.one))
     sheet = (torch.stack(rows) * 255).round().clamp(0, 255).long()
     names = [f"unit {u}\n{lows[u]:.2f} … {highs[u]:.2f}" for u in units]
     columns = ["as it is", "least", *[""] * (STEPS - 2), "largest"]
@@ -171,12 +189,14 @@ def plane(subject: Subject) -> Save:
 
 def between(subject: Subject) -> Save:
     """A row a pair of images: the first, its code on the way to that of the second, the second."""
-    coder, x = _coder(subject), subject.images[: 2 * PAIRS]
+    coder, x, given = _coder(subject), subject.images[: 2 * PAIRS], subject.context
     if len(x) < 2:
         raise RequestError(f"the {subject.split} split has a single image: there is nothing between one")
     x, h = x[: len(x) // 2 * 2], subject.codes[: len(x) // 2 * 2]
     way = torch.linspace(0, 1, STEPS)[:, None]
-    steps = torch.cat([looks.decoded(coder, a + way * (b - a)) for a, b in zip(h[::2], h[1::2], strict=True)])
+    ways = [a + way * (b - a) for a, b in zip(h[::2], h[1::2], strict=True)]  # given what the first is given
+    firsts = [None if given is None else given[i : i + 1] for i in range(0, len(x), 2)]
+    steps = torch.cat([looks.decoded(coder, each, first) for each, first in zip(ways, firsts, strict=True)])
     sheet = (steps * 255).round().clamp(0, 255).long().view(-1, STEPS, *x.shape[1:])
     ends = to_uint8(x.cpu(), coder.spec).long()
     sheet = torch.cat([ends[::2, None], sheet, ends[1::2, None]], 1)
@@ -194,7 +214,7 @@ def sparsity(subject: Subject) -> Save:
 def units(subject: Subject) -> Save:
     """A bar a unit, the largest first."""
     model = _latent(subject)
-    return _figure(plots.bars(looks.kl_per_unit(model, subject.images), subject.split))
+    return _figure(plots.bars(looks.kl_per_unit(model, subject.images, subject.context), subject.split))
 
 
 def manifold(subject: Subject) -> Save:
@@ -204,7 +224,7 @@ def manifold(subject: Subject) -> Save:
         raise RequestError(f"a manifold is of model.latent_dim=2, and this is of {model.latent_dim}")
     quantiles = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
-    sheet = (looks.decoded(model, z) * 255).round().clamp(0, 255).long()
+    sheet = (looks.decoded(model, z, subject.one) * 255).round().clamp(0, 255).long()
     return lambda path: save_grid(path, sheet, _grey(sheet), SIDE)
 
 
@@ -212,7 +232,7 @@ def walk(subject: Subject) -> Save:
     """A row a pair of draws, of the class of that number where the model is told one."""
     model = subject.model
     if not isinstance(model, Pushforward):
-        raise RequestError(f"{type(model).__name__} does not make images from normal numbers: there is no walk")
+        raise RequestError(f"{called(model)} does not make images from normal numbers: there is no walk")
     told = getattr(model, "conditioning", "none")
     if told == "image":
         raise RequestError("a walk from image to image needs no second image, and this model is given one")
@@ -247,14 +267,14 @@ def everything(model: Any) -> list[str]:
 
 def _latent(subject: Subject) -> Any:
     if not isinstance(subject.model, Latent):
-        raise RequestError(f"{type(subject.model).__name__} has no posterior over latents to show")
+        raise RequestError(f"{called(subject.model)} has no posterior over latents to show")
     return subject.model
 
 
 def _coder(subject: Subject) -> Any:
     if not isinstance(subject.model, Coder):
         rest = "|".join(["filters", *(OF_PRIORS if isinstance(subject.model, Pushforward) else ())])
-        raise RequestError(f"{type(subject.model).__name__} has no code to show: what={rest} is all there is of it")
+        raise RequestError(f"{called(subject.model)} has no code to show: what={rest} is all there is of it")
     return subject.model
 
 

@@ -19,10 +19,11 @@ from torch import nn
 
 from genlab import foreign, viz
 from genlab.build import build, build_data, restore
-from genlab.compose import Request, split_hydra
-from genlab.core import Adversarial, RequestError, RunError
+from genlab.compose import Request, check_sections, split_hydra
+from genlab.core import Adversarial, Primed, RequestError, RunError
 from genlab.data import fingerprint
 from genlab.tasks import launch, show
+from genlab.tasks.common import called, check_seed
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
 from genlab.train.fit import Fit, check, fit, signal_name
@@ -73,6 +74,8 @@ def start(
 
 def checked(config: DictConfig) -> Plan:
     """The plan for this machine; a RequestError for everything in the config that cannot work."""
+    check_sections(config)
+    check_seed(config)
     plan = Plan.of(config.trainer)
     if plan.nodes > 1 and launch.world() == 1:
         raise RequestError(f"trainer.num_nodes={plan.nodes}: start one process per device with torchrun or srun")
@@ -90,24 +93,27 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
     data = build_data(config.data, config.trust)
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
+    model.chosen_as = config.names.model
+    if isinstance(model, Primed):
+        model.check_images(len(data.split("train").labels))
     check_conditioning(data, model)
     check_players(config, model)
     if fits_itself(model):
         check_fitted(config.data, Plan.of(config.trainer))
     if config.compile and not networks(model):
-        raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
+        raise RequestError(f"compile=true needs a model with a network, and {called(model)} has none")
     return data, model
 
 
 def check_players(config: DictConfig, model: nn.Module) -> None:
     """RequestError for what only training in turns can do, or cannot."""
-    name, lr = type(model).__name__, config.optim.get("discriminator_lr")
+    name, lr = called(model), config.optim.get("discriminator_lr")
     if not isinstance(model, Adversarial):
         if lr is not None:
-            raise RequestError(f"optim.discriminator_lr={lr}: this {name} has no discriminator; use optim=adamw")
+            raise RequestError(f"optim.discriminator_lr={lr}: {name} has no discriminator; use optim=adamw")
         return
     if config.trainer.strategy == "fsdp":
-        raise RequestError(f"trainer.strategy=fsdp: the two players of a {name} are not split over devices; use ddp")
+        raise RequestError(f"trainer.strategy=fsdp: the two players of {name} are not split over devices; use ddp")
     if config.compile and getattr(model.loss, "penalised", False):  # type: ignore[attr-defined]
         raise RequestError(
             "compile=true: a gradient penalty needs second derivatives, which torch.compile does not give; "
@@ -125,7 +131,7 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
         return
     given, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
     raise RequestError(
-        f"data/context={given} gives every image a {what} to be conditioned on, which this {type(model).__name__} does "
+        f"data/context={given} gives every image a {what} to be conditioned on, which {called(model)} does "
         f"not look at: add model/context={context.kind}"
     )
 

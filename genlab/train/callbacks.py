@@ -157,9 +157,10 @@ class Pictures(Periodic):
         `count` images, with the same noise every time.
         """
         x = data.first("valid", self.count).images.to(learner.device)
+        context = self._context(model, learner, data)
         torch.manual_seed(learner.seed)  # every training step sets its own
         corrupted = isinstance(model, Denoiser) and model.corruption is not None
-        shown = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x)])]
+        shown = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x, context=context)])]
         return torch.stack(shown, 1).flatten(0, 1), learner.spec, 4 * len(shown)
 
     def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:

@@ -135,11 +135,12 @@ def _over(
     for batch in data.batches(split):
         seed_for(seed, batch)
         x, context = batch.images.to(device), context_of(model, batch)
-        terms = _objective(model, x, None if context is None else context.to(device))
+        context = None if context is None else context.to(device)
+        terms = _objective(model, x, context)
         for name, each in terms.items():
             tallies.setdefault(name, Tally(name)).add(batch.index, each)
         if isinstance(model, Coder):
-            on = (model.encode(x).abs() > model.on).any(0).cpu()
+            on = (model.encode(x, context=context).abs() > model.on).any(0).cpu()
             ever_on = on if ever_on is None else ever_on | on
         if on_batch:
             on_batch(len(batch.index))

@@ -36,9 +36,13 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise RequestError(f"optim.schedule={self.schedule} is unknown; {nearest(self.schedule, SCHEDULES)}")
-        if self.lr <= 0 or self.warmup < 0:
+        if not 0 < self.lr < math.inf or self.warmup < 0:
             raise RequestError(f"optim.lr={self.lr} must be above 0 and optim.warmup={self.warmup} at least 0")
-        if self.discriminator_lr is not None and self.discriminator_lr <= 0:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RequestError(f"optim.betas={list(self.betas)} must be two numbers from 0 to below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RequestError(f"optim.weight_decay={self.weight_decay} must be 0 or more")
+        if self.discriminator_lr is not None and not 0 < self.discriminator_lr < math.inf:
             raise RequestError(f"optim.discriminator_lr={self.discriminator_lr} must be above 0, or null for optim.lr")
 
     def optimizer(

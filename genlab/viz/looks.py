@@ -14,36 +14,45 @@ N images (N, C, H, W) of integers, L units, codes h (N, L).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Coder, Latent, Pushforward, RequestError
+from genlab.core import Coder, Latent, Pushforward, RequestError, RunError
 
 BATCH = 256  # images or codes at once
 
 
-def codes(coder: Coder, x: Tensor, advance: Callable[[int], object] = lambda done: None) -> Tensor:
+def codes(
+    coder: Coder, x: Tensor, advance: Callable[[int], object] = lambda done: None, context: Tensor | None = None
+) -> Tensor:
     """Codes of all images, (N, L) float32 on the CPU. `advance` is told how many more are done."""
     found = []
-    for part in x.split(BATCH):
-        found.append(coder.encode(part.to(_place(coder))).float().cpu())
+    for part, given in _parts(x, context, _place(coder)):
+        found.append(coder.encode(part, context=given).float().cpu())
+        if not found[-1].isfinite().all():
+            raise RunError("the codes of some images are not finite numbers: there is nothing to show of them")
         advance(len(part))
     return torch.cat(found)
 
 
-def decoded(coder: Coder, h: Tensor) -> Tensor:
-    """Codes (N, L) -> expected images (N, C, H, W) in [0, 1], float32 on the CPU."""
+def decoded(coder: Coder, h: Tensor, context: Tensor | None = None) -> Tensor:
+    """Codes (N, L) -> expected images (N, C, H, W) in [0, 1], float32 on the CPU. A context is one for each code, or
+    one for all.
+    """
     parameter = next(coder.parameters())  # type: ignore[attr-defined]
-    return torch.cat([coder.decode(part.to(parameter)).float().cpu() for part in h.split(BATCH)])
+    if context is not None and len(context) == 1:
+        context = context.expand(len(h), *context.shape[1:])
+    parts = _parts(h, context, parameter.device)
+    return torch.cat([coder.decode(part.to(parameter), given).float().cpu() for part, given in parts])
 
 
-def atoms(coder: Coder, units: Tensor) -> Tensor:
-    """What each of these units (U,) adds to an image, (U, C, H, W) in units of its range."""
+def atoms(coder: Coder, units: Tensor, context: Tensor | None = None) -> Tensor:
+    """What each of these units (U,) adds to an image, (U, C, H, W) in units of its range; given one context (1, …)."""
     alone = torch.zeros(len(units), coder.latent_dim)
     alone[torch.arange(len(units)), units] = 1
-    return decoded(coder, alone) - decoded(coder, torch.zeros(1, coder.latent_dim))
+    return decoded(coder, alone, context) - decoded(coder, torch.zeros(1, coder.latent_dim), context)
 
 
 def liveliest(h: Tensor, count: int) -> Tensor:
@@ -58,11 +67,11 @@ def most_activating(h: Tensor, units: Tensor, count: int = 9) -> Tensor:
     return h[:, units].topk(min(count, len(h)), 0).indices.T
 
 
-def traversal(coder: Coder, h: Tensor, unit: int, values: Tensor) -> Tensor:
+def traversal(coder: Coder, h: Tensor, unit: int, values: Tensor, context: Tensor | None = None) -> Tensor:
     """Expected images (V, C, H, W) in [0, 1] of one code h (L,) whose `unit` takes each of the values (V,)."""
     varied = h.repeat(len(values), 1)
     varied[:, unit] = values.to(h)
-    return decoded(coder, varied)
+    return decoded(coder, varied, context)
 
 
 def walk(model: Pushforward, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
@@ -89,13 +98,20 @@ def plane(h: Tensor) -> tuple[Tensor, float | None]:
     return (centred @ axes).float(), (variances[-2:].sum() / variances.sum().clamp_min(1e-300)).item()
 
 
-def kl_per_unit(model: Latent, x: Tensor) -> Tensor:
+def kl_per_unit(model: Latent, x: Tensor, context: Tensor | None = None) -> Tensor:
     """KL of q(z | x) from the prior, mean over images (N, C, H, W), of every unit: (L,) nats."""
     total = torch.zeros(model.latent_dim, dtype=torch.double)
-    for part in x.split(BATCH):
-        mean, log_var = model.posterior(part.to(_place(model)))
+    for part, given in _parts(x, context, _place(model)):
+        mean, log_var = model.posterior(part, given)
         total += ((mean.square() + log_var.exp() - 1 - log_var) / 2).double().sum(0).cpu()
     return total / len(x)
+
+
+def _parts(x: Tensor, context: Tensor | None, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A batch at a time, with its part of the contexts, on the device."""
+    for start in range(0, len(x), BATCH):
+        here = slice(start, start + BATCH)
+        yield x[here].to(device), None if context is None else context[here].to(device)
 
 
 def _place(coder: Coder | Latent) -> torch.device:

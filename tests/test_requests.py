@@ -1,0 +1,306 @@
+"""Requests that make no sense, kind by kind: one sentence, the right status, nothing left behind. And names."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from genlab import cli
+from genlab.compose import Request, configs_folder, groups
+from genlab.core import ImageSpec, RequestError, RunError
+from genlab.failures import LONGEST, explained, shortened
+from genlab.tasks.given import Classes
+from genlab.train.loggers import MetricsFile
+from genlab.values import shown
+
+EXPERIMENTS = groups([configs_folder()])["experiment"]
+TINY = ["trainer=smoke", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.limit=20", "train.checkpoint_every=1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A model of nothing, and a latent one given the label with all its pictures."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = ["model.net.width=8", "model.net.depth=1", "train.sample_every=0"]
+    assert cli.run(["train", *TINY, *small, f"hydra.run.dir={folder / 'none'}"]) == 0
+    latent = ["model=latent_gaussian", "model/context=label", "train.samples=3", "train.sample_every=1"]
+    latent += ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=2"]
+    assert cli.run(["train", *TINY, *latent, f"hydra.run.dir={folder / 'label'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(words, capsys, status=2):
+    """The one sentence."""
+    capsys.readouterr()
+    assert cli.run(words) == status, words
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "unexpected" not in err
+    assert "Traceback" not in err
+    assert len(err) <= LONGEST + len("genlab: \n")
+    return err
+
+
+WRONG = {
+    # a section, a part, a list replaced by something else
+    "optim=null": "choose from adamw",
+    "model=null": "genlab list model",
+    "logger=[]": "choose from csv",
+    "data=[mnist,cifar10]": "does not exist",
+    "data=1_000": "does not exist",
+    "data@x=mnist": "has one data",
+    "train=text": "section",
+    "model.net=3": "section",
+    "names.model=3": "fills in the names",
+    "trust=0": "expected a list",
+    "optim.betas=3": "expected a list",
+    "optim.betas=[a,b]": "each is a number",
+    "optim.betas=[1,2]": "below 1",
+    # values of another kind
+    "seed=null": "a whole number",
+    "seed=": "a whole number",
+    "seed=-1": "from 0",
+    "seed=99999999999999999999999": "too large",
+    "seed=" + 5000 * "9": "cannot read",
+    "model.net.width=null": "a whole number",
+    "model.net.width=9999999999999999999999": "too large",
+    "model.net.width=[1]": "a whole number",
+    "train.ema=text": "a number",
+    "train.ema=null": "a number",
+    "train.ema=???": "a number",
+    "train.patience=often": "or null",
+    "optim.lr=nan": "a number",
+    "optim.lr=inf": "a number",
+    "optim.weight_decay=-1": "0 or more",
+    "optim.discriminator_lr=text": "no key",
+    "compile=3": "true or false",
+    "data.binarize=null": "a word",
+    # keys that nothing reads, however they are spelled
+    "foo=1": "no key 'foo'",
+    "+foo=1": "no key 'foo'",
+    "++foo=1": "no key 'foo'",
+    "+foo.bar=1": "no key 'foo.bar'",
+    "+trainer.limit_val_batches=1": "no key 'trainer.limit_val_batches'",
+    "++trainer.max_steps=text": "a whole number",
+    "+trainer.max_steps=3": "leave out the +",
+    "+model.net.foo=1": "keys beside it are depth",
+    "+data.foo=1": "keys beside it are",
+    "~logger": "needs logger",
+    "~data": "cannot be taken away",
+    "~model": "needs model",
+    "~train.ema": "cannot be taken away",
+    "~foo": "no key 'foo'",
+    "~hydra.run": "does not compose",
+    "hydra=3": "does not compose",
+    "hydra.run.dir=null": "does not compose",
+    "model/head=null": "choose from bernoulli",
+    "model/head=none": "needs a model/head",
+    "model.head=null": "needs a model/head",
+    # what cannot be read
+    "seed=[1,2": "brackets",
+    "seed=ä": "quotes",
+    "seed=${nope}": "does not resolve",
+    "x=" + 3000 * "[": "cannot read",
+    "data.root=a${x}b": "does not resolve",
+}
+
+
+@pytest.mark.parametrize("word", WRONG, ids=shown)
+def test_a_word_that_makes_no_sense(word, here, capsys):
+    assert WRONG[word] in refused(["train", word], capsys)
+    assert list(here.iterdir()) == []
+
+
+OF_A_RUN = {
+    "sample temperature=1e20": "from 1e-09",
+    "sample n=text": "a whole number",
+    "sample n=null": "a whole number",
+    "sample data=text": "lets you choose",
+    "sample data.limit=text": "or null",
+    "sample weights=[ema]": "a word",
+    "sample out=nowhere\\": "ending in .png",
+    "sample +foo=1": "no key 'foo'",
+    "sample ~out": "needs out",
+    "eval draws=nan": "a whole number",
+    "eval trainer=smoke trainer.devices=text": "or auto",
+    "features batch_size=text": "or null",
+    "probe controls=3": "true or false",
+    "show units=[1]": "or null",
+    "show what=null": "a word",
+    "resume train.ema=text": "a number",
+    "resume train.ema=[1": "cannot read",
+    "resume train.patience=often": "or null",
+    "resume trainer.devices=text": "or auto",
+}
+
+
+@pytest.mark.parametrize("request_", OF_A_RUN)
+def test_a_word_that_makes_no_sense_to_a_run(request_, runs, here, capsys):
+    verb, *words = request_.split(" ")
+    run = runs / "none"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    err = refused([verb, f"{'run' if verb == 'resume' else 'ckpt'}={run}", *words], capsys)
+    assert OF_A_RUN[request_] in err
+    assert list(here.iterdir()) == []
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_too_few_images_for_a_mixture_are_told_before_a_folder_is_made(here, capsys):
+    err = refused(["train", "model=gaussian_mixture", "trainer=smoke", "data.limit=50"], capsys)
+    assert "model.components=50 or fewer" in err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke_wins_over_every_experiment(name):
+    config = Request("train", [], command="")._compose([f"experiment={name}", "trainer=smoke"])
+    assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)
+    assert config.train.sample_every == 6
+    assert config.optim.warmup == 2
+
+
+def test_explicit_words_win_over_an_experiment_or_it_is_refused(here):
+    def composed(*words):
+        return Request("train", ["experiment=pixelcnn_cifar10", *words], command="").config()
+
+    assert composed("trainer=smoke", "trainer.max_steps=3").trainer.max_steps == 3
+    assert composed("trainer=ddp_cpu").trainer.max_steps == 100000
+    assert composed("trainer=ddp_cpu").trainer.devices == 2
+    assert "svhn" in composed("data=svhn").data.source._target_.lower()
+    assert composed("model=pixelcnn").model.net.width == 256  # the same choice is no conflict
+    for word in ("model=row_lstm", "optim=two_timescale"):
+        with pytest.raises(RequestError, match=f"not for {word}"):
+            composed(word)
+    (here / "trainer").mkdir()
+    (here / "trainer" / "mine.yaml").write_text("defaults: [auto]\nmax_steps: 7\n")
+    mine = ["--config-dir", str(here), "trainer=mine"]
+    with pytest.raises(RequestError, match=r"trainer\.max_steps"):
+        composed(*mine)
+    assert composed(*mine, "trainer.max_steps=7").trainer.max_steps == 7
+
+
+def test_a_file_of_the_user_may_not_hold_what_nothing_reads(here, capsys):
+    (here / "experiment").mkdir()
+    for text, answer in (("train: {emma: 1}", "train.emma"), ("trianer: {max_steps: 1}", "'trianer'")):
+        (here / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+        assert answer in refused(["train", "--config-dir", str(here), "experiment=mine"], capsys)
+
+
+# ---- names
+
+
+def test_a_class_has_a_name_and_a_number():
+    classes = Classes(("cat", "china", "7"))
+    assert [classes.number(label) for label in ("china", 0, "2", "7", 7)] == [1, 0, 2, 2, 2]
+    assert str(classes) == "classes cat, china, 7"
+    with pytest.raises(RequestError, match="did you mean 'china'"):
+        classes.number("chine")
+    shuffled = Classes(("1", "0"))
+    assert shuffled.number(1) == 0, "a name comes before a number"
+    digits = Classes.of({}, ImageSpec(1, 2, 2, classes=10))
+    assert str(digits) == "classes 0 to 9"
+    with pytest.raises(RequestError, match="classes 0 to 9"):
+        digits.number("china")
+
+
+def test_a_class_is_asked_for_and_shown_by_its_name(runs, here, capsys):
+    checkpoint = torch.load(runs / "label" / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["genlab"]["class_names"] = ["cat", "china, old", *(f"class {i}" for i in range(2, 10))]
+    torch.save(checkpoint, "named.ckpt")
+    for label in ("cat", "china, old", "1"):
+        assert cli.run(["sample", "ckpt=named.ckpt", "n=2", f"label={label}"]) == 0
+    out = capsys.readouterr().out
+    assert "2 images of class cat in" in out
+    assert out.count("2 images of class china, old in") == 2
+    assert "did you mean 'cat'" in refused(["sample", "ckpt=named.ckpt", "label=cats"], capsys)
+    assert "give label=cat" in refused(["complete", "ckpt=named.ckpt", "image=x.png"], capsys)
+    assert "model=latent_gaussian is conditioned on a class label" in refused(
+        ["sample", "ckpt=named.ckpt", "context=x.png"], capsys
+    )
+
+
+def test_a_latent_model_given_the_label_goes_through_every_verb(runs, here, capsys):
+    run = runs / "label"
+    assert {"samples", "completions", "reconstructions", "pictures"} <= {path.name for path in run.iterdir()}
+    for verb, words in {
+        "reconstruct": ["n=3"],
+        "show": ["data.limit=20"],
+        "features": ["data.limit=20"],
+        "sample": ["n=2"],
+        "eval": ["data.limit=20"],
+    }.items():
+        assert cli.run([verb, f"ckpt={run}", *words]) == 0, verb
+    from PIL import Image
+
+    Image.new("L", (28, 28)).save("mine.png")
+    assert cli.run(["reconstruct", f"ckpt={run}", "image=mine.png", "label=3", "out=mine_too.png"]) == 0
+    assert "give label=" in refused(["reconstruct", f"ckpt={run}", "image=mine.png"], capsys)
+    assert "goes with image=" in refused(["reconstruct", f"ckpt={run}", "label=3"], capsys)
+
+
+# ---- failures of the machine
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        PermissionError(errno.EACCES, "no", "x"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_refuses_is_no_bug(error, here, capsys, monkeypatch):
+    assert isinstance(explained(error), RunError)
+    wrapped = ValueError("while handling it")
+    wrapped.__cause__ = error
+    assert isinstance(explained(wrapped), RunError)
+    assert explained(ValueError("a bug")) is None
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(MetricsFile, "save", refuse)
+    capsys.readouterr()
+    words = ["model=linear_ae", "model.latent_dim=2", "train.sample_every=0", "hydra.run.dir=run"]
+    assert cli.run(["train", *TINY, *words]) == 1
+    assert "unexpected" not in capsys.readouterr().err
+
+
+def test_a_sentence_is_one_short_line():
+    text = shortened("first\n\tword\x00 " + "x" * 5000 + " and the end")
+    assert len(text) <= LONGEST
+    assert "\n" not in text
+    assert text.startswith("first word")
+    assert text.endswith("and the end")
+
+
+@pytest.mark.parametrize(("damage", "says"), [(float("nan"), "weights that are not finite"), (1e30, "not finite")])
+def test_a_model_that_has_gone_wrong_draws_nothing(damage, says, runs, here, capsys):
+    checkpoint = torch.load(runs / "none" / "checkpoints" / "best.ckpt", weights_only=True)
+    for weight in checkpoint["state_dict"].values():
+        if weight.is_floating_point():
+            weight.mul_(damage)
+    torch.save(checkpoint, "wrong.ckpt")
+    for verb in ("sample", "features", "show"):
+        assert says in refused([verb, "ckpt=wrong.ckpt"], capsys, status=1)
+    assert {path.name for path in here.iterdir()} == {"wrong.ckpt"}
+
+
+def test_values_are_shown_as_they_are_typed():
+    assert shown([1, None, {"a": True}]) == "[1,null,{a:true}]"
+    assert len(shown("x" * 1000)) < 100
+    assert OmegaConf.create({"x": shown(3)}).x == "3"
