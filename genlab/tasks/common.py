@@ -45,7 +45,14 @@ def data_of(config: DictConfig, run: dict[str, Any]) -> Any:
             data[key] = value
     if config.batch_size is not None:
         data["eval_batch_size"] = config.batch_size
-    return build_data(data, config.trust)
+    made, spec = build_data(data, config.trust), run["spec"]
+    found = made.spec
+    if (found.shape, found.levels) != (spec.shape, spec.levels):
+        raise RequestError(
+            f"the data has images of {found.shape} (channels, height, width) with {found.levels} levels, and this "
+            f"checkpoint is for {spec.shape} with {spec.levels}"
+        )
+    return made
 
 
 def choose_device(name: str) -> torch.device:
