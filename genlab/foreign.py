@@ -100,7 +100,7 @@ def checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any], ImageSpec]:
-    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data` and `names`."""
+    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data`, `names` and that `spec`."""
     config = plain_config(content["genlab"]["config"], f"{where}: its config")
     try:
         spec = ImageSpec(**content["genlab"]["spec"])
@@ -112,6 +112,7 @@ def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any]
             _need(_is_name(names.setdefault(name, None)), f"names.{name} is not a name")
     except (TypeError, ValueError) as error:
         raise RequestError(f"{where} has a damaged description of its model: {error}") from error
+    config["spec"] = spec
     return config, spec
 
 

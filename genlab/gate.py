@@ -16,7 +16,9 @@ from typing import Any
 from genlab.core import RequestError, nearest
 
 PACKAGES = {"model": ("models", "nets", "heads", "codes", "flows"), "data": ("data",)}
-MOST = 10_000_000  # a number in a config of a model or a data set that is not a seed
+MOST_LAYERS = 1_000  # by what our constructors call a number of layers; a tenth of a millisecond each, and more
+LAYERS = {"depth", "layers", "levels", "resolutions", "steps"}
+MOST = 10_000_000  # any other number in a config of a model or a data set that is not a seed
 CALLS = {"_target_", "_partial_"}
 
 
@@ -70,6 +72,9 @@ class Gate:
         if "_target_" not in node:
             return lambda: {key: part() for key, part in keywords.items()}
         target = self._find(node["_target_"], role)
+        many = {key: node[key] for key in LAYERS & set(node) if isinstance(node[key], int) and node[key] > MOST_LAYERS}
+        for key, value in many.items() if str(node["_target_"]).startswith("genlab.") else ():
+            raise RequestError(f"{key}={value} in the config of the {self.kind}: at most {MOST_LAYERS:,} is possible")
         call = partial if node.get("_partial_") is True else _call
         return lambda: call(target, **{key: part() for key, part in keywords.items()})
 

@@ -68,6 +68,8 @@ class ImageData(LightningDataModule):
         at_least(1, "batch_size", batch_size)
         at_least(1, "eval_batch_size", eval_batch_size)
         at_least(0, "seed", seed)
+        if isinstance(validation, bool) or not isinstance(validation, (int, float)):
+            raise RequestError(f"data.validation={validation} is not a number of images, or a share of them")
         if context is not None and not isinstance(context, Context):
             raise RequestError(f"data.context={context} is not a context: choose one with data/context=…")
         if limit is not None:

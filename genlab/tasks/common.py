@@ -82,7 +82,13 @@ def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> An
             data[key] = value
     if config.batch_size is not None:
         data["eval_batch_size"] = config.batch_size
-    made = build_data(data, config.trust)
+    made, spec = build_data(data, config.trust), run["spec"]
+    found = made.spec
+    if (found.shape, found.levels) != (spec.shape, spec.levels):
+        raise RequestError(
+            f"the data has images of {found.shape} (channels, height, width) with {found.levels} levels, and this "
+            f"checkpoint is for {spec.shape} with {spec.levels}"
+        )
     splits = [config.split] if "split" in config else SPLITS
     card = read_checkpoint(config.ckpt)[0]["genlab"]
     made.others = fingerprint.others(card, made, splits, fewer=config.data.limit is not None)

@@ -178,9 +178,9 @@ class Learner(pl.LightningModule):
         """A resumed run may have been given more steps: its learning rate follows the schedule as it is now."""
         scheduler: Any = self.lr_schedulers()
         check_moments(scheduler.optimizer, self.last_good)
-        self.restored = True
         for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * self.optim.factor(scheduler.last_epoch, self.max_steps)
+        self.restored = True
 
     # ---- what callbacks read
 
