@@ -49,37 +49,32 @@ def steady() -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, _on(descriptor, "utf-8"))
-        elif _is_plain(stream, descriptor):
-            setattr(sys, name, _on(descriptor, stream.encoding))  # at the start: nothing waits in the old one
+            setattr(sys, name, _on(descriptor, "utf-8", unbuffered=False))
+        elif type(_raw(stream)) is io.FileIO and stream.fileno() == descriptor:  # the one that Python opened
+            setattr(sys, name, _on(descriptor, stream.encoding, unbuffered=stream.buffer is _raw(stream)))
 
 
 def lost() -> OSError | None:
     """What kept standard output from being written in full, if it was more than a reader that went away."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
+    raw = _raw(sys.stdout)
+    if not isinstance(raw, Dropping):
         return None
-    error = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    error = error.lost if isinstance(error, Dropping) else None
-    return None if error is None or error.errno in GONE else error
+    sys.stdout.flush()
+    return None if raw.lost is None or raw.lost.errno in GONE else raw.lost
 
 
-def _on(descriptor: int, encoding: str) -> io.TextIOWrapper:
+def _on(descriptor: int, encoding: str, unbuffered: bool) -> io.TextIOWrapper:
     raw = Dropping(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors="replace", line_buffering=descriptor == 2 or raw.isatty()
+        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        encoding=encoding,
+        errors="replace",
+        line_buffering=descriptor == 2 or raw.isatty(),
+        write_through=unbuffered,
     )
 
 
-def _is_plain(stream: Any, descriptor: int) -> bool:
-    """Whether it is the stream that Python opened on this descriptor."""
-    try:
-        same = stream.fileno() == descriptor
-    except (OSError, ValueError, AttributeError):
-        return False
-    return (
-        same
-        and isinstance(getattr(getattr(stream, "buffer", None), "raw", None), io.FileIO)
-        and not isinstance(stream.buffer.raw, Dropping)
-    )
+def _raw(stream: Any) -> Any:
+    """What is below a text stream; with PYTHONUNBUFFERED nothing is in between."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)

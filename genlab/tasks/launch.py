@@ -129,7 +129,7 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
     if store.check(["error"]):
         kind, sentence, trace = json.loads(store.get("error"))
         print(trace, end="", file=sys.stderr)
-        raise ERRORS[kind](sentence)
+        raise Interrupted(sentence, signals.asked) if kind == "Interrupted" else ERRORS[kind](sentence)
     if any(ended.values()):
         raise RunError(f"a rank stopped with status {max(filter(None, ended.values()))}")
 
