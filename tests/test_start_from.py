@@ -6,6 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from genlab import cli
+from genlab.compose import Request, split_hydra
+from genlab.tasks import start_from
 
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu", "train.sample_every=0"]
 
@@ -20,14 +22,18 @@ def source(tmp_path_factory):
     return folder
 
 
-def started(tmp_path, source, *words):
-    """The config of a run that starts from `source`."""
-    assert cli.run(["train", *FAST, f"init={source}", f"hydra.run.dir={tmp_path}/run", *words]) == 0
-    return OmegaConf.load(tmp_path / "run" / "config.yaml")
+def asked(source, *words):
+    """The config of a run that is to start from `source`."""
+    return split_hydra(start_from.composed(Request("train", [*FAST, f"init={source}", *words], "")))[0]
 
 
-def test_model_data_and_optimiser_come_along(tmp_path, source):
-    config, before = started(tmp_path, source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
+def test_it_runs(tmp_path, source, capsys):
+    assert cli.run(["train", *FAST, f"init={source}", f"hydra.run.dir={tmp_path}/run", "seed=4"]) == 0
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == asked(source, "seed=4")
+
+
+def test_model_data_and_optimiser_come_along(source):
+    config, before = asked(source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
     assert config.model == before.model
     assert config.names.model == "gated_pixelcnn"
     assert {**config.data, "seed": 4} == dict(before.data)
@@ -36,14 +42,14 @@ def test_model_data_and_optimiser_come_along(tmp_path, source):
     assert config.init == str(source / "checkpoints" / "best.ckpt")
 
 
-def test_a_word_changes_what_it_names(tmp_path, source):
-    config = started(tmp_path, source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
+def test_a_word_changes_what_it_names(source):
+    config = asked(source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
     assert (config.data.batch_size, config.data.seed, config.data.limit) == (4, 7, 32)
     assert (config.data.binarize, config.seed) == ("static", 5)
 
 
-def test_a_group_that_is_named_is_taken_whole(tmp_path, source):
-    config = started(tmp_path, source, "data=mnist_mini", "data.binarize=threshold", "optim=adamw")
+def test_a_group_that_is_named_is_taken_whole(source):
+    config = asked(source, "data=mnist_mini", "data.binarize=threshold", "optim=adamw")
     assert (config.data.batch_size, config.data.binarize, config.optim.weight_decay) == (32, "threshold", 0.0)
     assert config.model == OmegaConf.load(source / "config.yaml").model
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from torch import nn
 
 from genlab.build import find_checkpoint, read_checkpoint, restore
@@ -40,7 +40,7 @@ def composed(request: Request) -> DictConfig:
     words = [f"{group}={name}" for group, name in named.items() if name in known[group]]
     # What the words change is the difference that they make to the same names alone, wherever they make it.
     plain, config = request.check(words), request.check(words + mine)
-    with open_dict(config):
+    with open_dict(config), read_write(config.hydra):
         config.init = str(file.absolute())
         for section in kept:
             config[section] = _changed(_literal(run[section], file), _plain(plain[section]), _plain(config[section]))
