@@ -42,6 +42,12 @@ def stop_when_asked():
     raise Interrupted(f"stopped by {signals.name(signals.asked)}" if signals.asked else "nobody asked")
 
 
+@signals.impatiently()
+def stop_at_once():
+    """A job with nothing to save."""
+    time.sleep(60)
+
+
 def fail_on_zero():
     """An error of rank zero reaches all."""
     launch.join("cpu")

@@ -191,11 +191,13 @@ def test_two_ranks_are_told(tmp_path, number):
     assert not (folder / ".lock").exists()
 
 
-def test_ranks_are_told_what_came_while_they_were_started(tmp_path):
+@pytest.mark.parametrize("job", ["jobs:stop_when_asked", "jobs:stop_at_once"])
+def test_ranks_are_told_what_came_while_they_were_started(job):
     with signals.patiently():
         signal.raise_signal(signal.SIGUSR1)
-        with pytest.raises(Interrupted, match="stopped by SIGUSR1"):
-            launch.ranks(1, "jobs:stop_when_asked")
+        with pytest.raises(Interrupted, match="stopped by SIGUSR1") as caught:
+            launch.ranks(1, job)
+    assert caught.value.number == signal.SIGUSR1
 
 
 def test_a_run_stopped_before_its_first_step_goes_on(tmp_path, whole):

@@ -15,7 +15,7 @@ def main() -> int:
     with signals.patiently():  # before torch is imported, which takes seconds
         signals.release()
         output.steady()
-        from genlab.core import RequestError
+        from genlab.core import Interrupted, RequestError
         from genlab.tasks import launch
 
         job, arguments = sys.argv[1:]
@@ -24,6 +24,9 @@ def main() -> int:
         try:
             getattr(importlib.import_module(module), name)(**json.loads(arguments))
             return 0
+        except signals.Stopped as stop:  # of a job that has nothing to save
+            launch.report(Interrupted(str(stop), stop.number))
+            return 128 + stop.number
         except Exception as error:
             launch.report(error)
             return 2 if isinstance(error, RequestError) else 1
