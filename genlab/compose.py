@@ -242,7 +242,7 @@ class Request:
 
 
 # Keys whose value is a path or a text of its own: Hydra would read commas, spaces and = in it as grammar.
-_TEXTS = {"ckpt", "classifier", "image", "context", "known", "out", "label"}
+_TEXTS = {"ckpt", "classifier", "init", "image", "context", "known", "out", "label"}
 _TEXTS |= {"data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from genlab.core import RequestError, RunError
+from genlab import signals
+from genlab.core import Interrupted, RequestError, RunError
 from genlab.tasks import launch
 
 
@@ -30,6 +32,20 @@ def fail(how, folder):
         raise {"request": RequestError, "run": RunError, "bug": ZeroDivisionError}[how](f"because of {how}")
     Path(folder, "pid").write_text(str(os.getpid()))
     dist.barrier()
+
+
+def stop_when_asked():
+    """Wait for a signal, for as long as a minute."""
+    deadline = time.monotonic() + 60
+    while not signals.asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise Interrupted(f"stopped by {signals.name(signals.asked)}" if signals.asked else "nobody asked")
+
+
+@signals.impatiently()
+def stop_at_once():
+    """A job with nothing to save."""
+    time.sleep(60)
 
 
 def fail_on_zero():

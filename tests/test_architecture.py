@@ -17,6 +17,8 @@ FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
     "core": (set(), {"torch"}),
+    "signals": (set(), set()),
+    "output": (set(), set()),
     "heads": ({"core", "heads"}, {"torch"}),
     "nets": ({"core", "nets"}, {"torch"}),
     "flows": ({"core", "flows"}, {"torch"}),
@@ -32,7 +34,10 @@ MAY = {
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "quality": (set(), {"numpy"}),
     "data": ({"core", "data", "reader", "whole"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
-    "train": ({"core", "bits", "foreign", "train", "whole"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
+    "train": (
+        {"core", "bits", "foreign", "signals", "train", "whole"},
+        {"torch", "pytorch_lightning", "rich", "numpy"},
+    ),
     "foreign": ({"core"}, {"torch", "yaml"}),
     "gate": ({"core"}, set()),
     "build": ({"core", "failures", "foreign", "gate"}, {"torch", "omegaconf"}),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genlab import bits
+from genlab import bits, signals
 from genlab.build import find_checkpoint, read_checkpoint, restore
 from genlab.compose import Request, split_hydra
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
@@ -71,6 +71,7 @@ def command(request: Request) -> None:
         work(OmegaConf.to_container(config))
 
 
+@signals.impatiently()  # also as one rank of several: there is nothing to save
 def work(settings: Any) -> None:
     """Evaluate this process's share; rank zero writes and prints."""
     config = OmegaConf.create(settings)

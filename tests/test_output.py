@@ -1,0 +1,105 @@
+"""What becomes of standard output and error never decides what becomes of the work."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from trainees import environment
+
+from genlab import output
+
+FULL = "standard output was cut short: No space left on device"
+SMALL = "trainer=smoke trainer.max_steps=2 trainer.accelerator=cpu model.net.width=8 model.net.depth=1"
+TWO = "trainer.devices=2 trainer.strategy=ddp"
+
+
+def stream(descriptor, **options):
+    """Text on a descriptor, as `steady` makes it."""
+    return io.TextIOWrapper(io.BufferedWriter(output.Dropping(descriptor, "w", closefd=False)), **options)
+
+
+@pytest.mark.parametrize("case", ["no reader", "full disk", "closed"])
+def test_writes_succeed(case):
+    if case == "no reader":
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    else:
+        descriptor = os.open("/dev/full" if case == "full disk" else os.devnull, os.O_WRONLY)
+    made = stream(descriptor)
+    if case == "closed":
+        os.close(descriptor)
+    print("a line\n" * 10_000, file=made)
+    print("another", file=made, flush=True)
+    assert (
+        made.buffer.raw.lost.errno == {"no reader": errno.EPIPE, "full disk": errno.ENOSPC, "closed": errno.EBADF}[case]
+    )
+
+
+def test_a_full_pipe_that_does_not_block_is_waited_for():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    child = os.fork()
+    if not child:
+        total = 0
+        while total < 500_000:
+            total += len(os.read(reader, 1000))
+        os._exit(0)
+    made = stream(writer)
+    print("x" * 499_999, file=made, flush=True)
+    assert os.waitpid(child, 0)[1] == 0
+    assert made.buffer.raw.lost is None
+
+
+def test_streams_that_were_replaced_are_left_alone(capsys):
+    before = sys.stdout
+    output.steady()
+    assert sys.stdout is before
+    assert output.lost() is None
+
+
+def shell(line, **env):
+    """A line of shell in which $GENLAB is the command; (status, standard output, standard error)."""
+    python = f"{sys.executable} -m genlab"
+    ended = subprocess.run(
+        ["sh", "-c", line], env={**environment(), "GENLAB": python, **env}, capture_output=True, text=True, timeout=300
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "printed"),
+    [
+        ("{ $GENLAB --help; echo $? >&2; } | head -1 >/dev/null", "0\n", None),
+        ("$GENLAB --help >&-; echo $? >&2", "0\n", None),
+        ("$GENLAB --help 2>&- | tail -1", "", "  genlab sample ckpt=outputs/DATE/RUN n=64\n"),
+        ("$GENLAB --help >/dev/full; echo $? >&2", f"genlab: {FULL}\n1\n", None),
+        ("PYTHONIOENCODING=ascii $GENLAB --help | head -3 | tail -1", "", "usage: genlab VERB key=value ?\n"),
+    ],
+)  # fmt: skip
+def test_the_command_line(line, status, printed):
+    _, out, err = shell(line)
+    assert err == status
+    assert printed is None or out == printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{ $GENLAB train $WORDS; echo $? >status; } 2>&1 | head -1",
+        "$GENLAB train $WORDS 2>&- ; echo $? >status",
+        "$GENLAB train $WORDS >&- 2>&-; echo $? >status",
+        "$GENLAB train $WORDS >/dev/full; echo $? >status",
+        "PYTHONIOENCODING=ascii $GENLAB train $WORDS; echo $? >status",
+        f"LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $GENLAB train $WORDS {TWO} 2>&1 | head -1",
+    ],
+)  # fmt: skip
+def test_a_run_ends_well(tmp_path, line):
+    shell(f"cd {tmp_path}; {line}", WORDS=f"{SMALL} hydra.run.dir={tmp_path}/run")
+    assert (tmp_path / "run" / "results.json").exists()
+    assert not (tmp_path / "status").exists() or (tmp_path / "status").read_text() == "0\n"
