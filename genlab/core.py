@@ -24,6 +24,16 @@ class RunError(RuntimeError):
     """A run failed: one sentence for the user; the command line prints it and exits with status 1."""
 
 
+class Interrupted(RunError):
+    """A run was asked to stop by a signal, and says how to go on; the command line exits with status 128 + number, as
+    a shell does, so that a script can tell a run to be continued from one that has failed.
+    """
+
+    def __init__(self, sentence: str, number: int = 0) -> None:
+        super().__init__(sentence)
+        self.number = number
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """The one object that crosses from data to model: shape and alphabet of an image.

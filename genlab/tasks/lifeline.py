@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -45,7 +46,8 @@ class Lifeline:
     def failed(self, error: BaseException) -> bool:
         """Tell all that this rank has failed. True if this rank is the one to say why; exit with `status` then."""
         expected = isinstance(error, (RequestError, RunError))
-        status = 2 if isinstance(error, RequestError) else 1
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "number", 0)
+        status = 128 + number if number else 2 if isinstance(error, RequestError) else 1
         sentence = " ".join(str(error).split()) if expected else f"unexpected {type(error).__name__}: {error}"
         if self.here.rank == 0:
             if not expected:
@@ -60,7 +62,7 @@ class Lifeline:
         return first
 
     def done(self) -> None:
-        """This rank has finished, and is not to be missed."""
+        """Say that the work is done, so that this rank is not missed."""
         for rank in self._lines:
             self._send(rank, {"done": True})
         atexit.register(_leave, 0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,21 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
             )
         )  # fmt: skip
     return loggers
+
+
+@contextmanager
+def closing(loggers: list[Logger]) -> Iterator[None]:
+    """End the tracker's run with ours, also when ours fails: in a sweep the next one would write into it."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in loggers:
+            if type(logger).__name__ == "WandbLogger":
+                import wandb  # Lightning leaves this to the end of the process; all else it closes
+
+                wandb.finish(exit_code=status)
 
 
 def _wandb_id(folder: Path) -> str:
