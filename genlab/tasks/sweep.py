@@ -41,7 +41,10 @@ def run(request: Request) -> int:
         raise RequestError("-m starts its runs itself: call it once, without torchrun or srun, and set trainer.devices")
     config = sweep_words.check(request)
     folder = Path(config.hydra.sweep.dir)
-    named = any(word.startswith("hydra.sweep.dir=") for word in request.overrides)
+    given = next((word for word in request.overrides if word.startswith("hydra.sweep.dir=")), None)
+    named = given is not None
+    if given == "hydra.sweep.dir=":
+        raise RequestError("hydra.sweep.dir= must name a folder")
     asked = _number(request, config)
     if named and folder.exists():
         _check_going_on(request, config, folder)

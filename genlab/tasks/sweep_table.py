@@ -48,7 +48,7 @@ def value(details: dict[str, Any]) -> float | None:
 def _row(run: Path) -> dict[str, Any]:
     command = run / "command.txt"
     words = shlex.split(command.read_text().splitlines()[0])[2:] if command.is_file() else []
-    row = {"run": run.name, "overrides": " ".join(words), "valid": None, "failed": ""}
+    row: dict[str, Any] = {"run": run.name, "overrides": " ".join(words), "valid": None, "failed": ""}
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text())
         row["valid"] = value(results["valid"])

@@ -33,24 +33,26 @@ def check(request: Request) -> DictConfig:
         if key == "hydra.run.dir":
             raise RequestError("hydra.run.dir is the folder of one run: with -m give hydra.sweep.dir")
     words = _alternatives(request, parsed)
-    configs = [request.check(each) for each in words]
-    learns = is_search(configs[0])
+    first = request.check(words[0])
+    learns = is_search(first)
+    _check_ways(first)
+    if not learns and number(request) > MOST:
+        raise RequestError(f"that is {number(request):,} runs, and a sweep may have {MOST:,}")
     for o in parsed:
         if o.is_interval_sweep() and not learns:
             raise RequestError(
                 f"{o.input_line} is a range to search in: add sweep=optuna, or list the values, "
                 f"{o.get_key_element()}=a,b"
             )
-    params = _parameters(request, configs[0])
+    configs = [first, *(request.check(each) for each in words[1:])]
+    params = _parameters(request, first)
     if params:
         given = [word for word in words[0] if word.partition("=")[0] not in {o.get_key_element() for o in params}]
         configs += [request.check([*given, *each]) for each in _alternatives(request, params)]
     if learns:
         for config in configs:
             _check_searchable(config)
-    elif number(request) > MOST:
-        raise RequestError(f"that is {number(request):,} runs, and a sweep may have {MOST:,}")
-    return configs[0]
+    return first
 
 
 def jobs(request: Request) -> list[list[str]] | None:
@@ -65,6 +67,8 @@ def jobs(request: Request) -> list[list[str]] | None:
 def _alternatives(request: Request, parsed: list[Override]) -> list[list[str]]:
     """Overrides of one job for each value in the sweep, other keys at their first: every word is checked once."""
     choices = [_words(request, o) for o in parsed]
+    # The numbers of a range are alike: its ends will do.
+    choices = [w[:1] + w[-1:] if o.is_range_sweep() else w for o, w in zip(parsed, choices, strict=True)]
     most = max((len(values) for values in choices), default=0)
     return [[values[min(i, len(values) - 1)] for values in choices if values] for i in range(max(most, 1))]
 
@@ -74,6 +78,7 @@ def _words(request: Request, o: Override) -> list[str]:
     if not o.is_sweep_override():
         return [str(o.input_line)]
     value: Any = o.value()
+    values: list[Any]
     if isinstance(value, IntervalSweep):
         values = [value.start, value.end]
         if not value.start < value.end or ("log" in value.tags and value.start <= 0):  # type: ignore[operator]
@@ -96,10 +101,9 @@ def _check_range(o: Override, value: RangeSweep) -> None:
     start, stop, step = value.start or 0, value.stop or 0, value.step
     if not all(math.isfinite(number) for number in (start, stop, step)) or step == 0:
         raise RequestError(f"{o.input_line} never ends: give range(start,stop,step) with a step above 0")
-    if (stop - start) / step > MOST:
-        raise RequestError(
-            f"{o.input_line} is {math.ceil((stop - start) / step):,} runs, and a sweep may have {MOST:,}"
-        )
+    count = math.ceil((stop - start) / step)
+    if count > MOST:
+        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have {MOST:,}")
 
 
 def number(request: Request) -> int:
@@ -117,6 +121,23 @@ def _parameters(request: Request, config: DictConfig) -> list[Override]:
     own: Any = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     given = {o.get_key_element() for o in request.parse(request.overrides)}
     return request.parse([f"{key}={value}" for key, value in own.items() if key not in given])
+
+
+def _check_ways(config: DictConfig) -> None:
+    """RequestError for numbers that Hydra's launchers and sweepers fail on."""
+    sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
+    for key, node, name in (
+        ("sweeper.n_trials", sweeper, "n_trials"),
+        ("sweeper.n_jobs", sweeper, "n_jobs"),
+        ("sweeper.max_batch_size", sweeper, "max_batch_size"),
+        ("launcher.timeout_min", launcher, "timeout_min"),
+    ):
+        if node.get(name) is not None and node.get(name) < 1:
+            raise RequestError(f"hydra.{key}={node.get(name)} must be at least 1")
+    if launcher.get("n_jobs") == 0:
+        raise RequestError("hydra.launcher.n_jobs=0 must be at least 1, or -1 for all cores")
+    if is_search(config) and str(sweeper.direction).lower().split(".")[-1] != "minimize":
+        raise RequestError(f"hydra.sweeper.direction={sweeper.direction}: bits/dim and loss are better when small")
 
 
 def _check_searchable(config: DictConfig) -> None:
