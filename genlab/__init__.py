@@ -6,8 +6,24 @@
 >>> nats = model.log_prob(images)           # (16,)
 """
 
-from genlab.build import load
-from genlab.core import ImageSpec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genlab.build import load
+    from genlab.core import ImageSpec
 
 __version__ = "0.1.0"
 __all__ = ["ImageSpec", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `ImageSpec`, once somebody asks: they import torch, and the command line has to be ready before."""
+    if name == "load":
+        from genlab.build import load
+
+        return load
+    if name == "ImageSpec":
+        from genlab.core import ImageSpec
+
+        return ImageSpec
+    raise AttributeError(f"module 'genlab' has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """The command line: `genlab VERB key=value …`. Everything after the verb is Hydra.
 
 A wrong request is one sentence on standard error and status 2; a failed run one sentence and status 1; nothing is
-created before the request is understood. GENLAB_DEBUG=1 shows the traceback instead.
+created before the request is understood. A signal (`signals.py`) is status 128 + its number. GENLAB_DEBUG=1 shows the
+traceback instead. Nothing heavy is imported up here: the handlers of signals come first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from genlab.core import RequestError, RunError, nearest
+from genlab import output, signals
 
 VERBS = {
     "train": "train a model on data, then evaluate its best weights once on the test split",
@@ -28,6 +29,7 @@ VERBS = {
     "quality": "how like test images samples are, in the features of a classifier",
     "list": "what there is: models, data sets, experiments",
 }
+WORKING = set(VERBS) - {"list"}  # what they are called for is in files; what they print is beside it
 USAGE = """\
 genlab: generative image models, exact, fast and safe.
 
@@ -42,8 +44,17 @@ genlab VERB --help explains a verb's keys. First steps, with nothing to download
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run the verb and exit with 0, 1 (a run failed) or 2 (the request was wrong)."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    """Entry point: run the verb and exit with 0, 1 (a run failed), 2 (the request was wrong) or 128 + a signal."""
+    signals.install()
+    output.steady()
+    words = sys.argv[1:] if arguments is None else arguments
+    status = run(words)
+    lost = output.lost()
+    if lost is not None:
+        print(f"genlab: standard output was cut short: {lost.strerror}", file=sys.stderr)
+        if not words or words[0] not in WORKING:
+            status = status or 1
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -53,22 +64,28 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("genlab: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except signals.Stopped as stop:
+        print(f"genlab: {stop}", file=sys.stderr)
+        return 128 + stop.number
     except Exception as error:
         if os.environ.get("GENLAB_DEBUG") == "1":
             raise
+        from genlab.core import Interrupted, RequestError
+
         known = _sentence(error)
         what = " ".join(str(known or error).split()) or "no message"
         if known is None:
             what = f"unexpected {type(error).__name__}: {what} (GENLAB_DEBUG=1 shows where)"
         print(f"genlab: {what}", file=sys.stderr)
+        if isinstance(known, Interrupted):
+            return 128 + (known.number or signals.asked or signals.ENDING[0])
         return 2 if isinstance(known, RequestError) else 1
 
 
 def _sentence(error: BaseException | None) -> BaseException | None:
     """The RequestError or RunError that an error is or came from: Hydra wraps what its targets raise."""
+    from genlab.core import RequestError, RunError
+
     while error is not None and not isinstance(error, (RequestError, RunError)):
         error = error.__cause__ or error.__context__
     return error
@@ -86,6 +103,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
+        from genlab.core import RequestError, nearest
+
         raise RequestError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
     if {"-h", "--help"} & set(rest):
         _explain(verb)
@@ -111,7 +130,9 @@ def _explain(verb: str) -> None:
     if verb == "list":
         print("usage: genlab list [model|data|experiment|trainer|…]")
     elif verb == "resume":
-        print("usage: genlab resume run=DIR [trainer.max_steps=…]\n\nAny trainer.* and train.* key may be changed.")
+        from genlab.tasks.resume import CHANGEABLE
+
+        print(f"usage: genlab resume run=DIR [trainer.max_steps=…]\n\nWhat may be changed: {CHANGEABLE}.")
     else:
         text = Path(configs_folder(), f"{verb}.yaml").read_text()
         print("keys and defaults (key=value to change, group=choice to swap a part, see genlab list):\n")

@@ -17,6 +17,8 @@ FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
     "core": (set(), {"torch"}),
+    "signals": (set(), set()),
+    "output": (set(), set()),
     "heads": ({"core", "heads"}, {"torch"}),
     "nets": ({"core", "nets"}, {"torch"}),
     "flows": ({"core", "flows"}, {"torch"}),
@@ -30,7 +32,7 @@ MAY = {
     "probe": ({"core"}, {"torch", "numpy", "sklearn"}),
     "quality": (set(), {"numpy"}),
     "data": ({"core", "data"}, {"torch", "torchvision", "numpy", "PIL", "rich", "scipy"}),
-    "train": ({"core", "bits", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
+    "train": ({"core", "bits", "signals", "train"}, {"torch", "pytorch_lightning", "rich", "numpy"}),
     "build": ({"core"}, {"torch", "hydra", "omegaconf"}),
     "compose": ({"core"}, {"hydra", "omegaconf"}),
 }

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab import viz
 from genlab.build import build, restore
-from genlab.core import ImageSpec, RunError
+from genlab.core import ImageSpec
 from genlab.data import ImageData, Split, Splits
 from genlab.quality import Estimate
 from genlab.tasks import launch
 from genlab.tasks.common import choose_device
 from genlab.train import provenance
-from genlab.train.fit import fit, signal_name
+from genlab.train.fit import fit
 from genlab.train.judge import judge
 from genlab.train.plan import Plan
 
@@ -47,11 +47,11 @@ class Drawn:
 def accuracy_score(run: dict[str, Any], spec: ImageSpec, train: Split, test: Split, config: DictConfig) -> Estimate:
     """Test accuracy of a fresh classifier, made and trained as `run` says, on samples (n, C, H, W) of `spec`.
 
-    `config`: `seed`, `device` and `trust` of the request. RunError when it is interrupted.
+    `config`: `seed`, `device` and `trust` of the request.
     """
     device = choose_device(config.device)
     settings: Any = OmegaConf.to_container(OmegaConf.merge(run, {
-        "seed": config.seed, "compile": False, "logger": {"kind": "none"}, "train": {"sample_every": 0},
+        "seed": config.seed, "compile": False, "init": None, "logger": {"kind": "none"}, "train": {"sample_every": 0},
         "trainer": {
             "accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto",
         },
@@ -68,11 +68,8 @@ def accuracy_score(run: dict[str, Any], spec: ImageSpec, train: Split, test: Spl
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder, plan = Path(name), Plan.of(settings["trainer"])
-        outcome = fit(
-            model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment()
-        )  # fmt: skip
-        if outcome.interrupted:
-            raise RunError(f"stopped by {signal_name(outcome.interrupted)} while training on samples")
+        # Nothing of it is kept, so a signal ends it at once.
+        fit(model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment())
         judged, _ = restore(folder, trust=config.trust)
         found = judge(judged.to(device), data, "test", weights=str(judged.weights), seed=config.seed).details
     return Estimate(found["accuracy"], found["standard_error"])

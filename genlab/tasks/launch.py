@@ -24,12 +24,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from genlab.core import RequestError, RunError
+from genlab import signals
+from genlab.core import Interrupted, RequestError, RunError
 from genlab.tasks.lifeline import Lifeline
 from genlab.tasks.place import LOCAL, Place, place
+from genlab.train import claim
 
 DISTRIBUTED = ("train", "resume", "eval")  # verbs whose work is shared between ranks
-ERRORS = {"RequestError": RequestError, "RunError": RunError}
+ERRORS = {"RequestError": RequestError, "RunError": RunError, "Interrupted": Interrupted}
 
 T = TypeVar("T")
 _met: list[Lifeline] = []  # at most one
@@ -141,8 +143,8 @@ def from_zero(function: Callable[[], Any]) -> Any:
 def ranks(n: int, job: str, **arguments: Any) -> None:
     """Run `job` ("genlab.tasks.train:work") with JSON-able arguments in n local processes and wait for them.
 
-    A RequestError or RunError of a rank is raised here. If one rank fails the others are ended; SIGINT and SIGTERM are
-    passed on to all ranks, which then stop in their own way.
+    A RequestError or RunError of a rank is raised here. If one rank fails the others are ended; signals are passed on
+    to all ranks, which then stop in their own way.
     """
     store = dist.TCPStore(LOCAL, 0, is_master=True, wait_for_workers=False)
     common = {
@@ -159,7 +161,9 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
             own = {**common, "RANK": rank, "LOCAL_RANK": rank}
             env = {**os.environ, **{key: str(value) for key, value in own.items()}}
             # A session of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on once.
-            started.append(subprocess.Popen(command, env=env, start_new_session=True))
+            # It listens to signals once it can handle them, and keeps this process's lock on the run's folder.
+            with signals.held():
+                started.append(subprocess.Popen(command, env=env, start_new_session=True, pass_fds=claim.descriptors()))
         with _passing_on_signals(started):
             while any(p.poll() is None for p in started) and not any(p.poll() for p in started):
                 time.sleep(0.05)
@@ -187,7 +191,7 @@ def report(error: Exception) -> None:
     if store.add("failures", 1) > 1:
         return
     expected = isinstance(error, (RequestError, RunError))
-    kind = "RequestError" if isinstance(error, RequestError) else "RunError"
+    kind = next((name for name in ("RequestError", "Interrupted") if isinstance(error, ERRORS[name])), "RunError")
     sentence = str(error) if expected else f"{type(error).__name__}: {error}"
     trace = "" if expected and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
     store.set("error", json.dumps([kind, sentence, trace]))
@@ -213,11 +217,15 @@ def _passing_on_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
         return
 
     def pass_on(number: int, frame: object) -> None:
+        signals.note(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in signals.ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
+    if signals.asked:  # while they were being started
+        pass_on(signals.asked, None)
     try:
         yield
     finally:

@@ -7,21 +7,26 @@ import json
 import os
 import sys
 
-from genlab.core import RequestError
-from genlab.tasks import launch
+from genlab import output, signals
 
 
 def main() -> int:
     """Call the function; on failure tell the parent why and exit with status 2 or 1."""
-    job, arguments = sys.argv[1:]
-    module, _, name = job.partition(":")
-    launch.stop_with_parent()
-    try:
-        getattr(importlib.import_module(module), name)(**json.loads(arguments))
-        return 0
-    except Exception as error:
-        launch.report(error)
-        return 2 if isinstance(error, RequestError) else 1
+    with signals.patiently():  # before torch is imported, which takes seconds
+        signals.release()
+        output.steady()
+        from genlab.core import RequestError
+        from genlab.tasks import launch
+
+        job, arguments = sys.argv[1:]
+        module, _, name = job.partition(":")
+        launch.stop_with_parent()
+        try:
+            getattr(importlib.import_module(module), name)(**json.loads(arguments))
+            return 0
+        except Exception as error:
+            launch.report(error)
+            return 2 if isinstance(error, RequestError) else 1
 
 
 if __name__ == "__main__":

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from genlab import signals
 from genlab.compose import Request
 from genlab.core import RequestError, nearest
 from genlab.tasks import launch, train
-from genlab.train.checkpoint import read, write_text
-from genlab.train.fit import is_complete
+from genlab.train.checkpoint import atomically, write_text
+from genlab.train.claim import claimed
+from genlab.train.fit import is_complete, resumable
+from genlab.train.going_on import read_last
+from genlab.train.plan import Plan
 
-SECTIONS = ("trainer", "train")
+# How long, on what and how a run goes on; not what is trained on what.
+SECTIONS = ("trainer", "train", "optim")
+KEYS = ("data.batch_size", "data.eval_batch_size", "data.root", "data.path", "logger.project", "compile")
+CHANGEABLE = "trainer.*, train.*, optim.*, " + ", ".join(KEYS) + " and logger"
+TOUCHED = ("config.yaml", "command.txt", "results.json", "metrics.csv")
 
 
 def command(request: Request) -> int:
@@ -30,48 +41,96 @@ def command(request: Request) -> int:
 def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
     """Continue from last.ckpt, or from the start if the run was killed before the first; the content of results.json.
 
-    `overrides` may change how long and on what it trains (`trainer.*`, `train.*`), not what.
+    `overrides` may change how long and on what it trains (`CHANGEABLE`), not what. A refusal (RequestError) leaves the
+    folder as it was, byte for byte: everything is built and checked first.
     """
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
         what = "holds no run (no config.yaml)" if folder.is_dir() else "does not exist"
         raise RequestError(f"run={folder} {what}: give the folder that `genlab train` wrote")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
-    for override in overrides:
-        apply(config, override)
-    plan = train.checked(config)
-    last = folder / "checkpoints" / "last.ckpt"
-    state = read(last) if last.exists() and (folder / "results.json").exists() else None
+    with ExitStack() as claim:
+        with _described_by(file):
+            config = OmegaConf.create(file.read_text(encoding="utf-8"))
+            if not isinstance(config, DictConfig):
+                raise TypeError("not a list of keys")
+            for override in overrides:
+                apply(config, override)
+            plan = train.checked(config)
+            launch.join(plan.accelerator)
+            launch.from_zero(lambda: claim.enter_context(claimed(folder)))
+            _check_unfinished(folder, config, plan)
+            begun = (folder / "checkpoints" / "last.ckpt").exists()
+            parts = train.prepare(config, None if begun else config.get("init"))
+            settings: Any = OmegaConf.to_container(config)
+            resumable(folder, parts[1], parts[0], settings, plan)
+        with signals.patiently():
+            before = {name: path.read_bytes() for name in TOUCHED if (path := folder / name).is_file()}
+            try:
+                launch.from_zero(lambda: record(folder, config, bool(overrides), command))
+                return train.start(folder, plan, parts)
+            except RequestError:
+                if launch.is_zero():
+                    _put_back(folder, before)
+                raise
+
+
+def _check_unfinished(folder: Path, config: DictConfig, plan: Plan) -> None:
+    """RequestError when there is nothing left to do."""
+    state = read_last(folder) if (folder / "results.json").exists() else None
     if state and is_complete(state, config.train, plan.max_steps):
         step = state["genlab"]["step"]
         longer = "train.patience=null" if state["genlab"]["stopped_early"] else f"trainer.max_steps={2 * step}"
         raise RequestError(f"run={folder} is finished at step {step}: train longer with {longer}")
-    launch.join(plan.accelerator)
-    launch.from_zero(lambda: record(folder, config, bool(overrides), command))
-    return train.start(folder, plan)
 
 
 def apply(config: DictConfig, override: str) -> None:
-    """Set one `section.key=value`, in place."""
+    """Set one `key=value`, in place."""
     key, equals, value = override.partition("=")
-    section, _, name = key.partition(".")
-    if not equals or section not in SECTIONS or not name:
+    if key == "logger" and equals:
+        key = "logger.kind"
+    section, _, name = key.rpartition(".")
+    if not equals or not name or not (section in SECTIONS or key in (*KEYS, "logger.kind")):
         raise RequestError(
-            f"{override}: a resumed run can only change trainer.* and train.*; start a new run for the rest"
+            f"{override}: a resumed run can only change {CHANGEABLE}; for the rest start a new run, from its weights "
+            "with genlab train init=RUN"
         )
-    if name not in config[section]:
-        raise RequestError(f"{key} does not exist; {nearest(key, [f'{section}.{known}' for known in config[section]])}")
+    node = config[section] if section else config
+    if name not in node:
+        known = [f"{section}.{key!s}" for key in node] if section else list(KEYS)
+        raise RequestError(f"{key} does not exist; {nearest(key, known)}")
     try:
-        config[section][name] = OmegaConf.from_dotlist([f"value={value}"]).value
+        node[name] = OmegaConf.from_dotlist([f"value={value}"]).value
     except OmegaConfBaseException as error:
         raise RequestError(f"{override} cannot be read: {error}") from error
 
 
 def record(folder: Path, config: DictConfig, changed: bool, command: str) -> None:
     """Write down how the run goes on; its old results are no longer its results."""
-    write_text(folder / "command.txt", (folder / "command.txt").read_text() + command + "\n")
-    if changed:
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
-    (folder / "results.json").unlink(missing_ok=True)
+    try:
+        past = folder / "command.txt"
+        write_text(past, (past.read_text(encoding="utf-8") if past.exists() else "") + command + "\n")
+        if changed:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+        (folder / "results.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise RequestError(f"run={folder} cannot be written: {error.strerror or error}") from error
+
+
+def _put_back(folder: Path, before: dict[str, bytes]) -> None:
+    """The run refused after all, when its ranks or its logger started."""
+    for name, content in before.items():
+        path = folder / name
+        if not path.exists() or path.read_bytes() != content:
+            with suppress(OSError), atomically(path) as temporary:
+                temporary.write_bytes(content)
+
+
+@contextmanager
+def _described_by(file: Path) -> Iterator[None]:
+    """What a config that somebody has edited can do wrong, as one sentence."""
+    try:
+        yield
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise RequestError(f"{file} does not describe a run ({type(error).__name__}: {first})") from error

@@ -27,11 +27,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genlab import signals
 from genlab.compose import Request, _quoted, split_hydra
 from genlab.core import Interrupted, RequestError, RunError
 from genlab.tasks import launch, resume, sweep_table, sweep_words, train, workers
 from genlab.tasks.sweep_table import FAILED
-from genlab.tasks.workers import Ended, listening
+from genlab.tasks.workers import listening
 from genlab.train.plan import Plan
 
 
@@ -76,7 +77,7 @@ def run(request: Request) -> int:
         finished = sum(row["valid"] is not None or not row["failed"] for row in rows)
         begun = sum(row["failed"] == sweep_table.UNFINISHED for row in rows)
         raise Interrupted(
-            f"the sweep was stopped by {_name(stopped)}: {finished} of {asked} runs finished, {begun} saved, "
+            f"the sweep was stopped by {signals.name(stopped)}: {finished} of {asked} runs finished, {begun} saved, "
             f"{asked - len(rows)} not started; the same command with hydra.sweep.dir={folder} goes on",
             stopped,
         )
@@ -101,7 +102,7 @@ def job(config: DictConfig) -> float | None:
                 workers.own_gpus(task.trainer, here.job.num)
             results = launch.together("train", lambda: _results(task, folder, shlex.join(["genlab", "train", *words])))
             return sweep_table.value(results["valid"])
-        except (Exception, Ended) as error:
+        except (Exception, signals.Stopped) as error:
             if heard() and way == "joblib":
                 return None  # its parent has heard as well, or is gone
             if heard() and way == "submitit":
@@ -110,7 +111,7 @@ def job(config: DictConfig) -> float | None:
                     raise SystemExit(128 + heard()) from error  # cancelled, or SLURM itself starts it again
                 return _failed(folder, words, _start_again(ours), way)
             if heard():
-                raise Ended(heard()) from error
+                raise signals.Stopped(heard()) from error
             return _failed(folder, words, error, way)
 
 
@@ -243,7 +244,3 @@ def _left_to_slurm(folder: Path, number: int) -> Interrupted:
         f"hydra.sweep.dir={folder} shows the table when they are done",
         number,
     )
-
-
-def _name(number: int) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -7,6 +7,8 @@ every rank of several. `train` makes the folder, `resume` only checks it.
 from __future__ import annotations
 
 import json
+import shlex
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from genlab import viz
+from genlab import signals, viz
 from genlab.build import build, build_data, restore
 from genlab.compose import Request, split_hydra
-from genlab.core import Adversarial, RequestError, RunError
-from genlab.tasks import launch, show
+from genlab.core import Adversarial, Interrupted, RequestError
+from genlab.tasks import launch, show, start_from
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
-from genlab.train.fit import Fit, check, fit, signal_name
+from genlab.train.claim import claimed, new_folder
+from genlab.train.fit import Fit, check, fit
 from genlab.train.fitting import check_fitted, fits_itself
 from genlab.train.judge import judge
 from genlab.train.learner import networks
@@ -36,26 +39,30 @@ def command(request: Request) -> int:
         from genlab.tasks import sweep  # it imports this module
 
         return sweep.run(request)
-    config, hydra = split_hydra(request.config())
-    run(config, Path(hydra.run.dir), request.command)
+    config, hydra = split_hydra(start_from.composed(request))
+    named = any(word.startswith("hydra.run.dir=") for word in request.overrides)
+    run(config, Path(hydra.run.dir), request.command, or_next=not named)
     return 0
 
 
-def run(config: DictConfig, folder: Path, command: str) -> dict[str, Any]:
+def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
     """Train what `config` (resolved, without the hydra node) says in a new `folder`; the content of results.json.
 
-    RequestError for whatever can be known beforehand, and then nothing has been written.
+    RequestError for whatever can be known beforehand, and then nothing has been written. `or_next`: nobody has chosen
+    the folder's name, so if it is taken the next one will do.
     """
     plan = checked(config)
     folder = Path(folder)
-    if launch.world() > 1:  # one of several processes started by torchrun or SLURM
+    joined = launch.world() > 1  # one of several processes started by torchrun or SLURM
+    if joined:
         launch.join(plan.accelerator)
         folder = launch.from_zero(lambda: folder.absolute())
-        launch.from_zero(lambda: open_folder(folder, config, command))
-        return work(folder)
-    parts = prepare(config)
-    open_folder(folder, config, command)
-    return start(folder, plan, parts)
+        parts = None
+    else:
+        parts = prepare(config, config.get("init"))
+    with signals.patiently(), ExitStack() as claim:
+        folder = launch.from_zero(lambda: open_folder(folder, config, command, claim, or_next))
+        return work(folder) if joined else start(folder, plan, parts)
 
 
 def start(folder: Path, plan: Plan, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
@@ -81,8 +88,10 @@ def checked(config: DictConfig) -> Plan:
     return plan
 
 
-def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
-    """Data module and freshly initialised model: the same weights for the same seed, on every rank."""
+def prepare(config: DictConfig, init: str | None = None) -> tuple[Any, nn.Module]:
+    """Data module and freshly initialised model: the same weights for the same seed, on every rank. `init`: with the
+    weights of that run.
+    """
     data = build_data(config.data, config.trust)
     torch.manual_seed(config.seed)
     model = build(config.model, data.spec, config.trust)
@@ -92,6 +101,8 @@ def prepare(config: DictConfig) -> tuple[Any, nn.Module]:
         check_fitted(config.data, Plan.of(config.trainer))
     if config.compile and not networks(model):
         raise RequestError(f"compile=true needs a model with a network, and {type(model).__name__} has none")
+    if init is not None:
+        start_from.load(model, init, config.trust)
     return data, model
 
 
@@ -126,24 +137,59 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
     )
 
 
-def open_folder(folder: Path, config: DictConfig, command: str) -> None:
-    """Make the folder and write down what is about to be run."""
-    if (folder / "config.yaml").exists():
-        raise RequestError(
-            f"{folder} already holds a run: continue it with `genlab resume run={folder}` or give another hydra.run.dir"
-        )
+def open_folder(folder: Path, config: DictConfig, command: str, claim: ExitStack, or_next: bool) -> Path:
+    """Make the folder, claim it for as long as `claim` lasts, and write down what is about to be run; the folder."""
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "command.txt", command + "\n")
-        write_text(folder / "versions.txt", provenance.versions())
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    except OSError as error:
+        if or_next or not folder.exists():
+            folder = new_folder(folder, or_next)
+            made.append(folder)
+        claim.enter_context(claimed(folder))
+        if (folder / "config.yaml").exists():
+            raise RequestError(
+                f"{folder} already holds a run: continue it with `genlab resume run={folder}` or give another "
+                "hydra.run.dir"
+            )
+        for name, text in (
+            ("command.txt", command + "\n"),
+            ("versions.txt", provenance.versions()),
+            ("config.yaml", OmegaConf.to_yaml(config, resolve=True)),
+        ):
+            if not (folder / name).exists():
+                made.append(folder / name)
+            write_text(folder / name, text)
+    except (RequestError, OSError) as error:
+        claim.close()
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir() if path == folder else path.unlink(missing_ok=True)
+        if isinstance(error, RequestError):
+            raise
         raise RequestError(f"hydra.run.dir={folder} cannot be written: {error.strerror}") from error
+    return folder
 
 
 def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict[str, Any]:
     """Train from where the folder stands, then evaluate the best weights once on test; called on every rank."""
     folder = Path(folder)
+    resume = f"`genlab resume {shlex.quote(f'run={folder}')}`"
+    last, results = folder / "checkpoints" / "last.ckpt", folder / "results.json"
+    with signals.patiently():
+        try:
+            return _work(folder, parts, resume)
+        except signals.Stopped as stop:
+            if results.exists():  # it is written once the test is done
+                then = (
+                    f"{results.name} is complete, and `genlab show ckpt={folder}` draws what is missing of the pictures"
+                )
+            elif last.exists():
+                then = f"{resume} goes on from the last checkpoint, also with a test that is not done"
+            else:
+                then = f"nothing had been saved; {resume} begins anew"
+            raise Interrupted(f"{stop} at once; {then}", stop.number) from None
+
+
+def _work(folder: Path, parts: tuple[Any, nn.Module] | None, resume: str) -> dict[str, Any]:
     text = (folder / "config.yaml").read_text()
     config = OmegaConf.create(text)
     assert isinstance(config, DictConfig)
@@ -151,7 +197,8 @@ def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict
     launch.join(plan.accelerator)
     if launch.world() > 1:
         plan = replace(plan, devices=launch.local_world(), nodes=launch.world() // launch.local_world())
-    data, model = parts or prepare(config)
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    data, model = parts or prepare(config, None if begun else config.get("init"))
     card = {
         "config": text,
         "spec": asdict(data.spec),
@@ -163,11 +210,14 @@ def work(folder: str | Path, parts: tuple[Any, nn.Module] | None = None) -> dict
         model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment()
     )  # fmt: skip
     if outcome.interrupted:
-        raise RunError(
-            f"stopped by {signal_name(outcome.interrupted)} at step {outcome.step} of {plan.max_steps}; everything is "
-            f"saved, go on with `genlab resume run={folder}`"
+        done = outcome.step >= plan.max_steps
+        raise Interrupted(
+            f"stopped by {signals.name(outcome.interrupted)} at step {outcome.step} of {plan.max_steps}; everything is "
+            f"saved, " + (f"and {resume} has only the test left to do" if done else f"go on with {resume}"),
+            outcome.interrupted,
         )
-    return conclude(folder, config, plan, data, model, outcome)
+    with signals.impatiently():
+        return conclude(folder, config, plan, data, model, outcome)
 
 
 def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.Module, outcome: Fit) -> dict[str, Any]:

@@ -22,23 +22,19 @@ from typing import Any
 
 import torch
 
+from genlab.signals import ENDING, Stopped
 from genlab.train.plan import Plan
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP = ".stopping"
 _settled: list[bool] = []  # in a worker that has begun
 _held: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
-
-
-class Ended(BaseException):
-    """A signal ends the sweep. No Exception, because Hydra would make it the result of one job."""
 
 
 @contextmanager
 def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
     """Yields a function: the first signal that has come since, 0 if none.
 
-    A signal that nothing inside handles raises `Ended`; with `first`, it calls that instead, and only the same signal
+    A signal that nothing inside handles raises `Stopped`; with `first`, it calls that instead, and only the same signal
     once more raises.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -52,17 +48,17 @@ def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[]
 
     def heard() -> int:
         with contextlib.suppress(BlockingIOError):
-            came.extend(number for number in os.read(reading, 4096) if number in SIGNALS)
+            came.extend(number for number in os.read(reading, 4096) if number in ENDING)
         return came[0] if came else 0
 
     def handler(number: int, frame: object) -> None:
         if first is None or number in handled:
-            raise Ended(number)
+            raise Stopped(number)
         handled.add(number)
         first()
 
     outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+    before = {n: signal.signal(n, handler) for n in ENDING if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield heard
     finally:

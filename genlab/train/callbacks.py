@@ -9,8 +9,6 @@ validation is not Lightning's loop, which runs after the point where its checkpo
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from genlab import signals
 from genlab.bits import context_of
 from genlab.core import Coder, Completer, Denoiser, ImageSpec, Sampler
 from genlab.train.judge import judge
@@ -169,23 +168,21 @@ class Pictures(Periodic):
 
 
 class Checkpoints(Periodic):
-    """Writes last.ckpt, also at the end, and turns SIGTERM and Ctrl-C into "finish this step, save, stop"."""
+    """Writes last.ckpt, also at the end; after a signal the step is finished first. `started`: training has begun."""
 
     def __init__(self, every: int, last: Path) -> None:
         super().__init__(every)
         self.last = last
+        self.started = False
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Take over the signals; Lightning gives them back when training ends, however it ends."""
+        """Lightning has just put a handler of its own on SIGTERM, and gives back ours when training ends."""
+        signals.install()
+        self.started = True
 
-        def handler(number: int, frame: object) -> None:
-            if learner.signal == signal.SIGINT == number:
-                raise KeyboardInterrupt  # asked twice: at once, without saving
-            learner.signal = number
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, handler)
+    def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
+        """Before the ranks agree on whether to stop after this step."""
+        learner.signal = signals.asked
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
         """Whenever training stops here, for whichever reason, as well."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import sys
 import time
 import warnings
@@ -26,12 +25,13 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
+from genlab import signals
 from genlab.core import Adversarial, Primed, RequestError
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
-from genlab.train.checkpoint import AtomicCheckpointIO, read
 from genlab.train.fitting import FittingLearner, fits_itself
+from genlab.train.going_on import GoingOn, in_line, read_last
 from genlab.train.learner import Learner
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
@@ -64,6 +64,27 @@ def check(train: Mapping[str, Any]) -> None:
         raise RequestError(f"train.patience={train['patience']} must be a number of validations, or null")
 
 
+def resumable(folder: Path, model: nn.Module, data: Any, config: Mapping[str, Any], plan: Plan) -> None:
+    """A RequestError for anything that would keep the run from going on; nothing is written."""
+    if config["logger"]["kind"] != "none":
+        loggers.read_metrics(folder / "metrics.csv")
+    state = read_last(folder)
+    if state is not None:
+        learner = learner_for(model, data, {**config, "compile": False}, plan, card={})
+        in_line(state, learner, data, data.batch_size * plan.processes, fused=plan.precision != "16-mixed")
+
+
+def learner_for(model: nn.Module, data: Any, config: Mapping[str, Any], plan: Plan, card: dict[str, Any]) -> Learner:
+    """The learner that trains this model as the config says."""
+    whole, train = fits_itself(model), config["train"]
+    kind = FittingLearner if whole else AdversarialLearner if isinstance(model, Adversarial) else Learner
+    return kind(
+        model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"],
+        decay=0.0 if whole else train["ema"], max_bad_steps=train["max_bad_steps"], card=card,
+        compile=config["compile"], sharded=plan.processes > 1 and plan.strategy == "fsdp",
+    )  # fmt: skip
+
+
 def fit(
     model: nn.Module,
     data: Any,
@@ -77,29 +98,23 @@ def fit(
 ) -> Fit:
     """Train `model` on `data` in `folder`, the same on every rank. `draw` writes a grid of images."""
     train, checkpoints = config["train"], folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    sharded = plan.processes > 1 and plan.strategy == "fsdp"
-    state = read(last) if last.exists() else None
-    if state is None and isinstance(model, Primed):
+    state, batch_images = read_last(folder), data.batch_size * plan.processes
+    if state is None and isinstance(model, Primed) and not config.get("init"):
         model.prime(data.split("train").images, seed=config["seed"])
-    whole = fits_itself(model)
-    kind = FittingLearner if whole else AdversarialLearner if isinstance(model, Adversarial) else Learner
-    learner = kind(
-        model, data.spec, AdamW(**config["optim"]), max_steps=plan.max_steps, seed=config["seed"],
-        decay=0.0 if whole else train["ema"],
-        max_bad_steps=train["max_bad_steps"], card=card, compile=config["compile"], sharded=sharded,
-    )  # fmt: skip
+    learner = learner_for(model, data, config, plan, {**card, "batch_images": batch_images})
     log = Log(train["log_every"])
     validation = Validation(train["valid_every"], checkpoints / "best.ckpt", train["patience"])
     pictures = Pictures(train["sample_every"], folder, train["samples"], draw)
-    step_images = len(data.split("train").labels) if whole else data.batch_size * plan.accumulate * plan.processes
+    step_images = len(data.split("train").labels) if fits_itself(model) else batch_images * plan.accumulate
     progress = Progress(log, step_images)
-    saving = Checkpoints(train["checkpoint_every"], last)
-    resumed = state["genlab"] if state else None
-    if resumed:
-        learner.last_good = str(last)
+    saving = Checkpoints(train["checkpoint_every"], checkpoints / "last.ckpt")
     # A run that has nothing left to do is only loaded.
-    max_steps = resumed["step"] if resumed and is_complete(state, train, plan.max_steps) else plan.max_steps
+    max_steps = state["genlab"]["step"] if state and is_complete(state, train, plan.max_steps) else plan.max_steps
+    resumed = state["genlab"] if state else None
+    if state:
+        learner.last_good = str(saving.last)
+        state = in_line(state, learner, data, batch_images, fused=plan.precision != "16-mixed")
+    files, state = GoingOn(state), None
     zero = not dist.is_initialized() or dist.get_rank() == 0
     log_to = loggers.make(config["logger"], folder, resumed["step"] if resumed else 0, dict(config)) if zero else []
     start = time.perf_counter()
@@ -109,22 +124,27 @@ def fit(
     with quiet(), loggers.closing(log_to):
         trainer = pl.Trainer(
             accelerator=plan.accelerator, devices=plan.devices, num_nodes=plan.nodes,
-            strategy=_strategy(plan, sharded, partly=getattr(model, "partly_trained", False)),
+            strategy=_strategy(plan, learner.sharded, partly=getattr(model, "partly_trained", False)),
             precision=plan.precision,  # type: ignore[arg-type]
             max_steps=max_steps, max_epochs=-1,
             accumulate_grad_batches=plan.accumulate, gradient_clip_val=plan.clip,
             callbacks=[log, validation, pictures, progress, saving], logger=log_to,
-            plugins=[AtomicCheckpointIO(), environment], default_root_dir=folder,
+            plugins=[files, environment], default_root_dir=folder,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False, limit_val_batches=0, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.fit(learner, datamodule=data, ckpt_path=str(last) if resumed else None)
+        try:
+            trainer.fit(learner, datamodule=data, ckpt_path=str(saving.last) if resumed else None)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if saving.started or not resumed or isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{saving.last} cannot be gone on from ({type(error).__name__}: {error})") from error
     steps = trainer.global_step - (resumed["step"] if resumed else 0)
     busy = time.perf_counter() - start - sum(c.seconds for c in (log, validation, pictures, saving))
     return Fit(
         step=trainer.global_step,
         bad_steps=learner.bad_steps,
-        interrupted=learner.interrupted,
+        interrupted=learner.interrupted or signals.asked,
         seconds=learner.clock(),
         images_per_second=steps * progress.batch_images / busy,
         peak_memory=peak_memory(),
@@ -163,11 +183,6 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(chatty, levels, strict=True):
                 logger.setLevel(level)
-
-
-def signal_name(number: int) -> str:
-    """SIGTERM, or Ctrl-C as users know SIGINT."""
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _strategy(plan: Plan, sharded: bool, partly: bool) -> Strategy | str:

@@ -7,6 +7,7 @@ the same file as one that was not. TensorBoard and Weights & Biases are Lightnin
 from __future__ import annotations
 
 import csv
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from genlab.core import RequestError, nearest
+from genlab.core import RequestError, RunError, nearest
 from genlab.train.checkpoint import atomically, write_text
 
 KINDS = {"csv": None, "none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
@@ -87,9 +88,8 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._row: dict[str, Any] = {}
-        rows = self._read()
-        # A row cut short by a kill has cells missing (None); it belongs to a step beyond the checkpoint anyway.
-        kept = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
+        rows = read_metrics(path)
+        kept = [row for row in rows if int(row["step"]) <= step]
         self._columns = [c for c in (rows[0] if rows else {}) if any(row[c] for row in kept)]
         self._rewrite(kept)
 
@@ -99,38 +99,95 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Collect the metrics of a step."""
         if self._row and self._row["step"] != step:
-            self.save()
+            self._append()
         self._row.update({"step": step, **metrics})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml stands beside the file."""
 
     def save(self) -> None:
-        """Write the row collected so far."""
+        """Write the row collected so far, to the disk itself: a checkpoint that follows promises that it is there."""
+        self._append()
+        with _failing_in_one_sentence(self.path), open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
+
+    def _append(self) -> None:
         if not self._row:
             return
         new = [name for name in self._row if name not in self._columns]
         if new:
-            rows = self._read()
+            rows = read_metrics(self.path)
             self._columns += new
             self._rewrite(rows)
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with _failing_in_one_sentence(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow(self._row)
         self._row = {}
-
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
 
     def _writer(self, file: Any) -> csv.DictWriter:
         # "ignore": rows read back may still have the columns of rows that were dropped, all empty
         return csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        with atomically(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with (
+            _failing_in_one_sentence(self.path),
+            atomically(self.path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             if self._columns:
                 writer = self._writer(file)
                 writer.writeheader()
                 writer.writerows(rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv, also of one that an editor has saved with a byte order mark; none without the file.
+
+    What a kill or a power cut has left of the last row is dropped: it belongs to a step beyond the last checkpoint.
+    Other damage is a RequestError.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"it cannot be read ({type(error).__name__})") from error
+    lines = text.rstrip("\0").splitlines()
+    if "\0" in "".join(lines[:-1]):
+        raise _damaged(path, "it holds zero bytes")
+    if not lines:
+        return []
+    try:
+        reader = csv.DictReader(line.replace("\0", "") for line in lines)
+        rows = list(reader)
+    except csv.Error as error:
+        raise _damaged(path, f"it is not CSV ({error})") from error
+    columns = reader.fieldnames or []
+    if "step" not in columns or len(set(columns)) < len(columns):
+        raise _damaged(path, f"its first line is {lines[0][:60]!r}, without a column step of its own")
+    sound = [_is_sound(row) for row in rows]
+    if not all(sound[:-1]):
+        raise _damaged(path, f"row {sound.index(False) + 1} is not a step and a number or nothing a column")
+    return rows if all(sound) else rows[:-1]
+
+
+def _is_sound(row: dict[Any, Any]) -> bool:
+    """Whether a row has a cell for every column (None: one is missing; key None: too many) and numbers in them."""
+    try:
+        cells = [float(cell) for cell in row.values() if cell != ""]
+        return int(row["step"]) >= 0 and None not in row and bool(cells)
+    except (TypeError, ValueError):
+        return False
+
+
+def _damaged(path: Path, why: str) -> RequestError:
+    return RequestError(
+        f"{path} is damaged: {why}; mend it, or move it away and the run goes on without its earlier rows"
+    )
+
+
+@contextmanager
+def _failing_in_one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"could not write {path}: {error.strerror or error}") from error
