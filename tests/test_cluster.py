@@ -66,7 +66,7 @@ def test_no_two_steps_look_at_the_same_ports():
     keys = {place({**STEP, **change}).key for change in ({}, {"SLURM_STEP_ID": "4"}, {"SLURM_JOB_ID": "17"})}
     keys.add(place({**STEP, "SLURM_RESTART_COUNT": "1"}).key)
     assert len({tuple(ports(key)) for key in keys}) == 4
-    assert list(ports("a", "1234"))[0] == 1234
+    assert next(iter(ports("a", "1234"))) == 1234
     assert all(15000 <= port < 32000 for key in keys for port in ports(key))
 
 
