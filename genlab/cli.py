@@ -104,10 +104,11 @@ def _dispatch(arguments: list[str]) -> int:
         catalogue.run(rest)
         return 0
     from genlab.compose import Request  # Hydra takes a moment to import, so only for those who need it
+    from genlab.tasks import launch
 
-    request = Request(verb, rest, command=shlex.join(["genlab", *arguments]))
     task = importlib.import_module(f"genlab.tasks.{'evaluate' if verb == 'eval' else verb}")
-    return task.command(request) or 0
+    command = shlex.join(["genlab", *arguments])
+    return launch.together(verb, lambda: task.command(Request(verb, rest, command=command))) or 0
 
 
 def _explain(verb: str) -> None:

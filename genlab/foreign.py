@@ -100,7 +100,7 @@ def checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any], ImageSpec]:
-    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data`, `names` and that `spec`."""
+    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data`, `names`, that `spec`."""
     config = plain_config(content["genlab"]["config"], f"{where}: its config")
     try:
         spec = ImageSpec(**content["genlab"]["spec"])

@@ -41,6 +41,7 @@ def command(request: Request) -> None:
         at_least(config, "batch_size", 1)
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
+    launch.check_cores(plan.devices, plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (Likelihood, Coder, Adversarial, Classifier)):
         raise RequestError(f"{called(model)} has no likelihood: genlab eval has nothing to report for it")

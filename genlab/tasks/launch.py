@@ -1,4 +1,4 @@
-"""Several processes, one per device: started here, or joined when torchrun or SLURM has started them.
+"""Several processes, one per device: started here, or joined when torchrun or srun has started them.
 
 The command line of the user is never run again. A job is a function of genlab named by `module:function` with JSON
 arguments; each rank is `python -m genlab.tasks.rank JOB ARGUMENTS`. So sweeps (-m) work, and no rank makes a folder of
@@ -18,55 +18,104 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from genlab import signals
 from genlab.core import Interrupted, RequestError, RunError
+from genlab.tasks.lifeline import Lifeline
+from genlab.tasks.place import LOCAL, Place, place
 from genlab.train import claim
 
-HOST = "127.0.0.1"
+DISTRIBUTED = ("train", "resume", "eval")  # verbs whose work is shared between ranks
 ERRORS = {"RequestError": RequestError, "RunError": RunError, "Interrupted": Interrupted}
+
+T = TypeVar("T")
+_met: list[Lifeline] = []  # at most one
+
+
+def here() -> Place:
+    """Where this process stands. A task of srun that sees one GPU of its own counts as a machine of its own."""
+    found = place(os.environ)
+    if found.starter == "srun" and found.local_world > 1 == torch.cuda.device_count():
+        return replace(found, local_rank=0, local_world=1)
+    return found
 
 
 def world() -> int:
     """Number of processes of the job this process is a rank of; 1 if it stands alone."""
-    return int(os.environ.get("WORLD_SIZE") or _slurm("SLURM_NTASKS") or 1)
+    return here().world
 
 
 def local_world() -> int:
     """How many of them are on this machine."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return world() // int(_slurm("SLURM_NNODES") or 1)
+    return here().local_world
+
+
+def cores() -> int:
+    """How many cores this process may use: those of its allocation, where it has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_cores(devices: int, accelerator: str) -> None:
+    """RequestError if more CPU ranks are to be started here than there are cores; each holds the model and the data."""
+    if accelerator != "cpu" or world() > 1 or devices <= cores() or os.environ.get("GENLAB_OVERSUBSCRIBE") == "1":
+        return
+    raise RequestError(
+        f"trainer.devices={devices}: this process may use {cores()} core{'s' * (cores() != 1)}, and every rank on the "
+        "CPU needs one (GENLAB_OVERSUBSCRIBE=1 starts them all the same)"
+    )
 
 
 def environment() -> Any:
-    """Lightning's view of who started this process. SLURM's requeueing would write checkpoints of its own: off."""
+    """Lightning's view of the ranks, in place of its guess at who has started them."""
     # Lightning takes seconds to import, and whoever only launches or evaluates can do without it.
-    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    if "RANK" in os.environ:
-        return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if world() > 1 else LightningEnvironment()
+    from genlab.tasks.ranks import Ranks
+
+    return Ranks(here()) if world() > 1 else LightningEnvironment()
+
+
+def together(verb: str, work: Callable[[], T]) -> T:
+    """Do a verb's work; as a rank of torchrun or srun such that a failure of any rank ends all, with one sentence."""
+    if world() == 1 or "GENLAB_PARENT" in os.environ:
+        return work()
+    if verb not in DISTRIBUTED:
+        if here().rank:
+            raise SystemExit(2)
+        raise RequestError(f"genlab {verb} is one process: start it without torchrun, and with srun -n 1")
+    line = meet()
+    try:
+        value = work()
+    except BaseException as error:
+        if line.failed(error):
+            raise
+        raise SystemExit(line.status) from error
+    line.done()
+    return value
+
+
+def meet() -> Lifeline:
+    """Connect to the other ranks, once."""
+    if not _met:
+        _met.append(Lifeline(here(), os.environ))
+    return _met[0]
 
 
 def join(accelerator: str) -> None:
     """Meet the other ranks; tensors on GPUs talk through NCCL, tensors on CPUs through gloo."""
     if world() == 1 or dist.is_initialized():
         return
-    if "RANK" not in os.environ:
-        here = environment()
-        os.environ.update(MASTER_ADDR=here.main_address, MASTER_PORT=str(here.main_port))
-        rank, local_rank = here.global_rank(), here.local_rank()
-    else:
-        rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    mine = here()
     if accelerator == "gpu":
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(mine.local_rank)
     backend = "cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world())
+    store = dist.PrefixStore("genlab", meet().store) if mine.starter == "srun" else None
+    dist.init_process_group(backend, store=store, rank=mine.rank, world_size=mine.world)
 
 
 def is_zero() -> bool:
@@ -97,11 +146,11 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
     A RequestError or RunError of a rank is raised here. If one rank fails the others are ended; signals are passed on
     to all ranks, which then stop in their own way.
     """
-    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(LOCAL, 0, is_master=True, wait_for_workers=False)
     common = {
-        "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": HOST, "MASTER_PORT": store.port,
+        "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": LOCAL, "MASTER_PORT": store.port,
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the parent holds the store: no rank has to find a free port
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // n),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, cores() // n),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "GENLAB_PARENT": os.getpid(),
         "PYTHONSAFEPATH": 1,  # -m would put the current folder, which may be a stranger's, before Python's own modules
@@ -139,7 +188,7 @@ def report(error: Exception) -> None:
     """From a rank to the parent: why it failed. The first word counts; the other ranks fail because this one did."""
     if os.getppid() != int(os.environ["GENLAB_PARENT"]):
         return  # nobody is left to tell
-    store = dist.TCPStore(HOST, int(os.environ["MASTER_PORT"]), is_master=False)
+    store = dist.TCPStore(LOCAL, int(os.environ["MASTER_PORT"]), is_master=False)
     if store.add("failures", 1) > 1:
         return
     expected = isinstance(error, (RequestError, RunError))
@@ -183,9 +232,3 @@ def _passing_on_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _slurm(name: str) -> str | None:
-    """A SLURM variable if this process is one of several tasks started by srun."""
-    several = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    return os.environ.get(name) if several else None

@@ -44,9 +44,9 @@ def command(request: Request) -> int:
 def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
     """Continue from last.ckpt, or from the start if the run was killed before the first; the content of results.json.
 
-    `overrides` may change how long and on what it trains (`CHANGEABLE`), not what. The packages that its config may name
-    are given by `trust=` among them: a run folder of somebody else cannot trust itself. A refusal (RequestError) leaves
-    the folder as it was, byte for byte: everything is built and checked first.
+    `overrides` may change how long and on what it trains (`CHANGEABLE`), not what. The packages that its config may
+    name are given by `trust=` among them: a run folder of somebody else cannot trust itself. A refusal (RequestError)
+    leaves the folder as it was, byte for byte: everything is built and checked first.
     """
     folder = Path(folder)
     file = folder / "config.yaml"

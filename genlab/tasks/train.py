@@ -86,6 +86,7 @@ def checked(config: DictConfig) -> Plan:
     plan = Plan.of(config.trainer)
     if plan.nodes > 1 and launch.world() == 1:
         raise RequestError(f"trainer.num_nodes={plan.nodes}: start one process per device with torchrun or srun")
+    launch.check_cores(plan.devices, plan.accelerator)
     check(config.train)
     loggers.check(config.logger.kind)
     try:

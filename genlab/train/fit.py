@@ -121,7 +121,7 @@ def fit(
     learner.clock = lambda: (resumed["seconds"] if resumed else 0.0) + time.perf_counter() - start
     if plan.accelerator == "gpu":
         data.move_to(torch.device("cuda", environment.local_rank()))
-    with quiet():
+    with quiet(), loggers.closing(log_to):
         trainer = pl.Trainer(
             accelerator=plan.accelerator, devices=plan.devices, num_nodes=plan.nodes,
             strategy=_strategy(plan, learner.sharded, partly=getattr(model, "partly_trained", False)),

@@ -58,6 +58,21 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
     return loggers
 
 
+@contextmanager
+def closing(loggers: list[Logger]) -> Iterator[None]:
+    """End the tracker's run with ours, also when ours fails: in a sweep the next one would write into it."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in loggers:
+            if type(logger).__name__ == "WandbLogger":
+                import wandb  # Lightning leaves this to the end of the process; all else it closes
+
+                wandb.finish(exit_code=status)
+
+
 def _wandb_id(folder: Path) -> str:
     """The run's identity at Weights & Biases, kept in the folder so that a resumed run continues the same curves."""
     path = folder / "wandb" / "id.txt"
