@@ -17,6 +17,7 @@ FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
     "core": (set(), {"torch"}),
+    "device": (set(), {"torch"}),
     "heads": ({"core", "heads"}, {"torch"}),
     "nets": ({"core", "nets"}, {"torch"}),
     "flows": ({"core", "flows"}, {"torch"}),
@@ -34,6 +35,8 @@ MAY = {
     "build": ({"core"}, {"torch", "hydra", "omegaconf"}),
     "compose": ({"core"}, {"hydra", "omegaconf"}),
 }
+COMMON = {"core", "device"}  # who may import the one may import the other
+MAY = {part: (ours | COMMON if "core" in ours else ours, foreign) for part, (ours, foreign) in MAY.items()}
 
 
 def part(path: Path) -> str:

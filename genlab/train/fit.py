@@ -27,6 +27,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import nn
 
 from genlab.core import Adversarial, Primed, RequestError
+from genlab.device import true_float32
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
@@ -64,6 +65,7 @@ def check(train: Mapping[str, Any]) -> None:
         raise RequestError(f"train.patience={train['patience']} must be a number of validations, or null")
 
 
+@true_float32()  # precision=32 is 32 bits, on a GPU too; bf16-mixed is asked for by its name
 def fit(
     model: nn.Module,
     data: Any,
