@@ -46,7 +46,7 @@ class Mirror:
         self._buffer, self._version, self._value = buffer, buffer._version, value
 
 
-# ---- linear algebra without a look at whether it succeeded: NaN where it did not, which evaluation and the guard report
+# ---- linear algebra that does not look whether it succeeded: NaN where it did not, as evaluation and the guard report
 
 
 def cholesky(m: Tensor) -> Tensor:

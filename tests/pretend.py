@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import pytorch_lightning as pl
@@ -102,7 +102,7 @@ def sync(what: str) -> None:
 class Generator(torch.Generator):
     """A generator that lives on the pretend device; its numbers are those of a CPU generator of the same seed."""
 
-    alive: WeakSet[Generator] = WeakSet()
+    alive: ClassVar[WeakSet[Generator]] = WeakSet()
 
     def __init__(self) -> None:
         self.alive.add(self)

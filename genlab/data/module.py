@@ -130,8 +130,9 @@ class ImageData(LightningDataModule):
         if self.augment == "hflip":
             mirror = moved(torch.randint(0, 2, (len(images), 1, 1, 1), generator=random), images.device)
             images = torch.where(mirror > 0, images.flip(-1), images)
-        found = self._conditioned(Batch(images, labels, index))
-        return Batch(*(part if part is None else moved(part, self._target) for part in found))
+        batch = self._conditioned(Batch(images, labels, index))
+        there = [None if part is None else moved(part, self._target) for part in batch]
+        return Batch(*there)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> Endless:
         """The training sequence from `position` on."""
@@ -146,7 +147,7 @@ class ImageData(LightningDataModule):
         return self.batches("test")
 
     def move_to(self, device: torch.device | str) -> None:
-        """Keep the images on a GPU if they fit in a quarter of its free memory; else its training batches are sent there.
+        """Keep the images on a GPU if they fit in a quarter of its free memory; else training batches are sent there.
 
         Call it before asking for batches: a loader keeps the tensors that it was made with.
         """

@@ -45,7 +45,7 @@ class Categorical(nn.Module):
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Features (..., D) -> logits (..., n), in the precision of the weights, whatever the autocast: bfloat16 would leave
+    """Features (..., D) -> logits (..., n), in the precision of the weights, whatever the autocast: bfloat16 leaves
     them 8 bits.
     """
     with torch.autocast(h.device.type, enabled=False):

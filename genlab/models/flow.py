@@ -65,6 +65,11 @@ class Flow(nn.Module):
         """Whether no layer draws noise."""
         return all(bool(part.exact) for part in (self.dequantisation, self.squash, self.flow))
 
+    def networks(self) -> list[nn.Module]:
+        """The nets of all couplings, in which the time goes; the flow between them asks its layers where they stand."""
+        nets = (getattr(part, name, None) for part in self.modules() for name in ("net", "look"))
+        return [net for net in nets if isinstance(net, nn.Module)]
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> one draw of a log-weight, nats (B,). Noise from torch's global generator."""
         self.spec.check(x)

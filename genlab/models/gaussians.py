@@ -169,8 +169,8 @@ class Full(Gaussians):
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, |at|) -> (B, D): with the known dimensions first, the rest of L's rows is the conditional."""
         unknown = _without(self.dims, at)
-        order, n = torch.cat([at, unknown]), len(at)
-        order = None if torch.equal(order, torch.arange(self.dims, device=order.device)) else order
+        every, n = torch.cat([at, unknown]), len(at)
+        order = None if torch.equal(every, torch.arange(self.dims, device=every.device)) else every
         drawn = torch.empty_like(noise).index_copy_(1, at, v)
         for m, own in _members(which):
             mean, triangle = self.means[m].double(), self._triangle(m, order)

@@ -148,7 +148,9 @@ class PPCA(nn.Module):
         y = (x.flatten(1).to(self.mean.dtype) + uniform) / self.spec.levels
         w, s2 = self.loadings.double(), (2 * self.log_sigma.double()).exp()
         counted = where.double()
-        m = torch.einsum("dl,bd,dk->blk", w, counted, w) / s2 + torch.eye(self.latent_dim, dtype=w.dtype, device=w.device)
+        m = torch.einsum("dl,bd,dk->blk", w, counted, w) / s2 + torch.eye(
+            self.latent_dim, dtype=w.dtype, device=w.device
+        )
         pull = ((counted * (y - self.mean)) @ w / s2)[..., None]
         root = cholesky(m)
         noise = self._drawn(torch.randn, (len(x), self.latent_dim), generator).double()[..., None]

@@ -39,7 +39,11 @@ def step_seed(seed: int, rank: int, batch: int) -> int:
 
 
 def networks(model: Any) -> list[nn.Module]:
-    """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them."""
+    """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them, or
+    the list that it has of them.
+    """
+    if hasattr(model, "networks"):
+        return list(model.networks())
     parts = (getattr(model, name, None) for name in ("net", "encoder", "decoder", "generator", "discriminator"))
     return [part for part in parts if isinstance(part, nn.Module)]
 
