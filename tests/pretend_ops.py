@@ -48,10 +48,10 @@ def train(subject: Subject, folder: Path, device: torch.device, max_steps: int =
     """A run in `folder`, or what is left of it; its last checkpoint. `hooks` are given to `watched`."""
     data = subject.images()
     model = subject.model(data.spec)
-    settings: Any = OmegaConf.to_container(trainees.config(**{
-        "logger__kind": "none", "train__log_every": 2, "train__valid_every": 3,
-        "train__sample_every": hooks.pop("pictures", 0), "train__checkpoint_every": 3, "optim__lr": 1e-3, "train__max_bad_steps": hooks.pop("max_bad", 3),
-    }))  # fmt: skip
+    keys = {"log_every": 2, "valid_every": 3, "checkpoint_every": 3}
+    keys |= {"sample_every": hooks.pop("pictures", 0), "max_bad_steps": hooks.pop("max_bad", 3)}
+    changes = {f"train__{key}": value for key, value in keys.items()} | {"logger__kind": "none", "optim__lr": 1e-3}
+    settings: Any = OmegaConf.to_container(trainees.config(**changes))
     plan = Plan("cpu" if device == CPU else "pretend", 1, 1, "auto", "32-true", max_steps, 1, 1.0)
     made: list[Tensor] = []
     with watched(data, **hooks):
