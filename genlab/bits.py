@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import ImageSpec, Likelihood, RunError
+from genlab.device import moved, precision_used, true_float32
 
 
 def bits_per_dim(nats: Tensor, spec: ImageSpec) -> Tensor:
@@ -132,6 +133,7 @@ class Tally:
 
 
 @torch.no_grad()
+@true_float32()
 def evaluate(
     model: Likelihood,
     batches: Iterable,
@@ -141,7 +143,6 @@ def evaluate(
     split: str,
     data: str,
     weights: str,
-    precision: str = "32",
     expected: int | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -151,19 +152,19 @@ def evaluate(
     `seed` decides the draws of a bound; `expected` images of the whole split are insisted on; `on_batch` is told how
     many images were just done.
     """
-    device = next(model.parameters()).device  # type: ignore[attr-defined]
+    weight = next(model.parameters())  # type: ignore[attr-defined]
     tally = Tally()
     for batch in batches:
         seed_for(seed, batch)
         context = context_of(model, batch)
-        context = None if context is None else context.to(device)
-        tally.add(batch.index, log_marginal(model, batch.images.to(device), context, draws=draws))
+        context = None if context is None else moved(context, weight.device)
+        tally.add(batch.index, log_marginal(model, moved(batch.images, weight.device), context, draws=draws))
         if on_batch:
             on_batch(len(batch.index))
     kind = "exact" if model.exact else "bound"
     return tally.result(
         spec, kind=kind, draws=1 if model.exact else draws, split=split, data=data, weights=weights,
-        precision=precision, conditioning=getattr(model, "conditioning", "none"), expected=expected,
+        precision=precision_used(weight), conditioning=getattr(model, "conditioning", "none"), expected=expected,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
 # For each part: the parts of genlab and the foreign packages that it may import.
 MAY = {
     "core": (set(), {"torch"}),
+    "device": (set(), {"torch"}),
     "signals": (set(), set()),
     "output": (set(), set()),
     "heads": ({"core", "heads"}, {"torch"}),
@@ -46,6 +47,8 @@ MAY = {
     "values": ({"core"}, set()),
     "failures": ({"core"}, {"torch"}),
 }
+COMMON = {"core", "device"}  # who may import the one may import the other
+MAY = {part: (ours | COMMON if "core" in ours else ours, foreign) for part, (ours, foreign) in MAY.items()}
 
 
 def part(path: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import RequestError
+from genlab.device import moved
 
 
 class Gaussian(nn.Module):
@@ -64,4 +65,4 @@ class SaltPepper(_Some):
 def _noise(kind: Callable[..., Tensor], y: Tensor, generator: torch.Generator | None) -> Tensor:
     """torch.rand or torch.randn numbers, one for each value of y."""
     device = y.device if generator is None else generator.device
-    return kind(y.shape, dtype=y.dtype, device=device, generator=generator).to(y.device)
+    return moved(kind(y.shape, dtype=y.dtype, device=device, generator=generator), y.device)

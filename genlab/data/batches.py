@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from genlab.data.source import Split
+from genlab.device import moved
 
 
 class Batch(NamedTuple):
@@ -38,7 +39,7 @@ ORDER, DRAW = 0, 1  # what random numbers are for: keys of `generator`
 
 def take(split: Split, index: Tensor) -> Batch:
     """The batch of these images of a split, on the split's device."""
-    index = index.to(split.images.device)
+    index = moved(index, split.images.device)
     return Batch(*split.take(index), index)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.device import moved
+
 KINDS = ("none", "static", "dynamic", "threshold", "larochelle")
 SEEDS = {"train": 1, "test": 2, "valid": 3}  # of the static draw: part of the data, not of a run
 
@@ -35,7 +37,7 @@ def static_draw(images: Tensor, seed: int) -> Tensor:
 def fresh_draw(images: Tensor, generator: torch.Generator) -> Tensor:
     """As `static_draw`, from a generator. Drawn on the CPU: the same on every device."""
     u = torch.randint(0, 255, images.shape, dtype=torch.uint8, generator=generator)
-    return (u.to(images.device) < images).to(torch.uint8)
+    return (moved(u, images.device) < images).to(torch.uint8)
 
 
 def threshold(images: Tensor) -> Tensor:

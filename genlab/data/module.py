@@ -31,6 +31,7 @@ from genlab.data.fingerprint import fingerprint, hashes
 from genlab.data.mnist import BinarizedMNIST
 from genlab.data.source import Source, Split, Splits, cut, lowest
 from genlab.data.tree import listed
+from genlab.device import moved
 
 SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "hflip")
@@ -87,6 +88,7 @@ class ImageData(LightningDataModule):
         self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
         self.name += f"_{context.name}" if context is not None and context.kind == "image" else ""
         self.position = 0
+        self._target = torch.device("cpu")  # where training batches go
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -131,9 +133,11 @@ class ImageData(LightningDataModule):
         if self.binarize == "dynamic":
             images = fresh_draw(images, random)
         if self.augment == "hflip":
-            mirror = torch.randint(0, 2, (len(images), 1, 1, 1), generator=random).to(images.device)
+            mirror = moved(torch.randint(0, 2, (len(images), 1, 1, 1), generator=random), images.device)
             images = torch.where(mirror > 0, images.flip(-1), images)
-        return self._conditioned(Batch(images, labels, index))
+        batch = self._conditioned(Batch(images, labels, index))
+        there = [None if part is None else moved(part, self._target) for part in batch]
+        return Batch(*there)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> Endless:
         """The training sequence from `position` on."""
@@ -148,13 +152,14 @@ class ImageData(LightningDataModule):
         return self.batches("test")
 
     def move_to(self, device: torch.device | str) -> None:
-        """Keep the images on a CUDA device if they fit in a quarter of its free memory; else leave them where they are.
+        """Keep the images on a GPU if they fit in a quarter of its free memory; else training batches are sent there.
 
         Call it before asking for batches: a loader keeps the tensors that it was made with.
         """
         device, (splits, _) = torch.device(device), self._loaded
         size = sum(tensor.nbytes for split in splits.values() for tensor in split)
-        if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] / 4:
+        self._target = device
+        if device.type != "cpu" and size <= torch.get_device_module(device).mem_get_info(device)[0] / 4:
             for name, split in splits.items():
                 splits[name] = Split(split.images.to(device), split.labels.to(device))
 

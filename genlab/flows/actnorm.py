@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from genlab.device import Mirror
 from genlab.flows.layer import Layer, Shape
 
 
@@ -30,12 +31,13 @@ class ActNorm(Layer):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
-        self._seen = False  # `ready`, once it was read as true: reading it waits for a GPU
+        self._ready = Mirror()  # `ready`, which to read is to wait for a GPU
+        self._seen = False  # it was true before a step: for good
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W). The first batch in training mode sets the statistics."""
         if self.training and not self._seen:
-            self._seen = bool(self.ready)
+            self._seen = bool(self._ready.read(self.ready))
             if not self._seen:
                 self._start(y.detach())
         z = ((y - self.mean) / self.std - self.bias) * self.log_scale.exp()
@@ -56,3 +58,4 @@ class ActNorm(Layer):
         self.mean.copy_(mean[:, None, None])
         self.std.copy_((square - mean.square()).clamp(min=1e-6).sqrt()[:, None, None])
         self.ready.fill_(True)
+        self._ready.note(self.ready, True)

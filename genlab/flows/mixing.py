@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genlab.device import inverse
 from genlab.flows.layer import Layer
 
 
@@ -37,7 +38,7 @@ class Mixing(Layer):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W)."""
-        return torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.weight()), z)
+        return torch.einsum("ij,bjhw->bihw", inverse(self.weight()), z)
 
     def weight(self) -> Tensor:
         """W (C, C): permutes, then U, then L."""

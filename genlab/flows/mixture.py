@@ -21,6 +21,7 @@ from genlab.flows.layer import Shape
 
 NARROWEST = 8.0  # scales are e^-8 … e^8
 BISECTIONS = 150  # at most, a third of them for sure; where the function is steep a dozen will do
+LOOK = 16  # steps after which a GPU is asked whether all values are found: to ask is to wait
 SPREAD = 2.0  # means start between -2 and 2
 
 
@@ -69,18 +70,27 @@ def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
     ends = parts[1] + z[:, None] * parts[2].exp()
     low, high = ends.amin(1), ends.amax(1)
     y = (low + high) / 2
+    # On a CPU the values that are found leave; on a GPU they stay and are kept, for it would have to be asked which.
+    leaving = y.device.type == "cpu"
     solved, at = torch.empty_like(y), torch.arange(y.numel(), device=y.device)
     for i in range(BISECTIONS):
         found, log_slope = _logit_cdf(y, *parts)
         step = (z - found) * (-log_slope).exp()
-        solved[:, at] = y
-        moving = ((step.abs() > tiny * (1 + y.abs())) & ((z - found).abs() > tiny * (1 + z.abs())))[0]
-        if not moving.any():
+        moving = (step.abs() > tiny * (1 + y.abs())) & ((z - found).abs() > tiny * (1 + z.abs()))
+        if leaving:
+            solved[:, at] = y
+        else:
+            solved = y
+        if (leaving or i % LOOK == LOOK - 1) and not moving.any():
             break
         low, high = torch.where(found < z, y, low), torch.where(found < z, high, y)
         better = y + step
         inside = (better > low) & (better < high) & (i % 3 < 2)  # every third step halves the bracket, come what may
-        y = torch.where(inside, better, (low + high) / 2)
+        better = torch.where(inside, better, (low + high) / 2)
+        if not leaving:
+            y = torch.where(moving, better, y)
+            continue
+        y, moving = better, moving[0]
         at, y, z, low, high = at[moving], *(value[:, moving] for value in (y, z, low, high))
         parts = [part[..., moving] for part in parts]
     return solved.view(shape)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import RequestError
+from genlab.heads.categorical import linear
 
 
 class Bernoulli(nn.Module):
@@ -38,7 +39,7 @@ class Bernoulli(nn.Module):
 
     def forward(self, h: Tensor) -> BernoulliPixels:
         """Features (..., D) -> the distribution of the values."""
-        return BernoulliPixels(self.proj(h))
+        return BernoulliPixels(linear(h, self.proj.weight, self.proj.bias))
 
     def for_steps(self) -> Callable[[Tensor], BernoulliPixels]:
         """`forward` for many small batches (B, D), by weights laid out for them once."""

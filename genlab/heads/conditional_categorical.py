@@ -115,7 +115,9 @@ class ConditionalCategoricalPixels:
 
     def _softmax(self, rest: Tensor, i: int) -> CategoricalPixels:
         """Hidden layers of the channels from i on -> the distribution of channel i."""
-        return CategoricalPixels(torch.addmm(self.biases[i], rest[:, : self.hidden].relu(), self.weights[i]))
+        weight, bias = self.weights[i], self.biases[i]
+        with torch.autocast(rest.device.type, enabled=False):  # logits of bfloat16 would have 8 bits
+            return CategoricalPixels(torch.addmm(bias, rest[:, : self.hidden].relu().to(weight.dtype), weight))
 
     def _told(self, rest: Tensor, i: int, value: Tensor) -> Tensor:
         """Hidden layers of the channels from i on -> of those after i, told value i (N, 1)."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Filters, ImageSpec, Repair, RequestError, from_steps, to_steps
+from genlab.device import moved
 from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
 
@@ -168,7 +169,7 @@ class Autoencoder(nn.Module):
         size = len(h), self.spec.dims // self.step_channels, int(self.head.noise_size)  # type: ignore[arg-type]
         device = h.device if generator is None else generator.device
         noise = torch.rand(*size, generator=generator, device=device, dtype=torch.float)
-        return from_steps(pixels.sample(noise.to(h.device)), self.spec)
+        return from_steps(pixels.sample(moved(noise, h.device)), self.spec)
 
     def denoise(self, y: Tensor) -> Tensor:
         """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones, cut to [0, 1], where expectations

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 
 
@@ -96,6 +97,7 @@ class Autoregressive(nn.Module):
         known = torch.zeros(n, *self.spec.shape[1:], dtype=torch.bool, device=self._device)
         return self.complete(x, known, context=context, temperature=temperature, generator=generator).images
 
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -108,50 +110,53 @@ class Autoregressive(nn.Module):
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W) is True, draw the rest given it. Exact for a known prefix."""
         self.spec.check(x)
-        given = to_steps(x.long(), self._step_channels).to(self._device)
-        fixed = to_steps(known[:, None].expand_as(x), self._step_channels).to(self._device)  # (B, T, c)
-        order = fixed[..., 0].long().cpu()
+        given = to_steps(moved(x, self._device).long(), self._step_channels)
+        fixed = to_steps(moved(known, self._device)[:, None].expand(x.shape), self._step_channels)  # (B, T, c)
+        # Where nothing or something is known decides what is done, so the host has to know: here, once for all steps.
+        order = to_steps(known.cpu()[:, None].expand(x.shape), self._step_channels)[..., 0].long()
         # Known steps after an unknown one: only then do the particles differ in weight.
         weigh = bool((order.cummin(1).values < order).any())
         rows = int(order.cummin(1).values.sum(1).min()) // self._row_steps
         with torch.inference_mode():
             features = self._given(context, len(x))
             if not weigh:
-                steps = self._clamp(given, fixed, rows, features, temperature, generator)
-                effective = torch.ones(len(x))
+                steps = self._clamp(given, fixed, order, rows, features, temperature, generator)
+                effective = torch.ones(len(x), device=self._device)
             else:
-                steps, effective = self._filter(given, fixed, rows, features, particles, temperature, generator)
+                steps, effective = self._filter(given, fixed, order, rows, features, particles, temperature, generator)
         # A clone outside inference mode is an ordinary tensor, which the caller may change.
         return Completion(from_steps(steps, self.spec).clone(), effective.clone())
 
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""
         context = suited(context, self.conditioning, batch)
-        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
+        return None if context is None else self.context(moved(context, self._device))  # type: ignore[misc]
 
     def _clamp(
         self,
         given: Tensor,
         fixed: Tensor,
+        order: Tensor,
         rows: int,
         features: Tensor | None,
         temperature: float,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """The ancestral loop with known values put in place: (B, T, c)."""
+        """The ancestral loop with known values put in place: (B, T, c). `order` (B, T): what is known, on the host."""
         known = from_steps(given, self.spec), rows
         state = self.net.start(len(given), self._device, known, features)  # type: ignore[operator]
         out = given.clone()
         run = Row(self, state, len(given), features, temperature, generator)
         for row in range(rows, self.spec.height):
             here = slice(row * self._row_steps, (row + 1) * self._row_steps)
-            out[:, here] = run(given[:, here], fixed[:, here])
+            out[:, here] = run(given[:, here], fixed[:, here] if order[:, here].any() else None)
         return out
 
     def _filter(
         self,
         given: Tensor,
         fixed: Tensor,
+        order: Tensor,
         rows: int,
         features: Tensor | None,
         particles: int,
@@ -165,23 +170,23 @@ class Autoregressive(nn.Module):
         known = from_steps(out, self.spec), rows
         state = self.net.start(len(out), self._device, known, features)  # type: ignore[operator]
         log_w = torch.zeros(batch, particles, dtype=torch.double, device=self._device)
-        smallest = torch.full((batch,), float(particles), dtype=torch.double)
-        started = fixed.new_zeros(len(out))  # before its first unknown step all copies of an image are equal
+        smallest = torch.full((batch,), float(particles), dtype=torch.double, device=self._device)
+        # Before its first unknown step all copies of an image are equal: known steps after that tell them apart.
+        weighed = (order > order.cummin(1).values).T
+        counts = moved(weighed.repeat_interleave(particles, 1), self._device)
         previous = None
         for t, noise in enumerate(self._noise(len(out), rows, generator), rows * self._row_steps):
             h, state = self.net.step(previous, state)  # type: ignore[operator]
             pixels = self.head(h)
             pixels = pixels if temperature == 1 else pixels.tempered(temperature)
-            clamp = fixed[:, t]
-            previous = out[:, t] = torch.where(clamp, out[:, t], pixels.sample(noise))
-            started |= ~clamp[:, 0]
-            weigh = started & clamp[:, 0]
-            if weigh.any():
-                log_w += torch.where(weigh, pixels.log_prob(previous).double(), 0).view(batch, particles)
+            previous = out[:, t] = torch.where(fixed[:, t], out[:, t], pixels.sample(noise))
+            if weighed[t].any():
+                log_w += torch.where(counts[t], pixels.log_prob(previous).double(), 0).view(batch, particles)
                 effective = log_w.softmax(1).square().sum(1).reciprocal()
-                smallest = torch.minimum(smallest, effective.cpu())
-                if (effective < particles / 2).any():
-                    index = self._resample(log_w, effective < particles / 2, generator)
+                smallest = torch.minimum(smallest, effective)
+                few = effective < particles / 2
+                if few.any():  # a look at the device, cheaper than to copy the whole state for nothing
+                    index = self._resample(log_w, few, generator)
                     out, previous = out[index], previous[index]
                     state.reorder(index)
         index = self._draw(log_w.softmax(1), 1, generator)[:, 0]
@@ -192,13 +197,13 @@ class Autoregressive(nn.Module):
         batch, particles = log_w.shape
         keep = torch.arange(particles, device=log_w.device).expand(batch, -1)
         chosen = torch.where(which[:, None], self._draw(log_w.softmax(1), particles, generator), keep)
-        log_w[which] = 0
+        log_w.masked_fill_(which[:, None], 0)
         return (chosen + torch.arange(batch, device=log_w.device)[:, None] * particles).flatten()
 
     def _draw(self, weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         """n indices for each row of weights (B, P), systematically (one uniform a row): (B, n)."""
         start = torch.rand(len(weights), 1, dtype=weights.dtype, generator=generator, device=_home(generator, weights))
-        points = (start.to(weights.device) + torch.arange(n, device=weights.device)) / n
+        points = (moved(start, weights.device) + torch.arange(n, device=weights.device)) / n
         cdf = weights.cumsum(1)
         return torch.searchsorted(cdf, points * cdf[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
@@ -210,7 +215,7 @@ class Autoregressive(nn.Module):
     def _row_noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         """(S, n, z). Drawn where the generator lives, so that a seed gives the same noise on every device."""
         shape = self._row_steps, n, self.head.noise_size
-        return torch.rand(shape, generator=generator, device=_home(generator, self)).to(self._device)  # type: ignore[arg-type]
+        return moved(torch.rand(shape, generator=generator, device=_home(generator, self)), self._device)  # type: ignore[arg-type]
 
     @property
     def _device(self) -> torch.device:
@@ -248,12 +253,13 @@ class Row:
         # Threads that share a few microseconds of work mostly wait, tenfold when another process holds a core.
         self.serial_from = getattr(state, "serial_from", model._row_steps)
 
-    def __call__(self, given: Tensor, fixed: Tensor) -> Tensor:
-        """Known values (n, S, c) and where they are known -> the row's values (n, S, c)."""
+    def __call__(self, given: Tensor, fixed: Tensor | None) -> Tensor:
+        """Known values (n, S, c) and where they are known, None for nowhere -> the row's values (n, S, c)."""
         noise = self.model._row_noise(self.n, self.generator)
         if not self.capture or self.previous is None:  # the first row also warms up what the graph will record
-            values = self._steps(noise, given, fixed if bool(fixed.any()) else None, self.previous)
+            values = self._steps(noise, given, fixed, self.previous)
         else:
+            fixed = torch.zeros_like(given, dtype=torch.bool) if fixed is None else fixed  # one graph for both
             values = self._replay(noise, given, fixed)
         self.previous = values[:, -1]
         return values
@@ -282,7 +288,8 @@ class Row:
         if self.graph is None:
             self.static = tuple(x.clone() for x in inputs)  # type: ignore[union-attr]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # Other threads' calls, such as those with which NCCL watches over its own, do not end the capture.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.values = self._steps(*self.static)
         for buffer, value in zip(self.static, inputs, strict=True):
             buffer.copy_(value)  # type: ignore[arg-type]

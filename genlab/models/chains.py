@@ -29,6 +29,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genlab.device import moved
+
 STEP = 0.25  # of Langevin, in units of sigma^2: the variance is at most 1/15 too large
 
 
@@ -61,6 +63,6 @@ def langevin(
     device = y.device if generator is None else generator.device
     for _ in range(steps):
         score = (denoise(y) - y) / sigma**2
-        noise = torch.randn(y.shape, generator=generator, device=device, dtype=y.dtype).to(y.device)
+        noise = moved(torch.randn(y.shape, generator=generator, device=device, dtype=y.dtype), y.device)
         y = y + size / 2 * score + size**0.5 * noise
     return y

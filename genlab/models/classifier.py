@@ -40,18 +40,24 @@ class ImageClassifier(nn.Module):
         if context is None:
             raise RequestError("a classifier learns from labels: pass them as the context")
         y = self._scaled(x)
-        logits = self.last(self.net(self._moved(y) if self.training else y)).float()
+        logits = self._logits(self.net(self._moved(y) if self.training else y))
         right = (logits.argmax(1) == context).float()
         return {"loss": F.cross_entropy(logits, context, reduction="none"), "accuracy": right}
 
     def read(self, x: Tensor) -> Reading:
         """Images (B, C, H, W) -> their features (B, D) and log p(label | image), nats (B, M)."""
         h = self.net(self._scaled(x))
-        return Reading(h, self.last(h).log_softmax(1))
+        return Reading(h, self._logits(h).log_softmax(1))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """What the last layer reads, "penultimate" (B, D); it does not depend on a label."""
         return {"penultimate": self.net(self._scaled(x))}
+
+    def _logits(self, h: Tensor) -> Tensor:
+        """Features (B, D) -> (B, M), in the precision of the weights, whatever the autocast."""
+        with torch.autocast(h.device.type, enabled=False):
+            found: Tensor = self.last(h.to(self.last.weight.dtype))
+        return found
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Integers (B, C, H, W) -> [-1, 1]."""

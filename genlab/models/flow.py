@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.langevin import walk
 
@@ -64,6 +65,11 @@ class Flow(nn.Module):
         """Whether no layer draws noise."""
         return all(bool(part.exact) for part in (self.dequantisation, self.squash, self.flow))
 
+    def networks(self) -> list[nn.Module]:
+        """The nets of all couplings, in which the time goes; the flow between them asks its layers where they stand."""
+        nets = (getattr(part, name, None) for part in self.modules() for name in ("net", "look"))
+        return [net for net in nets if isinstance(net, nn.Module)]
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> one draw of a log-weight, nats (B,). Noise from torch's global generator."""
         self.spec.check(x)
@@ -73,7 +79,7 @@ class Flow(nn.Module):
     def log_density(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Reals (B, C, H, W) inside (0, K) -> log p(y) in nats (B,), per unit of a level; one draw if the flow pads."""
         z, log_det = self._latents(y, context)
-        return log_det + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+        return log_det + torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(1)
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Negative bound in nats, "loss" (B,)."""
@@ -99,6 +105,7 @@ class Flow(nn.Module):
         return found
 
     @torch.no_grad()
+    @true_float32()
     def sample(
         self,
         n: int,
@@ -114,7 +121,7 @@ class Flow(nn.Module):
         """z (n, D), normal numbers times the temperature, drawn where the generator lives."""
         home = self._device if generator is None else generator.device
         z = torch.randn(n, int(self.flow.dims), generator=generator, device=home, dtype=self._dtype)  # type: ignore[arg-type]
-        return temperature * z.to(self._device)
+        return temperature * moved(z, self._device)
 
     @torch.no_grad()
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -122,6 +129,7 @@ class Flow(nn.Module):
         return self._image(z, self._given(context, len(z))).to(z.dtype) / (self.spec.levels - 1)
 
     @torch.no_grad()
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -138,7 +146,7 @@ class Flow(nn.Module):
         """
         self.spec.check(x)
         features = self._given(context, len(x))
-        x, known = x.to(self._device), known.to(self._device)[:, None].expand_as(x)
+        x, known = moved(x, self._device), moved(known, self._device)[:, None].expand_as(x)
         bins = x.to(self._dtype)
         low, high = (self.squash(edge)[0] for edge in (bins, bins + 1))  # type: ignore[operator]
 
@@ -151,7 +159,7 @@ class Flow(nn.Module):
             steps=WALK, temperature=temperature, generator=generator,
         )  # fmt: skip
         drawn = self._image(z, features)
-        return Completion(torch.where(known, x.long(), drawn), torch.ones(len(x), dtype=torch.double))
+        return Completion(torch.where(known, x.long(), drawn), torch.ones(len(x), dtype=torch.double, device=x.device))
 
     def _latents(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) inside (0, K) -> z (B, D) and the log-determinant (B,)."""
@@ -167,7 +175,7 @@ class Flow(nn.Module):
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) or images (B, C', H', W') -> features (B, E, h, w); None for an unconditional model."""
         context = suited(context, self.conditioning, batch)
-        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
+        return None if context is None else self.context(moved(context, self._device))  # type: ignore[misc]
 
     @property
     def _device(self) -> torch.device:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError, nearest
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.gan_losses import LOSSES, gradient_penalty
 
@@ -115,6 +116,7 @@ class GAN(nn.Module):
         return {"loss": loss, "discriminator_loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}}
 
     @torch.no_grad()
+    @true_float32()
     def sample(
         self,
         n: int,
@@ -130,13 +132,14 @@ class GAN(nn.Module):
         """z (n, L), normal numbers times the temperature, drawn where the generator lives."""
         device = self.device if generator is None else generator.device
         z = torch.randn(n, self.latent_dim, generator=generator, device=device)
-        return temperature * z.to(self.device, self.dtype)
+        return temperature * moved(z, self.device).to(self.dtype)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """z (B, L) -> images (B, C, H, W) in [0, 1]."""
         y: Tensor = self.generator(z, self._given(context, len(z)))
         return (y.to(self.dtype) + 1) / 2
 
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -150,14 +153,14 @@ class GAN(nn.Module):
         """Keep x (B, C, H, W) where known (B, H, W) is True; elsewhere G(z) of the best z of a few searches. Nothing is
         weighted, so there are 0 effective particles.
         """
-        x, known = x.to(self.device), known[:, None].to(self.device)
+        x, known = moved(x, self.device), moved(known[:, None], self.device)
         label = self._given(context, len(x))
         z = self.prior(len(x) * STARTS, temperature, generator)
         target, seen = (t.repeat_interleave(STARTS, 0) for t in (self.scaled(x), known))
         found, distance = self._search(z, target, seen, None if label is None else label.repeat_interleave(STARTS))
         best = distance.view(len(x), STARTS).argmin(1)
-        filled = self.quantised(found.unflatten(0, (len(x), STARTS))[torch.arange(len(x)), best])
-        return Completion(torch.where(known, x.long(), filled), torch.zeros(len(x)))
+        filled = self.quantised(found.unflatten(0, (len(x), STARTS))[torch.arange(len(x), device=x.device), best])
+        return Completion(torch.where(known, x.long(), filled), torch.zeros(len(x), device=x.device))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """What the discriminator's convolutions make of the images, "block0" … each (B, D, h, w), label or not."""
@@ -187,4 +190,4 @@ class GAN(nn.Module):
     def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Labels (B,) where the model wants them."""
         context = suited(context, self.conditioning, batch)
-        return None if context is None else context.to(self.device)
+        return None if context is None else moved(context, self.device)

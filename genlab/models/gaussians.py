@@ -23,7 +23,7 @@ masses are differences of large numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.special import log_ndtr
 
 from genlab.densities import factors
+from genlab.device import cholesky, moved, solve
 
 LOG_2PI = math.log(2 * math.pi)
 INNER = 10  # EM steps that LowRank and Cells take within one of the mixture's: cheaper, and they need more
@@ -94,17 +95,22 @@ class Cells(Diagonal):
         """
         mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
         counts = torch.stack([self._counts(part, len(at)) for part in v.split(CHUNK)]).sum(0)
-        filled = counts.nonzero()[:, 0]
+        # On a GPU, which would have to be asked which cells are filled, there is a row for every cell.
+        some = v.device.type == "cpu"
+        filled = counts.nonzero()[:, 0] if some else torch.arange(len(counts), device=v.device)
         dim, level = filled // self.levels, filled % self.levels
         each = zip(mean, s, strict=True)
         table = torch.stack([log_mass(level, a[dim], b[dim], self.levels) for a, b in each], 1)  # (filled, M)
-        row = (counts > 0).cumsum(0) - 1  # of a cell, in the table
+        row = (counts > 0).cumsum(0) - 1 if some else filled  # of a cell, in the table
         first = self.levels * torch.arange(len(at), device=v.device)
         usual = counts.view(len(at), -1).argmax(1)
         common = table[row[first + usual]]  # (|at|, M)
         differences = (table - common[dim]).to(self.means.dtype)
         found = []
         for part in v.split(CHUNK):
+            if not some:
+                found.append(F.embedding_bag(part.long() + first, differences, mode="sum"))
+                continue
             other = part != usual
             index, ends = row[(part.long() + first)[other]], other.sum(1).cumsum(0)
             found.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
@@ -135,7 +141,8 @@ class Cells(Diagonal):
     def _counts(self, v: Tensor, dims: int, weights: Tensor | None = None) -> Tensor:
         """How often each cell occurs, (dims K,)."""
         cells = v.long() + self.levels * torch.arange(dims, device=v.device)
-        return torch.bincount(cells.flatten(), weights, self.levels * dims)
+        weights = cells.new_ones(()).expand(cells.numel()) if weights is None else weights
+        return weights.new_zeros(self.levels * dims).index_add_(0, cells.flatten(), weights)
 
 
 class Full(Gaussians):
@@ -152,8 +159,9 @@ class Full(Gaussians):
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, |at|) -> (B, M)."""
         found = []
+        some = at if len(at) < self.dims else None
         for m, mean in enumerate(self.means.double()[:, at]):
-            triangle = math.sqrt(temperature) * self._triangle(m, at)
+            triangle = math.sqrt(temperature) * self._triangle(m, some)
             z = torch.linalg.solve_triangular(triangle, (v - mean).T, upper=False)
             found.append(-(z.square().sum(0) + len(at) * LOG_2PI) / 2 - triangle.diagonal().log().sum())
         return torch.stack(found, 1)
@@ -161,13 +169,14 @@ class Full(Gaussians):
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, |at|) -> (B, D): with the known dimensions first, the rest of L's rows is the conditional."""
         unknown = _without(self.dims, at)
-        order, n = torch.cat([at, unknown]), len(at)
+        every, n = torch.cat([at, unknown]), len(at)
+        order = None if torch.equal(every, torch.arange(self.dims, device=every.device)) else every
         drawn = torch.empty_like(noise).index_copy_(1, at, v)
-        for m in which.unique().tolist():
+        for m, own in _members(which):
             mean, triangle = self.means[m].double(), self._triangle(m, order)
-            z = math.sqrt(temperature) * noise[which == m].T  # (D, n)
-            z[:n] = torch.linalg.solve_triangular(triangle[:n, :n], (v[which == m] - mean[at]).T, upper=False)
-            drawn[(which == m).nonzero(), unknown] = mean[unknown] + (triangle[n:] @ z).T
+            z = math.sqrt(temperature) * noise[own].T  # (D, n)
+            z[:n] = torch.linalg.solve_triangular(triangle[:n, :n], (v[own] - mean[at]).T, upper=False)
+            drawn[own[:, None], unknown] = mean[unknown] + (triangle[n:] @ z).T
         return drawn
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
@@ -175,17 +184,17 @@ class Full(Gaussians):
         mean = w @ v / w.sum()
         root = (v - mean) * (w / w.sum()).sqrt()[:, None]
         f = factors((root.T @ root)[None], (1 + LEAST) * self.floor**2)[0]
-        triangle = torch.linalg.cholesky(f @ f.T)
+        triangle = cholesky(f @ f.T)
         self.keep(m, mean, triangle.diagonal().square())
         self.lower[m] = triangle.tril(-1).to(self.lower)
 
-    def _triangle(self, m: int, order: Tensor) -> Tensor:
-        """Of the covariance of these dimensions in this order."""
+    def _triangle(self, m: int, order: Tensor | None) -> Tensor:
+        """Of the covariance of these dimensions in this order; None: of all in theirs."""
         triangle = self.triangle(m)
-        if torch.equal(order, torch.arange(self.dims, device=order.device)):
+        if order is None:
             return triangle
         rows = triangle[order]
-        return torch.linalg.cholesky(rows @ rows.T)
+        return cholesky(rows @ rows.T)
 
 
 class LowRank(Gaussians):
@@ -201,7 +210,7 @@ class LowRank(Gaussians):
         s, f = (math.sqrt(temperature) * part for part in (self.deviation()[:, at], self.loadings.double()[:, at]))
         mean = self.means.double()[:, at]
         g = f / s[..., None]  # (M, |at|, R)
-        triangle = torch.linalg.cholesky(self._inner(g))
+        triangle = cholesky(self._inner(g))
         h = g / s[..., None]
         seen = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
         z = torch.linalg.solve_triangular(triangle, seen, upper=False)
@@ -211,16 +220,16 @@ class LowRank(Gaussians):
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, |at|) -> (B, D): factors given the known dimensions, then the rest given the factors."""
         heat, drawn = math.sqrt(temperature), torch.empty_like(noise[:, : self.dims])
-        for m in which.unique().tolist():
+        for m, mine in _members(which):
             mean, s, f = self.means[m].double(), self.deviation()[m], self.loadings[m].double()
             g = f[at] / s[at, None]
-            triangle = torch.linalg.cholesky(self._inner(g))
-            own, of_factors = noise[which == m].split([self.dims, self.rank], 1)
-            seen = g.T @ ((v[which == m] - mean[at]) / (heat * s[at])).T
+            triangle = cholesky(self._inner(g))
+            own, of_factors = noise[mine].split([self.dims, self.rank], 1)
+            seen = g.T @ ((v[mine] - mean[at]) / (heat * s[at])).T
             # z ~ N(A^-1 seen, A^-1) with A = L L'
             z = torch.linalg.solve_triangular(triangle, seen, upper=False) + of_factors.T
             z = torch.linalg.solve_triangular(triangle.T, z, upper=True)
-            drawn[which == m] = mean + heat * ((f @ z).T + s * own)
+            drawn[mine] = mean + heat * ((f @ z).T + s * own)
         return drawn.index_copy(1, at, v)
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
@@ -231,11 +240,11 @@ class LowRank(Gaussians):
         variance, f, s = share @ v.square(), self.loadings[m].double(), self.deviation()[m]
         for _ in range(INNER):
             g = f / s[:, None]
-            back = torch.linalg.solve(self._inner(g), g.T) / s  # E[z | v] = back v, (R, D)
+            back = solve(self._inner(g), g.T) / s  # E[z | v] = back v, (R, D)
             z = v @ back.T
             crossed = v.T @ (share[:, None] * z)  # E[v z'], (D, R)
-            second = torch.eye(self.rank).to(f) - back @ f + back @ crossed
-            f = torch.linalg.solve(second, crossed, left=False)
+            second = torch.eye(self.rank, dtype=f.dtype, device=f.device) - back @ f + back @ crossed
+            f = solve(second, crossed, left=False)
             rest = variance - (f * crossed).sum(1)
             s = rest.clamp(min=(1 + LEAST) * self.floor**2).sqrt()
         self.keep(m, mean, s.square())
@@ -290,14 +299,22 @@ def pick(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
 
 
-def noise(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """`torch.rand` or `torch.randn` in float64, where the generator lives."""
-    device = None if generator is None else generator.device
-    return draw(shape, generator=generator, device=device, dtype=torch.double)
+def noise(
+    draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """`torch.rand` or `torch.randn` in float64 on `device`, drawn where the generator lives."""
+    home = device if generator is None else generator.device
+    return moved(draw(shape, generator=generator, device=home, dtype=torch.double), device)
 
 
 def _without(dims: int, at: Tensor) -> Tensor:
     """The other dimensions, in order."""
-    rest = torch.ones(dims, dtype=torch.bool, device=at.device)
-    rest[at] = False
-    return rest.nonzero()[:, 0]
+    taken = torch.zeros(dims, dtype=torch.int8, device=at.device).index_fill_(0, at, 1)
+    return taken.sort(stable=True).indices[: dims - len(at)]
+
+
+def _members(which: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Every component that occurs in `which` (B,), and the images of it."""
+    host = which.cpu()
+    for m in host.unique().tolist():
+        yield m, moved((host == m).nonzero()[:, 0], which.device)

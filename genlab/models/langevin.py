@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genlab.device import moved
+
 LOOSE, TIGHT = 3.0, 0.05
 ACCEPTED = 0.6  # of the proposals, kept up by the step size
 RATE = 0.05
@@ -45,14 +47,15 @@ def walk(
     here = energies(z)
     for step in range(steps):
         weight = (LOOSE * (TIGHT / LOOSE) ** (step / max(1, steps - 1))) ** -2
-        noise = torch.randn(z.shape, generator=generator, device=home, dtype=z.dtype).to(z.device)
+        noise = torch.randn(z.shape, generator=generator, device=home, dtype=z.dtype)
+        noise = moved(noise, z.device)
         drift = here[2] + weight * here[3]
         other = z - size.square() / 2 * drift + size * noise
         there = energies(other)
         back = (z - other + size.square() / 2 * (there[2] + weight * there[3])) / size
         gain = here[0] - there[0] + weight * (here[1] - there[1])
         gain = gain + (noise.square().sum(1) - back.square().sum(1)) / 2
-        uniform = torch.rand(len(z), generator=generator, device=home, dtype=z.dtype).to(z.device)
+        uniform = moved(torch.rand(len(z), generator=generator, device=home, dtype=z.dtype), z.device)
         accept = uniform.log() < gain  # false where something is not finite
         z = torch.where(accept[:, None], other, z)
         here = tuple(  # type: ignore[assignment]

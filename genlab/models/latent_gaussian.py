@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
 
@@ -220,6 +221,7 @@ class LatentGaussian(nn.Module):
 
     # ---- drawing
 
+    @true_float32()
     def sample(
         self,
         n: int,
@@ -235,6 +237,7 @@ class LatentGaussian(nn.Module):
         """z (n, L) from N(0, temperature I)."""
         return math.sqrt(temperature) * self._noise(n, self.latent_dim, generator=generator, normal=True)
 
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -246,7 +249,7 @@ class LatentGaussian(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W) and draw the rest given it, from so many particles an image."""
-        x, known = x.to(self._device), known.to(self._device)
+        x, known = moved(x, self._device), moved(known, self._device)
         given, b, p = self._given(context, len(x)), len(x), particles
         where = known[:, None].expand_as(x)
         mean, log_var = self._filled(x, where, given)
@@ -261,7 +264,7 @@ class LatentGaussian(nn.Module):
         proposal = torch.logaddexp(prior + share.log(), q + (1 - share).log())
         weights = ((each * counted).sum(2) + prior - proposal).double().softmax(1)
         one = (weights.cumsum(1) < self._noise(b, 1, generator=generator)).sum(1).clamp(max=p - 1)
-        drawn = self._drawn(z[torch.arange(b), one], given, temperature, generator)
+        drawn = self._drawn(z[torch.arange(b, device=z.device), one], given, temperature, generator)
         return Completion(torch.where(where, x.long(), drawn), 1 / weights.square().sum(1))
 
     def _filled(self, x: Tensor, where: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -297,7 +300,7 @@ class LatentGaussian(nn.Module):
     def _given(self, context: Tensor | None, n: int) -> Tensor | None:
         """Features of the context, (n, E, 1, 1) or (n, E, H, W); None without."""
         context = suited(context, self.conditioning, n)
-        return None if context is None else self.context(context.to(self._device))  # type: ignore[misc]
+        return None if context is None else self.context(moved(context, self._device))  # type: ignore[misc]
 
     def _encoded(self, y: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] -> mean and log-variance of q."""
@@ -331,7 +334,8 @@ class LatentGaussian(nn.Module):
         """Normal or uniform numbers, drawn where the generator lives."""
         device = self._device if generator is None else generator.device
         draw = torch.randn if normal else torch.rand
-        return draw(*size, generator=generator, device=device, dtype=torch.float).to(self._device, self.dtype)
+        drawn = draw(*size, generator=generator, device=device, dtype=torch.float)
+        return moved(drawn, self._device).to(self.dtype)
 
 
 def _log_normal(z: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:

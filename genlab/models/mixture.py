@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
 from genlab.densities import clusters
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, noise, pick
 
@@ -152,6 +153,7 @@ class GaussianMixture(nn.Module):
         return self.complete(x, known, context=context, temperature=temperature, generator=generator).images
 
     @torch.no_grad()
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -166,21 +168,22 @@ class GaussianMixture(nn.Module):
         suited(context, self.conditioning, len(x))
         self.spec.check(x)
         device, draws = self.logits.device, 1 if self.exact else particles
-        given = x.to(device).long().flatten(1)
-        fixed = known.to(device)[:, None].expand_as(x).flatten(1)
+        given = moved(x, device).long().flatten(1)
+        fixed = known.cpu()[:, None].expand(x.shape).flatten(1)
         shape = len(x), draws, self.spec.dims
-        u = given.new_zeros(shape) if self.exact else noise(torch.rand, shape, generator).to(device)
-        normal = noise(torch.randn, (len(x), self.gaussians.noise_size), generator).to(device)
-        choice = noise(torch.rand, (len(x), 2), generator).to(device)  # of a particle, of a component
-        out, effective = given.clone(), torch.ones(len(x), dtype=torch.double)
+        u = given.new_zeros(shape) if self.exact else noise(torch.rand, shape, generator, device)
+        normal = noise(torch.randn, (len(x), self.gaussians.noise_size), generator, device)
+        choice = noise(torch.rand, (len(x), 2), generator, device)  # of a particle, of a component
+        out, effective = given.clone(), torch.ones(len(x), dtype=torch.double, device=device)
         masks, alike = fixed.unique(dim=0, return_inverse=True)
         for i, mask in enumerate(masks):
-            own, at = (alike == i).nonzero()[:, 0], mask.nonzero()[:, 0]
+            found = (alike == i).nonzero()[:, 0], mask.nonzero()[:, 0], mask
+            own, at, mask = (moved(part, device) for part in found)
             v = given[own][:, None, at] + u[own][:, :, at]  # (n, P, |at|)
             v = v if self.exact else v / self.spec.levels
             log_joint = self._log_joint(v.flatten(0, 1), at, temperature).view(len(own), draws, -1)
             weights = log_joint.logsumexp(2).softmax(1)
-            effective[own.cpu()] = weights.square().sum(1).reciprocal().cpu()
+            effective[own] = weights.square().sum(1).reciprocal()
             particle = pick(weights, choice[own, 0])
             rows = torch.arange(len(own), device=device)
             which = pick(log_joint[rows, particle].softmax(1), choice[own, 1])
@@ -198,10 +201,13 @@ class GaussianMixture(nn.Module):
     def _maximise(self, values: Tensor, responsibilities: Tensor) -> None:
         """The M step: values (N, D), responsibilities (N, M)."""
         totals = responsibilities.sum(0)
-        for m in (totals > LEAST).nonzero()[:, 0].tolist():  # a component without images stays as it is
-            w = responsibilities[:, m]
-            own = (w > LEAST).nonzero()[:, 0]
-            self.gaussians.update(m, values[own], w[own])
+        # Of every component its images, in one look at the device; one without images stays as it is.
+        some = responsibilities.T > LEAST
+        counts, sums = torch.stack([some.sum(1).double(), totals]).tolist()
+        parts = some.nonzero()[:, 1].split([int(count) for count in counts])
+        for m, (own, total) in enumerate(zip(parts, sums, strict=True)):
+            if total > LEAST:
+                self.gaussians.update(m, values[own], responsibilities[own, m])
         self.logits.copy_(totals.clamp(min=LEAST).log())
 
     def _values(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -212,7 +218,7 @@ class GaussianMixture(nn.Module):
         u = (
             torch.rand(x.shape, device=x.device)
             if generator is None
-            else noise(torch.rand, x.shape, generator).to(x.device)
+            else noise(torch.rand, x.shape, generator, x.device)
         )
         return (x.double() + u).flatten(1) / self.spec.levels
 

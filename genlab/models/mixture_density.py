@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
+from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.gaussians import deviation, log_mass, noise, pick
 
@@ -88,6 +89,7 @@ class MixtureDensity(nn.Module):
         return self.complete(x, known, context=context, temperature=temperature, generator=generator).images
 
     @torch.no_grad()
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -101,19 +103,19 @@ class MixtureDensity(nn.Module):
         """Keep x (B, C, H, W) where known (B, H, W) is True, draw the rest given it."""
         self.spec.check(x)
         device = self.logits.device
-        given, context = x.to(device).long().flatten(1), None if context is None else context.to(device)
-        fixed = known.to(device)[:, None].expand_as(x).flatten(1)
+        given, context = moved(x, device).long().flatten(1), None if context is None else moved(context, device)
+        fixed = moved(known, device)[:, None].expand_as(x).flatten(1)
         weights, means, s = self.mixture(context, len(x))
         s = math.sqrt(temperature) * s
-        choice = noise(torch.rand, (len(x),), generator).to(device)
-        normal = noise(torch.randn, (len(x), self.spec.dims), generator).to(device)
+        choice = noise(torch.rand, (len(x),), generator, device)
+        normal = noise(torch.randn, (len(x), self.spec.dims), generator, device)
         masses = log_mass(given[:, None], means, s, self.spec.levels)
         weights = weights + torch.where(fixed[:, None], masses, 0).sum(2)
         which = pick(weights.softmax(1), choice)
         rows = torch.arange(len(x), device=device)
         drawn = ((means[rows, which] + s[rows, which] * normal) * self.spec.levels).floor()
         drawn = torch.where(fixed, given, drawn.clamp(0, self.spec.levels - 1).long())
-        return Completion(drawn.view(x.shape), torch.ones(len(x), dtype=torch.double))
+        return Completion(drawn.view(x.shape), torch.ones(len(x), dtype=torch.double, device=device))
 
     def _log_joint(self, x: Tensor, context: Tensor | None) -> Tensor:
         """log p(x, z | y), (B, M)."""

@@ -19,11 +19,13 @@ B images, D = C H W values, L latent units.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
+from genlab.device import cholesky, inverse, moved, solve, true_float32
 from genlab.models.conditioning import suited
 
 INFERENCES = ("exact", "encoder")
@@ -61,8 +63,8 @@ class PPCA(nn.Module):
             loss = -self.log_density(y)
             with torch.no_grad():
                 m, s2 = self._moments()
-                mean = torch.linalg.solve(m, self.loadings.to(m.dtype).T @ (y - self.mean).to(m.dtype).T)
-                spread = (s2 * torch.linalg.inv(m).trace()) - self.latent_dim - self.latent_dim * s2.log() + m.logdet()
+                mean = solve(m, self.loadings.to(m.dtype).T @ (y - self.mean).to(m.dtype).T)
+                spread = (s2 * inverse(m).trace()) - self.latent_dim - self.latent_dim * s2.log() + m.logdet()
                 rate = (mean.square().sum(0) + spread) / 2
             return {"loss": loss, "rate": rate, "distortion": loss.detach() - rate}
         mean, log_var = self._encoded(y)
@@ -87,7 +89,7 @@ class PPCA(nn.Module):
         """log p of y (B, D), as a density of x + u, nats (B,): exact."""
         m, s2 = self._moments()
         centred = (y - self.mean).to(m.dtype)
-        root = torch.linalg.cholesky(m)
+        root = cholesky(m)
         across = torch.linalg.solve_triangular(root, self.loadings.to(m.dtype).T @ centred.T, upper=False)
         distance = (centred.square().sum(1) - across.square().sum(0)) / s2
         log_det = 2 * root.diagonal().log().sum() + (self.spec.dims - self.latent_dim) * s2.log()
@@ -109,13 +111,14 @@ class PPCA(nn.Module):
         if self.inference == "encoder":
             return self._encoded(y)
         m, s2 = self._moments()
-        mean = torch.linalg.solve(m, self.loadings.to(m.dtype).T @ (y - self.mean).to(m.dtype).T).T
-        return mean.to(y.dtype), (s2 * torch.linalg.inv(m).diagonal()).log().expand_as(mean).to(y.dtype)
+        mean = solve(m, self.loadings.to(m.dtype).T @ (y - self.mean).to(m.dtype).T).T
+        return mean.to(y.dtype), (s2 * inverse(m).diagonal()).log().expand_as(mean).to(y.dtype)
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """The "code": the mean of the posterior (B, L)."""
         return {"code": self.posterior(x, context)[0]}
 
+    @true_float32()
     def sample(
         self,
         n: int,
@@ -128,10 +131,11 @@ class PPCA(nn.Module):
         the density of y, whose covariance it multiplies.
         """
         suited(context, self.conditioning, n)
-        z, noise = (self._normal(n, size, generator) for size in (self.latent_dim, self.spec.dims))
+        z, noise = (self._drawn(torch.randn, (n, size), generator) for size in (self.latent_dim, self.spec.dims))
         y = self.mean + math.sqrt(temperature) * (z @ self.loadings.T + self.log_sigma.exp() * noise)
         return self._quantised(y)
 
+    @true_float32()
     def complete(
         self,
         x: Tensor,
@@ -144,19 +148,21 @@ class PPCA(nn.Module):
     ) -> Completion:
         """Keep x (B, C, H, W) where known (B, H, W): z from its Gaussian given the known y alone, then the rest."""
         suited(context, self.conditioning, len(x))
-        x, known = x.to(self.loadings.device), known.to(self.loadings.device)
+        x, known = moved(x, self.loadings.device), moved(known, self.loadings.device)
         where = known[:, None].expand_as(x).flatten(1)
-        uniform = torch.rand(where.shape, generator=generator).to(self.mean)
+        uniform = self._drawn(torch.rand, where.shape, generator)
         y = (x.flatten(1).to(self.mean.dtype) + uniform) / self.spec.levels
         w, s2 = self.loadings.double(), (2 * self.log_sigma.double()).exp()
         counted = where.double()
-        m = torch.einsum("dl,bd,dk->blk", w, counted, w) / s2 + torch.eye(self.latent_dim).to(w)
+        m = torch.einsum("dl,bd,dk->blk", w, counted, w) / s2 + torch.eye(
+            self.latent_dim, dtype=w.dtype, device=w.device
+        )
         pull = ((counted * (y - self.mean)) @ w / s2)[..., None]
-        root = torch.linalg.cholesky(m)
-        noise = self._normal(len(x), self.latent_dim, generator).double()[..., None]
+        root = cholesky(m)
+        noise = self._drawn(torch.randn, (len(x), self.latent_dim), generator).double()[..., None]
         spread = torch.linalg.solve_triangular(root.mT, noise, upper=True)
         z = (torch.cholesky_solve(pull, root) + math.sqrt(temperature) * spread)[..., 0].to(self.mean)
-        rest = self._normal(len(x), self.spec.dims, generator)
+        rest = self._drawn(torch.randn, where.shape, generator)
         drawn = self._quantised(self.mean + z @ self.loadings.T + math.sqrt(temperature) * self.log_sigma.exp() * rest)
         images = torch.where(where.view_as(x), x.long(), drawn)
         return Completion(images, torch.ones(len(x), device=images.device))
@@ -185,7 +191,7 @@ class PPCA(nn.Module):
         """(B, D) -> integers (B, C, H, W)."""
         return (y * self.spec.levels).floor().clamp(0, self.spec.levels - 1).long().view(-1, *self.spec.shape)
 
-    def _normal(self, n: int, size: int, generator: torch.Generator | None) -> Tensor:
-        """Standard normal numbers (n, size), drawn where the generator lives."""
+    def _drawn(self, draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """`torch.rand` or `torch.randn` numbers, drawn where the generator lives."""
         device = self.mean.device if generator is None else generator.device
-        return torch.randn(n, size, generator=generator, device=device).to(self.mean)
+        return moved(draw(shape, generator=generator, device=device), self.mean.device).to(self.mean.dtype)

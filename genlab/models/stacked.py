@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
+from genlab.device import Mirror
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.conditioning import suited
 
@@ -43,6 +44,7 @@ class StackedAutoencoder(Autoencoder):
             raise RequestError(f"pretrain_steps must be 0 or more, got {pretrain_steps}")
         self.pretrain_steps, self.depth = pretrain_steps, len(layers) // 2
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._step = Mirror()  # of `step`: which layer is at work is a matter of the host
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """As an autoencoder's; while layer l is pretrained, "loss" is half the squared error of its input, plus the
@@ -51,8 +53,10 @@ class StackedAutoencoder(Autoencoder):
         suited(context, self.conditioning, len(x))
         if not self.training:
             return super().objective(x)
-        layer = int(self.step) // self.pretrain_steps if self.pretrain_steps else self.depth
+        step = int(self._step.read(self.step))
+        layer = step // self.pretrain_steps if self.pretrain_steps else self.depth
         self.step += 1
+        self._step.note(self.step, step + 1)
         if layer >= self.depth:
             return super().objective(x)
         h, penalty = self.scaled(x).flatten(1), x.new_zeros(len(x), dtype=self.dtype)

@@ -36,6 +36,9 @@ def rotary_table(height: int, width: int, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the pairs of (B, T, heads, d) by their places (T, d / 2, 2); in the table's precision."""
+    if torch.compiler.is_compiling():  # the compiler has no complex numbers
+        (a, b), (cos, sin) = x.to(table.dtype).unflatten(-1, (-1, 2)).unbind(-1), table[:, None].unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
     pairs = torch.view_as_complex(x.to(table.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(table)[:, None]).flatten(-2)
 

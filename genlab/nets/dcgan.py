@@ -20,14 +20,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as normed
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import register_parametrization
 
 from genlab.core import ImageSpec
 from genlab.nets.coder import check_conv, sizes
 
 SLOPE = 0.2  # of the leaky ReLU
+
+
+class SpectralNorm(_SpectralNorm):
+    """PyTorch's, in the precision of the weights whatever the autocast: power iteration in bfloat16 ends far from the
+    largest singular value.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """A matrix or kernel, divided by its largest singular value."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().forward(weight)  # type: ignore[no-any-return]
 
 
 class DCGANGenerator(nn.Module):
@@ -97,7 +110,7 @@ class DCGANDiscriminator(nn.Module):
         self.projection = None if context is None else nn.Linear(context.width, features, bias=False)  # type: ignore[arg-type]
         for module in list(self.modules()) if spectral_norm else ():
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-                normed(module)
+                register_parametrization(module, "weight", SpectralNorm(module.weight))
 
     def maps(self, y: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> what each convolution makes of it, (B, D, h, w)."""
@@ -110,7 +123,9 @@ class DCGANDiscriminator(nn.Module):
     def forward(self, y: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,) -> (B,)."""
         phi = self.maps(y)[-1].flatten(1)
-        score = self.last(phi).squeeze(1)
-        if self.context is None or self.projection is None:
-            return score
-        return score + (self.projection(self.context(label).flatten(1)) * phi).sum(1)
+        with torch.autocast(phi.device.type, enabled=False):  # a score of bfloat16 would have 8 bits
+            phi = phi.to(self.last.weight.dtype)
+            score = self.last(phi).squeeze(1)
+            if self.context is None or self.projection is None:
+                return score
+            return score + (self.projection(self.context(label).flatten(1)) * phi).sum(1)

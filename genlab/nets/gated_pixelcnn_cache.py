@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.device import moved
 from genlab.nets.masked import group_slices
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class GatedPixelCNNState:
             for slots, lack in zip(self.slots, self.lacking, strict=False)
         ]
         self.streams[0] = zeros(batch, self.slots[0].count, self.channels)  # the input row
-        self.place = torch.tensor([self.slots[0](j) for j in range(self.columns)], device=device)
+        self.place = moved(torch.tensor([self.slots[0](j) for j in range(self.columns)]), device)
         self.stream = zeros(batch, width)  # after the last layer
         self.gates, self.relus = zeros(depth, batch, width), zeros(batch, width)
         self.begun = zeros(depth, self.columns, batch, 2 * width)  # values and gates of a colour together
@@ -125,7 +126,7 @@ class GatedPixelCNNState:
         ]  # the row that enters each layer of the vertical stack
         self.pending = [zeros(layer.reach, self.columns * batch, 2 * width) for layer in layers]
 
-        self.order = _colour_by_colour(width, self.colours).to(device)
+        self.order = moved(_colour_by_colour(width, self.colours), device)
         self.biases = net.biases(context)  # (B, 2p, h, w) or None; vertical, horizontal, layer by layer
         self.rows = _rows(net, self, batch)
         colours = [_steps(net, self, c) for c in range(self.colours)]

@@ -96,7 +96,7 @@ def work(settings: Any) -> None:
             return judgement.details, judgement.text
         result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
-            weights=weights, precision="32", expected=total, seed=config.seed, on_batch=advance,
+            weights=weights, expected=total, seed=config.seed, on_batch=advance,
         )  # fmt: skip
         return {**result.as_dict(), **of_latents(model, data, config.split, config.seed)}, f"bits/dim {result}"
 

@@ -27,6 +27,7 @@ from torch import nn
 
 from genlab import signals
 from genlab.core import Adversarial, Primed, RequestError, RunError
+from genlab.device import true_float32
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
@@ -85,6 +86,7 @@ def learner_for(model: nn.Module, data: Any, config: Mapping[str, Any], plan: Pl
     )  # fmt: skip
 
 
+@true_float32()  # precision=32 is 32 bits, on a GPU too; bf16-mixed is asked for by its name
 def fit(
     model: nn.Module,
     data: Any,

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from genlab.bits import Tally, context_of, evaluate, seed_for
 from genlab.core import Adversarial, Classifier, Coder, Latent, Likelihood
+from genlab.device import moved, precision_used, true_float32
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
@@ -49,6 +50,7 @@ class Judgement:
 
 
 @torch.no_grad()
+@true_float32()
 def judge(
     model: Any, data: Any, split: str, *, weights: str, seed: int, on_batch: Callable[[int], None] | None = None
 ) -> Judgement:
@@ -59,7 +61,7 @@ def judge(
     expected = len(data.split(split).labels)
     if isinstance(model, Likelihood):
         result = evaluate(
-            model, data.batches(split), data.spec, split=split, data=data.name, weights=weights, precision="32",
+            model, data.batches(split), data.spec, split=split, data=data.name, weights=weights,
             expected=expected, seed=seed, on_batch=on_batch,
         )  # fmt: skip
         value, latent = result.bits_per_dim, of_latents(model, data, split, seed)
@@ -68,7 +70,8 @@ def judge(
     values, ever_on = _over(model, data, split, expected, seed, on_batch)
     terms = {name: each.mean().item() for name, each in values.items()}
     n = expected
-    described = {"n": n, "split": split, "data": data.name, "weights": weights, "precision": "32"}
+    described = {"n": n, "split": split, "data": data.name, "weights": weights}
+    described["precision"] = precision_used(next(model.parameters()))
     if isinstance(model, Adversarial):
         # The players' losses are relative to each other: neither says how good the samples are.
         details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
@@ -97,6 +100,7 @@ def judge(
 
 
 @torch.no_grad()
+@true_float32()
 def of_latents(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
     """How a `core.Latent` uses its units on a split, over all processes; nothing for another model."""
     if not isinstance(model, Latent):
@@ -106,8 +110,8 @@ def of_latents(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
     image = torch.zeros(3, dtype=torch.double)  # sums of the rate, the distortion, and 1
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = batch.images.to(device), context_of(model, batch)
-        context = None if context is None else context.to(device)
+        x, context = moved(batch.images, device), context_of(model, batch)
+        context = None if context is None else moved(context, device)
         mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
         kl = (mean.square() + log_var.exp() - 1 - log_var) / 2
         terms = model.objective(x, context)  # type: ignore[attr-defined]
@@ -134,8 +138,8 @@ def _over(
     ever_on: Tensor | None = None
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = batch.images.to(device), context_of(model, batch)
-        context = None if context is None else context.to(device)
+        x, context = moved(batch.images, device), context_of(model, batch)
+        context = None if context is None else moved(context, device)
         terms = _objective(model, x, context)
         for name, each in terms.items():
             tallies.setdefault(name, Tally(name)).add(batch.index, each)

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from genlab.bits import bits_per_dim, context_of
 from genlab.core import ImageSpec, Likelihood, RunError
+from genlab.device import moved, true_float32
 from genlab.train import ema
 from genlab.train.checkpoint import check_moments
 from genlab.train.guard import first_non_finite
@@ -39,7 +40,11 @@ def step_seed(seed: int, rank: int, batch: int) -> int:
 
 
 def networks(model: Any) -> list[nn.Module]:
-    """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them."""
+    """What `compile=true` compiles: the parts in which a model spends its time, by the names that models give them, or
+    the list that it has of them.
+    """
+    if hasattr(model, "networks"):
+        return list(model.networks())
     parts = (getattr(model, name, None) for name in ("net", "encoder", "decoder", "generator", "discriminator"))
     return [part for part in parts if isinstance(part, nn.Module)]
 
@@ -114,7 +119,9 @@ class Learner(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Agree with the other ranks whether this step is sound and whether to stop after it: the one host sync."""
         self.rate = float(optimizer.param_groups[0]["lr"])
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = gradients or [torch.zeros((), device=self.device)]  # of nothing, the norm is a CPU's tensor
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         bad_loss, bad_norm = ~self._step_sums["loss"][0].isfinite(), ~self.grad_norm.isfinite()
         signal = torch.full((), self.signal, dtype=torch.float, device=self.device)
@@ -175,7 +182,10 @@ class Learner(pl.LightningModule):
         return self.optim.optimizer(self.model.parameters(), fused=fused)
 
     def on_train_start(self) -> None:
-        """A resumed run may have been given more steps: its learning rate follows the schedule as it is now."""
+        """A resumed run may have been given more steps: its learning rate follows the schedule as it is now. Sums of a
+        checkpoint may have been read before this learner was moved to its device.
+        """
+        self._sums = {name: moved(value, self.device) for name, value in self._sums.items()}
         scheduler: Any = self.lr_schedulers()
         check_moments(scheduler.optimizer, self.last_good)
         for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -198,7 +208,7 @@ class Learner(pl.LightningModule):
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole(model):
+            with torch.no_grad(), true_float32(), torch.autocast(self.device.type, enabled=False), whole(model):
                 yield model
         finally:
             model.train(training)

@@ -1,0 +1,122 @@
+"""What a GPU needs that a CPU does not: that nobody waits for it in vain, and that its float32 is float32.
+
+The host runs ahead of a GPU. Reading one number of it, or handing it memory that is not pinned, lets the queue run dry;
+so does linear algebra that looks whether it succeeded. A training step waits once (`train/learner.py`, the guard), and
+sampling at most once a row. `tests/pretend.py` counts.
+
+cuDNN multiplies float32 as TF32, of 10 bits, unless it is told not to; a global setting does the same to cuBLAS, and
+makes bfloat16 of it in oneDNN. Numbers that are compared must not depend on that: see `true_float32`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`. From the host to a GPU through pinned memory, in the queue, so that nobody waits."""
+    if tensor.device.type == "cpu" and torch.device(device).type != "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Mirror:
+    """What the host knows of a small buffer that changes in place: it is read only when somebody else has written to it
+    (a checkpoint, a guard that takes a step back) or it has been moved.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._version, self._value = -1, 0.0
+
+    def read(self, buffer: Tensor) -> float:
+        """Its value, a number."""
+        if self._buffer is not buffer or self._version != buffer._version:
+            self.note(buffer, buffer.item())
+        return self._value
+
+    def note(self, buffer: Tensor, value: float) -> None:
+        """`buffer` now holds this value."""
+        self._buffer, self._version, self._value = buffer, buffer._version, value
+
+
+# ---- linear algebra that does not look whether it succeeded: NaN where it did not, as evaluation and the guard report
+
+
+def cholesky(m: Tensor) -> Tensor:
+    """(…, L, L) -> its lower triangle."""
+    root, failed = torch.linalg.cholesky_ex(m)
+    return _or_nan(root, failed)
+
+
+def inverse(m: Tensor) -> Tensor:
+    """(…, L, L) -> the inverse."""
+    found, failed = torch.linalg.inv_ex(m)
+    return _or_nan(found, failed)
+
+
+def solve(m: Tensor, b: Tensor, *, left: bool = True) -> Tensor:
+    """x with m x = b, or x m = b if not `left`; m (…, L, L) and b (…, L, n) or (…, n, L)."""
+    found, failed = torch.linalg.solve_ex(m, b, left=left)
+    return _or_nan(found, failed)
+
+
+def _or_nan(found: Tensor, failed: Tensor) -> Tensor:
+    return torch.where((failed == 0)[..., None, None], found, math.nan)
+
+
+# ---- precision
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """While it lasts, products of float32 numbers are computed in float32, whatever was set before: no TF32 of cuBLAS
+    and cuDNN, no TF32 or bfloat16 of oneDNN. Also a decorator. Autocast is another matter.
+    """
+    # Both of PyTorch's ways to say it, so that neither contradicts the other: the older one, and one setting for each
+    # library and kind of operation (torch >= 2.9).
+    matmul, conv = "highest", True
+    with suppress(RuntimeError):  # "mix of the legacy and new APIs": then the newer one is what counts
+        matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before = [(part, part.fp32_precision) for part in _settings()]
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for part, _ in before:
+        part.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = conv
+        for part, value in before:
+            part.fp32_precision = value
+
+
+def precision_used(tensor: Tensor) -> str:
+    """What products of such tensors are computed in now: "64", "32", or of reduced float32 "tf32" or "bf16"; "16-mixed"
+    or "bf16-mixed" under autocast.
+    """
+    if torch.is_autocast_enabled(tensor.device.type):
+        return "bf16-mixed" if torch.get_autocast_dtype(tensor.device.type) == torch.bfloat16 else "16-mixed"
+    if tensor.dtype != torch.float:
+        return {torch.double: "64"}.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    cuda = tensor.device.type == "cuda"
+    if parts := _settings(("cuda", "cudnn") if cuda else ("mkldnn",)):
+        reduced = {part.fp32_precision for part in parts} & {"tf32", "bf16"}
+        return min(reduced, default="32")
+    matmul = torch.get_float32_matmul_precision()
+    if cuda:
+        return "tf32" if matmul != "highest" or torch.backends.cudnn.allow_tf32 else "32"
+    return {"medium": "bf16", "high": "tf32"}.get(matmul, "32")
+
+
+def _settings(libraries: tuple[str, ...] = ("cuda", "cudnn", "mkldnn")) -> list[Any]:
+    """Where PyTorch keeps the precision of each library's kinds of operations; nothing before torch 2.9."""
+    parts = (getattr(getattr(torch.backends, lib), op, None) for lib in libraries for op in ("matmul", "conv", "rnn"))
+    return [part for part in parts if hasattr(part, "fp32_precision")]

@@ -1,0 +1,110 @@
+"""docs/gpu.md: what was checked without a GPU, and the table of every model and operation on the pretend device.
+
+    python scripts/pretend_table.py
+
+Minutes on one core. The text of the page is here, the table is measured; tests/test_pretend.py insists on it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+TEXT = """# The GPU, without one
+
+No GPU has run this code. What can be known without one is checked on a *pretend device* (`tests/pretend.py`): tensors
+that say they are on another device, are computed on the CPU, refuse to be mixed with the CPU's as CUDA's do, and
+count how often the host would wait. `tests/test_pretend.py` runs it (torch >= 2.10), `python
+scripts/pretend_table.py` writes this page.
+
+Every model below does everything it can there, with a real Lightning Trainer, its callbacks and checkpoints, and
+**every result is that of the CPU to the bit**: weights and optimiser after training, after a signal and a resume,
+after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the device, and
+none), features, reconstructions, evaluations.
+
+## When the host waits
+
+A number in the table counts waits: a value that is read, a result whose size depends on values, a mask as an index,
+linear algebra that looks whether it succeeded, memory that crosses without being pinned. For training it is the most
+that any step after the first makes, for the rest the whole operation, on images of 5 rows and 60 values.
+
+- **A training step waits once**, for the guard, which has to know whether the step was sound. EM (`gaussian_mixture
+  em`) also asks which images each component has, and which cells are filled: as many times as there are components,
+  and three.
+- **Sampling waits at most once** in autoregressive models, whatever the number of rows; latent models, GANs and PCA
+  do not at all. A flow with mixture couplings is inverted step by step: after every 16 steps each coupling asks
+  whether all values are found.
+- **Completing** likewise where the known pixels come first. Elsewhere particles are resampled when few carry the
+  weight, and whether they do is asked once a weighted step: without asking, the whole state would be copied at every
+  one. The walk through the latents of a flow asks once a coupling and step; the table has {few} of its 200 steps.
+
+## Float32
+
+`precision=32` is 32 bits on a GPU too: training, judging, sampling and caches switch off TF32 (cuBLAS, cuDNN) and the
+bfloat16 of oneDNN, whatever was set before, and put it back (`genlab/device.py`). `eval.json` and `results.json`
+record what was used. Under bf16-mixed the logits of every head, a GAN's scores, a classifier's logits and the power
+iteration of spectral norm stay float32.
+
+## What this does not show
+
+Whether CUDA has the kernels, its numbers, autocast of CUDA, graph capture (its steps are captured with
+`capture_error_mode="thread_local"`, so that NCCL's watchdog does not end it), NCCL, and speed. Numbers of a GPU
+differ from a CPU's in the last bits.
+
+## The table
+
+- train: waits of a step. resume, guard: whether they were run. sample, top, some: waits to draw 5 images, to complete
+  them from their top and from scattered pixels (3 particles), the most of all generators. rest: of features,
+  reconstructions, repairs.
+
+| model | train | resume, guard | sample | top | some | rest | eval |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def cells(rows: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+
+    def most(*names: str) -> str:
+        found = [row["syncs"] for name, row in rows.items() if name.startswith(names)]
+        return str(max(found)) if found else "–"
+
+    guard = 1
+    step = max(rows["train"]["steps"][1:]) if "train" in rows else rows["loss and gradient"]["syncs"] + guard
+    return [
+        str(step), "yes" if "resume" in rows else "–", most("sample"), most("complete, top"), most("complete, some"),
+        most("features", "reconstruct", "repair"), most("eval"),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Run, check, write."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from pretend_ops import FEW
+    from test_pretend import complaints
+    from trainees import environment
+
+    if len(sys.argv) > 1:
+        found = json.loads(Path(sys.argv[1]).read_text())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "table.json"
+            command = [sys.executable, str(ROOT / "tests" / "pretend_ops.py"), "all", str(out)]
+            subprocess.run(command, check=True, env=environment())
+            found = json.loads(out.read_text())
+    if wrong := complaints(found):
+        raise SystemExit("\n".join(wrong))
+    lines = [f"| {name} | {' | '.join(cells(devices['pretend']))} |" for name, devices in found.items()]
+    count = sum(len(devices["pretend"]) for devices in found.values())
+    text = TEXT.format(few=FEW) + "\n".join(lines) + f"\n\n{len(found)} models, {count} operations.\n"
+    (ROOT / "docs" / "gpu.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
