@@ -6,8 +6,14 @@
 >>> nats = model.log_prob(images)           # (16,)
 """
 
+import warnings
+
 from genlab.build import load
 from genlab.core import ImageSpec
 
 __version__ = "0.1.0"
 __all__ = ["ImageSpec", "__version__", "load"]
+
+# Hydra 1.4 warns of what 1.5 will refuse, which pyproject.toml excludes; that a config cannot name just any target is
+# build.py's business.
+warnings.filterwarnings("ignore", message=r"(The version_base parameter|hydra\.utils\.instantiate)", module="genlab")
