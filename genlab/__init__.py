@@ -6,6 +6,7 @@
 >>> nats = model.log_prob(images)           # (16,)
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,3 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return ImageSpec
     raise AttributeError(f"module 'genlab' has no attribute {name!r}")
+
+
+# Hydra 1.4 warns of what 1.5 will refuse, which pyproject.toml excludes.
+warnings.filterwarnings("ignore", message="The version_base parameter", module="genlab")

@@ -2,7 +2,8 @@
 
 A run on two CPU ranks (gloo) meets poisoned batches at random steps. Poison on rank 0 and poison on rank 1 have to skip
 the same steps, so that both end with the same weights to the bit. With more bad steps than allowed the run fails with
-one sentence that names the module, soon, and no process of it is left. About 20 seconds a try, which is three runs.
+one sentence that names the module, soon, and no process of it is left. A try is three runs and takes one core 45
+seconds.
 """
 
 from __future__ import annotations
