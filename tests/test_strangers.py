@@ -108,7 +108,7 @@ def test_no_spelling_of_an_interpolation_gets_in(spelled, place, tmp_path):
         text if place != "names" else text.replace("names:\n  extra: " + spelled + " {}", f"names:\n  extra: {spelled}")
     )
     assert spelled in text
-    with pytest.raises(RequestError, match="not a config|damaged"):
+    with pytest.raises(RequestError, match=r"not a config|damaged"):
         read_checkpoint(checkpoint(tmp_path / "x.ckpt", text))
 
 
@@ -165,7 +165,7 @@ def test_only_listed_constructors_of_data(target, place):
         "md5": None,
     }
     config = {"top": call, "deep": {**DATA, "root": [{"a": call}]}}.get(place, {**DATA, place: call})
-    with pytest.raises(RequestError, match="nothing was run|does not exist"):
+    with pytest.raises(RequestError, match=r"nothing was run|does not exist"):
         build_data(config)
 
 
@@ -254,7 +254,11 @@ def test_a_run_folder_cannot_trust_itself(change, run_folder, evil, capsys):
     [
         ("model/x.yaml", "# @package _global_\ntrust: [evil]\nmodel: {_target_: evil.Net}\n", ["model=x"]),
         ("experiment/x.yaml", "# @package _global_\ntrust: [evil]\n", ["experiment=x"]),
-        ("experiment/x.yaml", "# @package _global_\n\"h\\x79dra\": {callbacks: {a: {_target_: evil.Callback}}}\n", ["experiment=x"]),
+        (
+            "experiment/x.yaml",
+            '# @package _global_\n"h\\x79dra": {callbacks: {a: {_target_: evil.Callback}}}\n',
+            ["experiment=x"],
+        ),
         ("experiment/x.yaml", "# @package hydra.callbacks\na: {_target_: evil.Callback}\n", ["experiment=x"]),
         ("experiment/x.yaml", "defaults: [{b@hydra.callbacks: y}]\n", ["experiment=x"]),
         ("experiment/x.yaml", "defaults: [{a: '${b}'}]\n", ["experiment=x"]),
@@ -340,8 +344,10 @@ def frugal():
     "spec",
     [
         {"channels": 3, "height": 10**6, "width": 10**6}, {"channels": 10**9, "height": 1, "width": 1},
-        {"channels": 1, "height": 4, "width": 4, "levels": 10**9}, {"channels": 1, "height": 4, "width": 4, "classes": 10**9},
-        {"channels": 1.5, "height": 4, "width": 4}, {"channels": "1", "height": 4, "width": 4}, {"height": True, "width": 1, "channels": 1},
+        {"channels": 1, "height": 4, "width": 4, "levels": 10**9},
+        {"channels": 1, "height": 4, "width": 4, "classes": 10**9},
+        {"channels": 1.5, "height": 4, "width": 4}, {"channels": "1", "height": 4, "width": 4},
+        {"height": True, "width": 1, "channels": 1},
         {"channels": 1, "height": 4, "width": 4, "context": 3}, {"colour": 1},
         {"channels": 1, "height": 4, "width": 4, "context": {"channels": 1, "height": 10**6, "width": 10**6}},
     ],
@@ -354,18 +360,17 @@ def test_bounds_of_an_image(spec, tmp_path, frugal):
 @pytest.mark.parametrize(
     "net",
     [
-        {"depth": 10**7}, {"depth": 10**5}, {"width": 10**6}, {"width": 10**9}, {"feature_width": 10**7, "width": 10**5},
+        {"depth": 10**7}, {"depth": 10**5}, {"width": 10**6}, {"width": 10**9},
+        {"feature_width": 10**7, "width": 10**5},
         {"kernel": 10**6 + 1}, {"depth": 10**300}, {"width": float("inf")},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("from_file", [True, False])
 def test_bounds_of_a_model(net, from_file, tmp_path, frugal):
     config = {**MODEL, "net": {**MODEL["net"], **net}}
+    path = checkpoint(tmp_path / "x.ckpt", yaml.safe_dump({"model": config}))
     with pytest.raises(RequestError):
-        if from_file:
-            load(checkpoint(tmp_path / "x.ckpt", yaml.safe_dump({"model": config})))
-        else:
-            build(config, SPEC)
+        load(path) if from_file else build(config, SPEC)
 
 
 @pytest.mark.parametrize("model", zoo.choices("model"))
@@ -395,7 +400,10 @@ def laughs(levels):
 
 @pytest.mark.parametrize(
     "text",
-    [laughs(9), "a: " + "[" * 90_000, "a: " + "{b: " * 9_000, "a: &a [*a]", "x" * 10**6, "a: " + "9" * 50_000, "- 1\n" * 20_000],
+    [
+        laughs(9), "a: " + "[" * 90_000, "a: " + "{b: " * 9_000, "a: &a [*a]", "x" * 10**6, "a: " + "9" * 50_000,
+        "- 1\n" * 20_000,
+    ],
     ids=["laughs", "brackets", "braces", "itself", "long", "digits", "values"],
 )  # fmt: skip
 def test_bounds_of_a_config(text, tmp_path, frugal, here, capsys):
@@ -459,16 +467,22 @@ MUTATIONS = [3, -1, 2**200, "x", "\x1b]0;x\x07", None, [], {}, float("nan"), Tru
 FIELDS = ["config", "spec", "step", "version", "commit", "sums", "seconds", "stopped_early", "class_names", "updates"]
 
 
+def refusal(read):
+    """The sentence of a RequestError, empty if there is none."""
+    try:
+        read()
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_mutated_description_is_one_sentence(field, tmp_path):
     for value in MUTATIONS:
         torch.save(content(**{field: value}), tmp_path / "x.ckpt")
-        try:
-            read_checkpoint(tmp_path / "x.ckpt")
-        except RequestError as error:
-            assert str(error).isprintable()
-        else:
-            assert field not in ("config", "spec")
+        refused = refusal(lambda: read_checkpoint(tmp_path / "x.ckpt"))
+        assert refused.isprintable()
+        assert refused or field not in ("config", "spec")
 
 
 def test_a_config_of_wrong_parts_is_one_sentence(tmp_path):

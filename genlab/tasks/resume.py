@@ -105,7 +105,8 @@ def apply(config: DictConfig, override: str) -> None:
     """Set one `key=value`, in place."""
     key, equals, value = override.partition("=")
     if key == "trust":
-        config.trust = list(trusted(OmegaConf.to_container(OmegaConf.from_dotlist([override])).get("trust")))
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        config.trust = list(trusted(given["trust"]))
         return
     if key == "logger" and equals:
         key = "logger.kind"
