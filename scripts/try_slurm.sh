@@ -58,7 +58,7 @@ end() {
 }
 
 # Host name and folders are nobody's business; progress is drawn over itself.
-clean() { tr '\r' '\n' | grep -v "left$" | sed -e "s#$work#WORK#g; s#$repository#.#g; s#$state#STATE#g; s#$python#python#g; s#\b$host\b#node1#g"; }
+clean() { tr '\r' '\n' | grep -v "left$" | sed -e "s#$work#WORK#g; s#$repository#.#g; s#$state#STATE#g; s#$python -m genlab#genlab#g; s#$python#python#g; s#\b$host\b#node1#g"; }
 
 say() { echo; echo "== $*"; }
 
@@ -131,7 +131,7 @@ everything() {
   check "one sentence" lines "^genlab: rank 1 of 2 is gone" out 1
 
   say "more ranks than cores are refused"
-  $genlab train $small trainer.devices=99 trainer.strategy=ddp hydra.run.dir=many 2>&1 | tee out
+  $genlab train $small trainer.devices=$(($(env -u OMP_NUM_THREADS nproc) + 1)) trainer.strategy=ddp hydra.run.dir=many 2>&1 | tee out
   check "one sentence, nothing written" test "$(wc -l < out)" = 1 -a ! -e many
 
   say "sweep=slurm: a job that fails is FAILED, the other one COMPLETED"
