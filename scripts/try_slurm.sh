@@ -58,7 +58,7 @@ end() {
 }
 
 # Host name and folders are nobody's business; progress is drawn over itself.
-clean() { tr '\r' '\n' | grep -v "left$" | sed -e "s#$work#WORK#g; s#$repository#.#g; s#$state#STATE#g; s#$python#python#g; s#\b$host\b#node1#g"; }
+clean() { tr '\r' '\n' | grep -v "left$\|sacct\|accounting storage" | sed -e "s#$work#WORK#g; s#$repository#.#g; s#$state#STATE#g; s#$python -m genlab#genlab#g; s#$python#python#g; s#\b$host\b#node1#g"; }
 
 say() { echo; echo "== $*"; }
 
@@ -131,7 +131,7 @@ everything() {
   check "one sentence" lines "^genlab: rank 1 of 2 is gone" out 1
 
   say "more ranks than cores are refused"
-  $genlab train $small trainer.devices=99 trainer.strategy=ddp hydra.run.dir=many 2>&1 | tee out
+  $genlab train $small trainer.devices=$(($(env -u OMP_NUM_THREADS nproc) + 1)) trainer.strategy=ddp hydra.run.dir=many 2>&1 | tee out
   check "one sentence, nothing written" test "$(wc -l < out)" = 1 -a ! -e many
 
   say "sweep=slurm: a job that fails is FAILED, the other one COMPLETED"
@@ -146,6 +146,7 @@ everything() {
   say "sweep=slurm: a job that is requeued goes on in its folder"
   $genlab train -m sweep=slurm hydra.launcher.timeout_min=10 $long train.log_every=5 trainer.max_steps=20000 \
     train.checkpoint_every=100 seed=0 hydra.sweep.dir=requeued > out 2>&1 &
+  sweep=$!
   for _ in $(seq 300); do sleep 1; [ -f requeued/0/checkpoints/last.ckpt ] && break; done
   id=$(ls requeued/.submitit | head -1)
   echo "\$ scontrol requeue ${id}"
@@ -154,21 +155,23 @@ everything() {
   check "it has resumed" test "$(wc -l < requeued/0/command.txt)" = 2
   check "and has not failed" test ! -e requeued/0/error.txt
   scancel "${id%%_*}"
+  kill "$sweep"  # without accounting submitit cannot see that the job is gone
   wait
-  cat out
+  check "the sweep says what goes on without it" holds "the jobs go on in SLURM (scancel [0-9]" out
   cat requeued/.submitit/*/*_log.out
 
   say "sweep=slurm: a job that runs out of time saves, is queued again and goes on"
   $genlab train -m sweep=slurm hydra.launcher.timeout_min=2 hydra.launcher.signal_delay_s=20 $long train.log_every=5 \
     seed=0 hydra.sweep.dir=late > out 2>&1 &
+  sweep=$!
   for _ in $(seq 300); do sleep 1; [ -f late/0/command.txt ] && [ "$(wc -l < late/0/command.txt)" -gt 1 ] && break; done
   cat late/.submitit/*/*_log.out late/.submitit/*/*_log.err | grep -v "left$"
   check "it had saved" test -f late/0/checkpoints/last.ckpt
   check "it has resumed" test "$(wc -l < late/0/command.txt)" -gt 1
   check "and has not failed" test ! -e late/0/error.txt
   scancel "$(ls late/.submitit | grep -o '^[0-9]*' | head -1)"
+  kill "$sweep"
   wait
-  cat out
 
   say "the batch script of docs/cluster.md"
   sed -n '/^#!\/bin\/bash/,/^```/p' "$repository/docs/cluster.md" | sed '$d' | sed "s#srun genlab#srun $genlab#; s#trainer=ddp #trainer.devices=2 trainer.strategy=ddp $long train.log_every=5 #" > script.sh

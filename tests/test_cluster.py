@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def test_a_task_that_sees_one_gpu_takes_that(monkeypatch, gpus, expected):
 
 def test_more_ranks_than_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("GENLAB_OVERSUBSCRIBE", raising=False)
+    monkeypatch.setattr(launch, "ranks", lambda *_, **__: pytest.fail("started"))  # 99 would take the machine down
     words = ["trainer=ddp_cpu", "trainer.devices=99", f"hydra.run.dir={tmp_path / 'run'}"]
     assert cli.run(["train", *words]) == 2
     assert "trainer.devices=99: this process may use" in capsys.readouterr().err
@@ -115,7 +117,7 @@ def test_one_process_is_no_team(monkeypatch, capsys):
 
 
 def meet(keys):
-    """One lifeline for each (key, rank), all at once, in threads."""
+    """One lifeline for each (key, rank), one after the other, in threads."""
     lines = {}
 
     def one(key, rank):
@@ -124,6 +126,7 @@ def meet(keys):
     threads = [threading.Thread(target=one, args=each) for each in keys]
     for thread in threads:
         thread.start()
+        time.sleep(0.2)
     for thread in threads:
         thread.join()
     return lines
@@ -135,7 +138,7 @@ def test_two_steps_on_the_same_ports_find_their_own(monkeypatch):
     monkeypatch.setattr(lifeline, "ports", lambda key, preferred: wanted)
     stranger = lifeline._listen_at(wanted)
     with stranger:
-        lines = meet([("a", 1), ("b", 1), ("a", 0), ("b", 0)])
+        lines = meet([("a", 0), ("b", 1), ("b", 0), ("a", 1)])
         assert len(lines) == 4
         for key in "ab":
             lines[key, 0].store.set("step", key)

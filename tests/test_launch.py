@@ -174,15 +174,6 @@ def test_started_by_torchrun(tmp_path):
     assert not (tmp_path / "run1").exists()
 
 
-def test_slurm_is_recognised(monkeypatch):
-    assert launch.world() == 1
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert launch.world() == 1  # an allocation, not a task of srun
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_NNODES", "2")
-    assert (launch.world(), launch.local_world()) == (8, 4)
-
-
 # ---- sharded
 
 

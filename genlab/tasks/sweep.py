@@ -242,7 +242,7 @@ def _launcher(config: Any) -> str:
 
 
 def _left_to_slurm(folder: Path, number: int) -> Interrupted:
-    names = sorted({path.name.split("_")[0] for path in (folder / ".submitit").glob("*_*") if path.is_dir()})
+    names = sorted({path.name.split("_")[0] for path in (folder / ".submitit").glob("[0-9]*")})
     return Interrupted(
         f"no longer waiting; the jobs go on in SLURM (scancel {' '.join(names)} ends them), and the same command with "
         f"hydra.sweep.dir={folder} shows the table when they are done",

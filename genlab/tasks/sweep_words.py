@@ -24,9 +24,10 @@ def check(request: Request) -> DictConfig:
     """RequestError for anything in the words that cannot work; else the config of the first job, with `hydra`."""
     parsed = request.parse(request.overrides)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    for o in parsed:
+    for following, o in enumerate(parsed, 1):
         key = o.get_key_element()
-        if key in swept and sum(other.get_key_element() == key for other in parsed) > 1:
+        # The last word counts; values that it would drop were not meant to be dropped.
+        if o.is_sweep_override() and any(later.get_key_element() == key for later in parsed[following:]):
             raise RequestError(f"{key} is given twice: give all its values at once, {key}=a,b")
         if key in swept and (key.split(".")[0].split("/")[0] in ("hydra", "sweep")):
             raise RequestError(f"{o.input_line}: a sweep has one way of running, so {key} takes one value")
