@@ -209,8 +209,8 @@ def rows(subject: Subject, device: torch.device) -> Iterator[tuple[str, Callable
 def gradient(subject: Subject, device: torch.device) -> dict[str, Any]:
     """One training batch, forward and backward."""
     data = subject.images()
-    model: Any = subject.model(data.spec).to(device).train()
     with pretend.counted() if DEVICE is not None else nullcontext():
+        model: Any = subject.model(data.spec).to(device).train()
         data.move_to(device)
     batch = data.training_batch(1)
     torch.manual_seed(4)
