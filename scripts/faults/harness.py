@@ -108,9 +108,9 @@ def call(words: list[str], folder: Path, seconds: int = SECONDS) -> Outcome:
     out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
     os.chdir(folder)
     handler = signal.signal(signal.SIGALRM, overrun)
-    signal.alarm(seconds)
-    faulthandler.dump_traceback_later(10 * seconds, exit=True)  # where not even a signal gets through
     try:
+        signal.alarm(seconds)
+        faulthandler.dump_traceback_later(10 * seconds, exit=True)  # where not even a signal gets through
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.run(words)
         return Outcome(status, out.getvalue(), err.getvalue())

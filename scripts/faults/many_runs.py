@@ -2,8 +2,8 @@
 
 `--count` processes wait for one another and then train with different seeds and the default run folder, whose name is
 the time in seconds. Each has to end with status 0 and name a folder of its own on standard output; the folder's config,
-command, checkpoints and metrics are those of that seed, and equal to those of the same run by itself. 16 take one core
-a minute.
+command, checkpoints and metrics are those of that seed, and equal to those of the same run by itself.
+16 take one core a minute.
 """
 
 from __future__ import annotations
