@@ -18,7 +18,8 @@ from genlab.core import RequestError, nearest
 PACKAGES = {"model": ("models", "nets", "heads", "codes", "flows"), "data": ("data",)}
 MOST_LAYERS = 1_000  # by what our constructors call a number of layers; a tenth of a millisecond each, and more
 LAYERS = {"depth", "layers", "levels", "resolutions", "steps"}
-MOST = 10_000_000  # any other number in a config of a model or a data set that is not a seed
+MOST = 10_000_000  # any other number in a config of a model or a data set
+UNBOUNDED = {"seed", "max_pixels"}  # nothing is allocated for these
 CALLS = {"_target_", "_partial_"}
 
 
@@ -62,7 +63,7 @@ class Gate:
             parts = [self._plan(each, role) for each in node]
             return lambda: [part() for part in parts]
         if not isinstance(node, Mapping):
-            if isinstance(node, (int, float)) and abs(node) > MOST and role != "seed":
+            if isinstance(node, (int, float)) and abs(node) > MOST and role not in UNBOUNDED:
                 raise RequestError(f"{role}={node} in the config of the {self.kind}: at most {MOST:,} is possible")
             return lambda: node
         unknown = next((key for key in node if str(key).startswith("_") and key not in CALLS), None)

@@ -58,7 +58,9 @@ def test_a_folder_in_use_is_refused(tmp_path, what):
     with claimed(folder):
         before = sorted(os.listdir(folder))
         with pytest.raises(RequestError, match=r"is in use: .*genlab resume run="):
-            trained(folder) if what == "train" else resume.run(folder, ["trainer.max_steps=2"], "genlab resume")
+            trained(folder) if what == "train" else resume.run(
+                folder, ["trust=[trainees]", "trainer.max_steps=2"], "genlab resume"
+            )
         assert sorted(os.listdir(folder)) == before
     assert NAME not in os.listdir(folder)
 
@@ -69,7 +71,7 @@ def test_a_run_holds_its_folder_to_its_end(tmp_path, monkeypatch):
     def looked_at(folder, *rest):
         assert len(descriptors()) == 1
         with pytest.raises(RequestError, match="is in use"):
-            resume.run(folder, [], "genlab resume")
+            resume.run(folder, ["trust=[trainees]"], "genlab resume")
         return conclude(folder, *rest)
 
     monkeypatch.setattr(train, "conclude", looked_at)

@@ -112,14 +112,18 @@ def test_a_refusal_touches_nothing(run, monkeypatch, how):
     spoil(run, monkeypatch)
     before = content(run)
     with pytest.raises(RequestError, match=sentence) as caught:
-        resume.run(run, ["train.ema=0.8", *overrides] if "config" not in how else overrides, "genlab resume")
+        resume.run(
+            run,
+            ["trust=[trainees]", "train.ema=0.8", *overrides] if "config" not in how else overrides,
+            "genlab resume",
+        )
     assert content(run) == before
     assert len(str(caught.value)) < 600
 
 
 def test_a_byte_order_mark_is_read(run):
     (run / "metrics.csv").write_bytes(b"\xef\xbb\xbf" + (run / "metrics.csv").read_bytes())
-    resume.run(run, [], "genlab resume")
+    resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert (run / "metrics.csv").read_text().startswith("step,")
 
 
@@ -127,7 +131,7 @@ def test_a_byte_order_mark_is_read(run):
 def test_a_torn_last_row_is_dropped(run, tail):
     with open(run / "metrics.csv", "ab") as file:
         file.write(tail)
-    resume.run(run, [], "genlab resume")
+    resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()][-3:] == ["9", "10", "12"]
 
 
@@ -135,10 +139,10 @@ def test_a_torn_last_row_is_dropped(run, tail):
 
 
 def test_averaging_can_end_and_begin(run):
-    resume.run(run, ["train.ema=0"], "genlab resume")
+    resume.run(run, ["trust=[trainees]", "train.ema=0"], "genlab resume")
     assert not [key for key in checkpoint(run)["state_dict"] if key.startswith("ema.")]
     assert "ema: 0\n" in (run / "config.yaml").read_text()
-    resume.run(run, ["train.ema=0.99", "trainer.max_steps=13"], "genlab resume")
+    resume.run(run, ["trust=[trainees]", "train.ema=0.99", "trainer.max_steps=13"], "genlab resume")
     state = checkpoint(run)
     assert state["genlab"]["updates"] == 1
     key = "ema.logits"
@@ -150,7 +154,7 @@ def test_averaging_can_end_and_begin(run):
 def test_the_optimiser_takes_new_settings_and_keeps_its_moments(run):
     before = checkpoint(run)["optimizer_states"][0]
     overrides = ["optim.lr=0.01", "optim.betas=[0.8,0.95]", "optim.weight_decay=0.5", "optim.schedule=constant"]
-    resume.run(run, [*overrides, "train.log_every=1"], "genlab resume")
+    resume.run(run, ["trust=[trainees]", *overrides, "train.log_every=1"], "genlab resume")
     after = checkpoint(run)["optimizer_states"][0]
     assert [group["lr"] for group in after["param_groups"]] == [0.01, 0.01]
     assert {tuple(group["betas"]) for group in after["param_groups"]} == {(0.8, 0.95)}
@@ -162,7 +166,7 @@ def test_the_optimiser_takes_new_settings_and_keeps_its_moments(run):
 @pytest.mark.parametrize(("size", "position"), [(4, 20), (16, 8), (5, 16), (8, 12)])
 def test_the_position_counts_images(run, size, position):
     """64 seen; the four steps that are left take as many batches of another size from there on."""
-    resume.run(run, [f"data.batch_size={size}", "data.eval_batch_size=3"], "genlab resume")
+    resume.run(run, ["trust=[trainees]", f"data.batch_size={size}", "data.eval_batch_size=3"], "genlab resume")
     assert checkpoint(run)["DotsData"]["position"] == position
     assert checkpoint(run)["genlab"]["batch_images"] == size
     assert f"batch_size: {size}\n" in (run / "config.yaml").read_text()
@@ -170,7 +174,7 @@ def test_the_position_counts_images(run, size, position):
 
 def test_another_logger_goes_on_beside_the_file(run):
     pytest.importorskip("tensorboard")
-    resume.run(run, ["logger=tensorboard"], "genlab resume run=run logger=tensorboard")
+    resume.run(run, ["trust=[trainees]", "logger=tensorboard"], "genlab resume run=run logger=tensorboard")
     assert list((run / "tensorboard").iterdir())
     assert len((run / "metrics.csv").read_text().splitlines()) == 7
     assert (run / "command.txt").read_text().splitlines()[-1].endswith("logger=tensorboard")
@@ -178,7 +182,7 @@ def test_another_logger_goes_on_beside_the_file(run):
 
 def test_a_moved_folder_goes_on(run, tmp_path):
     moved = run.rename(tmp_path / "elsewhere")
-    resume.run(moved, [], "genlab resume")
+    resume.run(moved, ["trust=[trainees]"], "genlab resume")
     assert (moved / "results.json").exists()
 
 
@@ -190,9 +194,9 @@ def test_a_failed_test_can_be_made_up_for(run, monkeypatch, error):
     with monkeypatch.context() as patch:
         patch.setattr(train, "judge", judge)
         with pytest.raises(error):
-            resume.run(run, [], "genlab resume")
+            resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert not (run / "results.json").exists()
-    resume.run(run, [], "genlab resume")
+    resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert (run / "results.json").exists()
 
 
@@ -226,7 +230,7 @@ def test_it_resumes_without_the_other(finished, tmp_path):
         trained(tmp_path / "run", init=str(source), data__crash_at=5)
     shutil.rmtree(source)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config(init=str(source))))
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     assert checkpoint(tmp_path / "run")["genlab"]["step"] == 12
 
 

@@ -59,7 +59,7 @@ def test_every_signal_saves(tmp_path, whole, monkeypatch, name):
     assert caught.value.number == number
     assert checkpoint(folder)["genlab"]["step"] == 6
     monkeypatch.undo()
-    resume.run(folder, [], "genlab resume")
+    resume.run(folder, ["trust=[trainees]"], "genlab resume")
     same(outcome(folder), whole)
 
 
@@ -80,7 +80,7 @@ def test_wherever_training_is(tmp_path, whole, monkeypatch, when):
         trained(tmp_path / "run")
     monkeypatch.undo()
     assert checkpoint(tmp_path / "run")["genlab"]["step"] < 12
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)
 
 
@@ -93,7 +93,7 @@ def test_after_the_last_step_only_the_test_is_left(tmp_path, whole, monkeypatch,
     assert checkpoint(tmp_path / "run")["genlab"]["step"] == 12
     assert not (tmp_path / "run" / "results.json").exists()
     monkeypatch.setattr(Learner, "_terms", None)  # no more training
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)
 
 
@@ -106,7 +106,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, whole, monkeypatch):
     assert checkpoint(tmp_path / "run")["genlab"]["step"] == 4
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert not (tmp_path / "run" / ".lock").exists()
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)
 
 
@@ -206,5 +206,5 @@ def test_a_run_stopped_before_its_first_step_goes_on(tmp_path, whole):
         signal.raise_signal(signal.SIGXCPU)
         with pytest.raises(Interrupted, match="at step 1 of 12"):
             train.run(asked, tmp_path / "run", "genlab train")
-    resume.run(tmp_path / "run", [], "genlab resume")
+    resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)

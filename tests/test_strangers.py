@@ -7,6 +7,7 @@ import pickle
 import re
 import resource
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,8 @@ def test_a_trusted_package_is_trusted_by_the_caller_alone(evil, tmp_path):
 def run_folder(here):
     """The beginning of a run, as if it had been killed."""
     config, _ = split_hydra(Request("train", FAST, command="").config())
-    train.open_folder(here / "run", config, "genlab train")
+    with ExitStack() as claim:
+        train.open_folder(here / "run", config, "genlab train", claim, or_next=False)
     return here / "run"
 
 
@@ -270,7 +272,8 @@ def test_neither_can_a_config_folder(file, text, words, mult, here, evil, capsys
     path = here / "conf" / file
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    refused(["train", *mult, "--config-dir", "conf", *words, *FAST, "hydra.run.dir=run"], capsys, "trust=[")
+    folder = "hydra.sweep.dir=run" if mult else "hydra.run.dir=run"
+    refused(["train", *mult, "--config-dir", "conf", *words, *FAST, folder], capsys, "trust=[")
     assert not evil.exists()
     assert [entry.name for entry in here.iterdir()] == ["conf"]
 

@@ -39,7 +39,8 @@ class SpectralNorm(_SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         """A matrix or kernel, divided by its largest singular value."""
-        with torch.autocast(weight.device.type, enabled=False):
+        kind = "cpu" if weight.is_meta else weight.device.type  # a sketch of a model has no autocast
+        with torch.autocast(kind, enabled=False):
             return super().forward(weight)  # type: ignore[no-any-return]
 
 
