@@ -82,17 +82,17 @@ REFUSED = {
     "semicolons": (text("metrics.csv", lambda b: b.replace(b",", b";")), [], "without a column step"),
     "a row cut in the middle": (text("metrics.csv", lambda b: b.replace(b"\n5,", b"\n5\n5,", 1)), [], "row 2 is not"),
     "not text": (text("metrics.csv", lambda b: b"\xff\xfe" + b), [], "cannot be read"),
-    "config is no YAML": (text("config.yaml", lambda b: b + b"\n  - : ["), [], "does not describe a run"),
-    "config is a word": (text("config.yaml", lambda b: b"word"), [], "does not describe a run"),
+    "config is no YAML": (text("config.yaml", lambda b: b + b"\n  - : ["), [], "it is not YAML"),
+    "config is a word": (text("config.yaml", lambda b: b"word"), [], "not a mapping"),
     "config lacks a key": (text("config.yaml", lambda b: b.replace(b"  ema: 0.9\n", b"")), [], "describe a run"),
-    "config of another kind": (text("config.yaml", lambda b: b.replace(b"ema: 0.9", b"ema: [1]")), [], "not describe"),
+    "config of another kind": (text("config.yaml", lambda b: b.replace(b"ema: 0.9", b"ema: [1]")), [], "train.ema"),
     "config with another model": (
         text("config.yaml", lambda b: b.replace(b"trainees.Tiny", b"trainees.Netless")), [], "net.* here; a run keeps",
     ),
     "checkpoint cut": (text("checkpoints/last.ckpt", lambda b: b[:5000]), [], "readable .*copy best.ckpt over it"),
-    "checkpoint of weights alone": (state(lambda s: s.pop("optimizer_states")), [], "parts of it are missing"),
-    "checkpoint without counters": (state(lambda s: s["genlab"].pop("updates")), [], "counters are missing"),
-    "checkpoint of other data": (state(lambda s: s.pop("DotsData")), [], "another kind of data"),
+    "checkpoint of weights alone": (state(lambda s: s.pop("optimizer_states")), [], "optimizer_states is not what"),
+    "checkpoint without counters": (state(lambda s: s["genlab"].pop("updates")), [], "updates is not what"),
+    "checkpoint of other data": (state(lambda s: s.update(Other=s.pop("DotsData"))), [], "another kind of data"),
     "checkpoint of another optimiser": (
         state(lambda s: s["optimizer_states"][0]["param_groups"].pop()), [], "does not fit the optimiser",
     ),
@@ -111,12 +111,9 @@ def test_a_refusal_touches_nothing(run, monkeypatch, how):
     (run / "results.json").write_text("{}\n")  # of a shorter run
     spoil(run, monkeypatch)
     before = content(run)
+    changed = overrides if how.startswith("config ") else ["train.ema=0.8", *overrides]
     with pytest.raises(RequestError, match=sentence) as caught:
-        resume.run(
-            run,
-            ["trust=[trainees]", "train.ema=0.8", *overrides] if "config" not in how else overrides,
-            "genlab resume",
-        )
+        resume.run(run, ["trust=[trainees]", *changed], "genlab resume")
     assert content(run) == before
     assert len(str(caught.value)) < 600
 

@@ -41,9 +41,9 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
         wrong += [f"callbacks.Validation.{name}" for name in ("step", "stale") if not is_count(judged.get(name))]
         wrong += [] if is_number(judged.get("value")) else ["callbacks.Validation.value"]
         wrong += [f"callbacks.Validation.details.{k}" for k, v in judged["details"].items() if not _is_detail(v)]
-    for name in ("optimizer_states", "lr_schedulers"):
+    for name, fits in (("optimizer_states", _is_optimizer), ("lr_schedulers", _is_scheduler)):
         parts = state.get(name)
-        wrong += [] if isinstance(parts, list) and all(isinstance(part, dict) for part in parts) else [name]
+        wrong += [] if isinstance(parts, list) and all(map(fits, parts)) else [name]
     data = [part for part in state.values() if isinstance(part, dict) and "position" in part]
     wrong += [] if data and all(is_count(part["position"]) for part in data) else ["position"]
     if wrong:
@@ -57,6 +57,23 @@ def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
             shapes = {(), tuple(weight.shape)} if name == "step" else {tuple(weight.shape)}
             if not isinstance(value, Tensor) or tuple(value.shape) not in shapes:
                 raise RequestError(f"{path} cannot be resumed from: its optimiser's {name} does not fit the weights")
+
+
+def _is_optimizer(part: Any) -> bool:
+    """Moments by number of a weight, and groups of such numbers."""
+    moments, groups = (part.get("state"), part.get("param_groups")) if isinstance(part, dict) else (None, None)
+    if not isinstance(moments, dict) or not isinstance(groups, list):
+        return False
+    listed = (group.get("params") if isinstance(group, dict) else None for group in groups)
+    return all(isinstance(kept, dict) for kept in moments.values()) and all(
+        isinstance(numbers, list) and all(map(is_count, numbers)) for numbers in listed
+    )
+
+
+def _is_scheduler(part: Any) -> bool:
+    """Counters, and the learning rates that they multiply."""
+    rates = part.get("base_lrs", []) if isinstance(part, dict) else None
+    return isinstance(rates, list) and all(map(is_number, rates))
 
 
 def _is_detail(value: Any) -> bool:
