@@ -34,7 +34,7 @@ def public(kind: str) -> dict[str, dict[str, Any]]:
 
 
 class Gate:
-    """What a config of a `kind` ("model" or "data") may build; `fits`: whether an object of a trusted package may be."""
+    """What a config of a `kind` ("model" or "data") may build; `fits`: which objects of trusted packages it may."""
 
     def __init__(self, kind: str, trust: Sequence[str], fits: Callable[[Any], bool]) -> None:
         self.kind, self.trust, self.fits = kind, trusted(trust), fits
