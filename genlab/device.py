@@ -99,8 +99,8 @@ def true_float32() -> Iterator[None]:
 
 
 def precision_used(tensor: Tensor) -> str:
-    """The precision in which products of such tensors are computed now: "64", "32"; "tf32" or "bf16" for reduced float32;
-    "16-mixed" or "bf16-mixed" under autocast.
+    """The precision in which products of such tensors are computed now: "64", "32", "tf32" or "bf16" for reduced
+    float32, "16-mixed" or "bf16-mixed" under autocast.
     """
     if torch.is_autocast_enabled(tensor.device.type):
         return "bf16-mixed" if torch.get_autocast_dtype(tensor.device.type) == torch.bfloat16 else "16-mixed"

@@ -27,11 +27,11 @@ class Ranks(ClusterEnvironment):
         return self.here.world
 
     def global_rank(self) -> int:
-        """This rank among all."""
+        """Number of this rank among all."""
         return self.here.rank
 
     def local_rank(self) -> int:
-        """This rank among those of its machine: the number of its GPU."""
+        """Number of this rank on its machine, which is that of its GPU."""
         return self.here.local_rank
 
     def node_rank(self) -> int:
