@@ -33,8 +33,8 @@ def check_folder(folder: Path) -> None:
         spoken = [*inside, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
         if any("hydra" in word for word in spoken) or any("${" in word for word in _texts(defaults)):
             raise RequestError(
-                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or let the files "
-                "of --config-dir by trust=[hydra]"
+                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or allow it in "
+                "the files of --config-dir with trust=[hydra]"
             )
 
 

@@ -179,7 +179,7 @@ def _check_plain(config: Any) -> None:
         elif node == "???":
             raise ValueError("it has a value that is missing (???)")
         elif isinstance(node, str) and "${" in node:
-            raise ValueError("it has unresolved values ($ and a brace), which genlab never writes and never looks up")
+            raise ValueError("it has unresolved values ($ and a brace), which genlab neither writes nor looks up")
 
 
 def _check_zip(path: Path) -> None:

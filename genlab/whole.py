@@ -42,7 +42,7 @@ def atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.fsync(file)
         if not os.path.samestat(os.fstat(file), os.lstat(temporary)):
-            raise RunError(f"{path} was not written: another process put a file of its own in the way")
+            raise RunError(f"{path} was not written: another process has replaced its temporary file")
         os.replace(temporary, path)
     finally:
         with suppress(OSError):

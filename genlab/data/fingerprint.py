@@ -68,7 +68,7 @@ def others(
 def sentence(split: str, counts: Mapping[str, int]) -> str:
     """What a user is told about a split that differs from the run's."""
     if not counts["other"] and not counts["missing"]:
-        return f"the run's {split} images had other labels, or came in other numbers of copies"
+        return f"the run's {split} images had other labels or other numbers of copies"
     did = {
         "train": "were trained on", "valid": "were validated on", "test": "were set aside for the test",
         "new": "the run never had", "missing": f"of the run's {split} images are missing",
@@ -83,6 +83,6 @@ def check_same(card: Mapping[str, Any], data: Any) -> None:
     if differ:
         split, counts = next(iter(differ.items()))
         raise RequestError(
-            f"the data has changed since the run began ({sentence(split, counts)}): put it back as it was, or train "
-            "anew (from the run's weights with init=RUN)"
+            f"the data has changed since the run began ({sentence(split, counts)}): put it back as it was, or start "
+            "a new run (train init=RUN begins with the weights of this one)"
         )

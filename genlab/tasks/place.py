@@ -57,7 +57,7 @@ def place(env: Mapping[str, str]) -> Place:
     if len(set(counts)) > 1:
         raise RequestError(
             f"srun has placed {', '.join(map(str, counts))} tasks on the machines of this step, and every machine must "
-            "have as many as the others: give srun --ntasks-per-node"
+            "have the same number: give srun --ntasks-per-node"
         )
     nodes = env.get("SLURM_STEP_NODELIST", "")
     address = LOCAL if len(counts) == 1 else env.get("MASTER_ADDR") or first_host(nodes)

@@ -30,7 +30,9 @@ def check(request: Request) -> DictConfig:
         if o.is_sweep_override() and any(later.get_key_element() == key for later in parsed[following:]):
             raise RequestError(f"{key} is given twice: give all its values at once, {key}=a,b")
         if key in swept and (key.split(".")[0].split("/")[0] in ("hydra", "sweep")):
-            raise RequestError(f"{o.input_line}: a sweep has one way of running, so {key} takes one value")
+            raise RequestError(
+                f"{o.input_line}: all runs of a sweep are started in the same way, so {key} takes one value"
+            )
         if key == "hydra.run.dir":
             raise RequestError("hydra.run.dir is the folder of one run: with -m give hydra.sweep.dir")
     words = _alternatives(request, parsed)
@@ -38,7 +40,7 @@ def check(request: Request) -> DictConfig:
     learns = is_search(first)
     _check_ways(first)
     if not learns and number(request) > MOST:
-        raise RequestError(f"that is {number(request):,} runs, and a sweep may have {MOST:,}")
+        raise RequestError(f"that is {number(request):,} runs, and a sweep may have at most {MOST:,}")
     for o in parsed:
         if o.is_interval_sweep() and not learns:
             raise RequestError(
@@ -84,8 +86,7 @@ def _words(request: Request, o: Override) -> list[str]:
         values = [value.start, value.end]
         if not value.start < value.end or ("log" in value.tags and value.start <= 0):  # type: ignore[operator]
             raise RequestError(
-                f"{o.input_line}: an interval goes from the smaller to the larger number, and with tag(log, …) from "
-                "one above 0"
+                f"{o.input_line}: give the smaller end of an interval first; with tag(log, …) it must be above 0"
             )
     elif isinstance(value, Glob):
         values = value.filter(groups(request.folders).get(o.key_or_group, []))
@@ -94,7 +95,7 @@ def _words(request: Request, o: Override) -> list[str]:
             _check_range(o, value)
         values = list(o.sweep_string_iterator())
     if not values:
-        raise RequestError(f"{o.input_line} gives no value at all")
+        raise RequestError(f"{o.input_line} gives no value")
     return [f"{o.get_key_element()}={value}" for value in values]
 
 
@@ -104,7 +105,7 @@ def _check_range(o: Override, value: RangeSweep) -> None:
         raise RequestError(f"{o.input_line} never ends: give range(start,stop,step) with a step above 0")
     count = math.ceil((stop - start) / step)
     if count > MOST:
-        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have {MOST:,}")
+        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have at most {MOST:,}")
 
 
 def number(request: Request) -> int:
