@@ -1,11 +1,11 @@
-"""What a GPU needs that a CPU does not: that nobody waits for it in vain, and that its float32 is float32.
+"""What a GPU needs that a CPU does not: no needless waiting for it, and a float32 that is really float32.
 
-The host runs ahead of a GPU. Reading one number of it, or handing it memory that is not pinned, lets the queue run dry;
-so does linear algebra that looks whether it succeeded. A training step waits once (`train/learner.py`, the guard), and
-sampling at most once a row. `tests/pretend.py` counts.
+The host queues work for a GPU and runs ahead of it. It has to wait, and the queue runs empty, when it reads a number
+from the GPU, copies memory that is not pinned, or calls linear algebra that checks whether it succeeded. A training
+step waits once (`train/learner.py`, the guard), and sampling at most once a row. `tests/pretend.py` counts the waits.
 
-cuDNN multiplies float32 as TF32, of 10 bits, unless it is told not to; a global setting does the same to cuBLAS, and
-makes bfloat16 of it in oneDNN. Numbers that are compared must not depend on that: see `true_float32`.
+cuDNN multiplies float32 numbers as TF32 (a mantissa of 10 bits) unless it is told not to. A global setting makes cuBLAS
+do the same, and makes oneDNN use bfloat16. Numbers that are compared must not depend on that: see `true_float32`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`. From the host to a GPU through pinned memory, in the queue, so that nobody waits."""
+    """The tensor on `device`. A copy to a GPU goes through pinned memory and is queued, so the host does not wait."""
     if tensor.device.type == "cpu" and torch.device(device).type != "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class Mirror:
-    """What the host knows of a small buffer that changes in place: it is read only when somebody else has written to it
-    (a checkpoint, a guard that takes a step back) or it has been moved.
+    """The host's copy of a one-number buffer that changes in place. The buffer is read only if other code has written
+    to it (a checkpoint, a guard that undoes a step) or it has been moved.
     """
 
     def __init__(self) -> None:
@@ -36,17 +36,17 @@ class Mirror:
         self._version, self._value = -1, 0.0
 
     def read(self, buffer: Tensor) -> float:
-        """Its value, a number."""
+        """The value of the buffer."""
         if self._buffer is not buffer or self._version != buffer._version:
             self.note(buffer, buffer.item())
         return self._value
 
     def note(self, buffer: Tensor, value: float) -> None:
-        """`buffer` now holds this value."""
+        """Remember that `buffer` now holds this value."""
         self._buffer, self._version, self._value = buffer, buffer._version, value
 
 
-# ---- linear algebra that does not look whether it succeeded: NaN where it did not, as evaluation and the guard report
+# ---- linear algebra without a check for success: NaN where it fails, which evaluation and the guard report
 
 
 def cholesky(m: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def true_float32() -> Iterator[None]:
     """While it lasts, products of float32 numbers are computed in float32, whatever was set before: no TF32 of cuBLAS
     and cuDNN, no TF32 or bfloat16 of oneDNN. Also a decorator. Autocast is another matter.
     """
-    # Both of PyTorch's ways to say it, so that neither contradicts the other: the older one, and one setting for each
-    # library and kind of operation (torch >= 2.9).
+    # PyTorch has two interfaces: an older one, and one setting for each library and kind of operation (torch >= 2.9).
+    # Both are set, so that they do not contradict each other.
     matmul, conv = "highest", True
     with suppress(RuntimeError):  # "mix of the legacy and new APIs": then the newer one is what counts
         matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -99,8 +99,8 @@ def true_float32() -> Iterator[None]:
 
 
 def precision_used(tensor: Tensor) -> str:
-    """What products of such tensors are computed in now: "64", "32", or of reduced float32 "tf32" or "bf16"; "16-mixed"
-    or "bf16-mixed" under autocast.
+    """The precision in which products of such tensors are computed now: "64", "32", "tf32" or "bf16" for reduced
+    float32, "16-mixed" or "bf16-mixed" under autocast.
     """
     if torch.is_autocast_enabled(tensor.device.type):
         return "bf16-mixed" if torch.get_autocast_dtype(tensor.device.type) == torch.bfloat16 else "16-mixed"
@@ -117,6 +117,6 @@ def precision_used(tensor: Tensor) -> str:
 
 
 def _settings(libraries: tuple[str, ...] = ("cuda", "cudnn", "mkldnn")) -> list[Any]:
-    """Where PyTorch keeps the precision of each library's kinds of operations; nothing before torch 2.9."""
+    """The objects in which PyTorch keeps the precision of a library's operations; none before torch 2.9."""
     parts = (getattr(getattr(torch.backends, lib), op, None) for lib in libraries for op in ("matmul", "conv", "rnn"))
     return [part for part in parts if hasattr(part, "fp32_precision")]

@@ -1,8 +1,8 @@
-"""What went wrong, as one sentence: the expected ways to fail, told from bugs.
+"""Turn an error into one sentence, and tell an expected failure from a bug.
 
-RequestError and RunError are sentences already, also where a library has wrapped them. A full or read-only disk, a file
-that may not be opened and too little memory are nobody's bug: they become a RunError here. Whatever else arrives is
-unexpected. A sentence is one line of at most `LONGEST` characters.
+RequestError and RunError carry a sentence already, even if a library has wrapped them. A full or read-only disk, a file
+that may not be opened and too little memory are not bugs: here they become a RunError. Every other error is unexpected.
+A sentence is one line of at most `LONGEST` characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from genlab.core import RequestError, RunError
 
 LONGEST = 400
-# What an operating system refuses; a file that is gone has been taken away while the run was at work.
+# What an operating system refuses; ENOENT, because a file may be removed while the run is working.
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EFBIG, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ESTALE,
@@ -26,7 +26,7 @@ TOO_LARGE = ("Storage size calculation overflowed", "numel: integer multiplicati
 
 
 def explained(error: BaseException) -> RequestError | RunError | None:
-    """The failure that an error is, came from or stands for; None for what nobody expected."""
+    """The expected failure that an error is, was caused by or stands for; None for a bug."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -51,8 +51,8 @@ def sentence(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """One line of at most `LONGEST` characters, without what a terminal cannot print; the middle goes first, because
-    the end says what would be right.
+    """One line of at most `LONGEST` printable characters. A longer text is cut in the middle, because its end says what
+    would be right.
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(line) <= LONGEST:
@@ -62,7 +62,7 @@ def shortened(text: str) -> str:
 
 
 def _of_the_machine(error: BaseException) -> RunError | None:
-    """A refusal of the operating system, or too little memory."""
+    """The RunError for a refusal of the operating system or too little memory; None for any other error."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f"{error.filename}: " if error.filename else ""

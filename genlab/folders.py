@@ -1,9 +1,9 @@
-"""Folders of other people's configs (`--config-dir`), checked before Hydra composes anything out of them.
+"""Check folders of other people's configs (`--config-dir`) before Hydra composes anything from them.
 
 Hydra calls what its own settings name: callbacks, launchers, sweepers and their samplers, logging, and it sets
-environment variables. So a file of such a folder may not speak of `hydra`: in its place, its package directive, its
-defaults or its keys. Nor may its defaults be interpolated, which could spell anything. The command line may, and
-`trust=[hydra]` on it lets the files.
+environment variables. So a file of such a folder may not mention `hydra` in its path, its package directive, its
+defaults or its keys. Nor may its defaults hold an interpolation, which could spell anything. The command line may do
+all of this, and `trust=[hydra]` on it allows it in the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
 
 
 def check_folder(folder: Path) -> None:
-    """RequestError, naming the file, for one that could make Hydra run something."""
+    """RequestError that names the first file that could make Hydra run something."""
     for count, path in enumerate(_files(folder)):
         if count == FILES:
             raise RequestError(f"--config-dir {folder} has more than {FILES:,} yaml files: give a folder of configs")
@@ -33,13 +33,13 @@ def check_folder(folder: Path) -> None:
         spoken = [*inside, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
         if any("hydra" in word for word in spoken) or any("${" in word for word in _texts(defaults)):
             raise RequestError(
-                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or let the files "
-                "of --config-dir by trust=[hydra]"
+                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or allow it in "
+                "the files of --config-dir with trust=[hydra]"
             )
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The yaml files at any depth, through links as Hydra follows them, every folder once."""
+    """The yaml files at any depth. Links are followed, as Hydra does, and every folder is read once."""
     seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(here))

@@ -1,12 +1,13 @@
-"""What a stranger's file may say: configs and checkpoints, read within bounds, and nothing of theirs is run.
+"""Read configs and checkpoints of strangers: within bounds, and without running anything in them.
 
-A config is YAML of plain values. It is parsed once, and nothing in it is ever looked up or computed: text with `${`,
-however it is spelled in the file, is refused. Its size, its depth and the number of its values, aliases written out,
-are counted before anything is made of them.
+A config is YAML of plain values. It is parsed once, and nothing in it is ever looked up or computed: a value that
+contains `${` is refused, however the file spells it. Length, depth and number of values (each alias counted in full)
+are checked before any value is made.
 
-A checkpoint is the zip file that torch writes. Its entries are stored as they are, so that they cannot be larger than
-the file. It is first read without its numbers, which stay in the file (`mmap`): every tensor must lie within the file
-and have the values that its shape promises. Both times by torch's restricted unpickler (`weights_only=True`).
+A checkpoint is the zip file that torch writes. Its entries must be uncompressed, so that they cannot be larger than the
+file. It is read twice, both times by torch's restricted unpickler (`weights_only=True`). The first time its numbers
+stay in the file (`mmap`), and every tensor is checked: it must lie within the file and have as many values as its shape
+says.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
 
-CHARACTERS = 100_000  # of a config as text; genlab's own have about 2,000
-VALUES = 10_000  # in a config, aliases written out
+CHARACTERS = 100_000  # in the text of a config; genlab's own have about 2,000
+VALUES = 10_000  # in a config, each alias counted in full
 DEPTH = 30
-STRUCTURE = 8 << 20  # bytes of a checkpoint that say which tensors there are; a large model's take 100,000
-OBJECTS = 1_000_000  # in a checkpoint
+STRUCTURE = 8 << 20  # bytes of the pickle that lists a checkpoint's tensors; a large model needs 100,000
+OBJECTS = 1_000_000  # containers and values in a checkpoint
 WHOLE = 2**62
 
 PLAIN = (bool, int, float, str, type(None))
@@ -41,12 +42,12 @@ def plain_config(text: Any, where: str) -> dict[str, Any]:
 
 
 def config_file(path: Path) -> dict[str, Any]:
-    """The same of a file."""
+    """`plain_config` of a file."""
     return plain_config(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """A config file as text, if it is one and no longer than a config is."""
+    """The text of a config file. RequestError if it is not UTF-8 or longer than a config may be."""
     try:
         if path.stat().st_size > 4 * CHARACTERS:
             raise RequestError(f"{path} is not a config that genlab reads: it is longer than {CHARACTERS:,} characters")
@@ -58,7 +59,7 @@ def read_text(path: Path) -> str:
 
 
 def bounded_yaml(text: Any, where: str) -> Any:
-    """What a YAML text holds, if it is no more than a config can need."""
+    """The content of a YAML text. RequestError if it is larger than a config may be."""
     try:
         if not isinstance(text, str) or len(text) > CHARACTERS:
             raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
@@ -70,7 +71,7 @@ def bounded_yaml(text: Any, where: str) -> Any:
 
 
 def check_plain(config: Any, where: str) -> None:
-    """RequestError unless all there is to a config are its values."""
+    """RequestError unless a config is a mapping of plain values: no other types, nothing missing, no `${`."""
     try:
         _check_plain(config)
     except ValueError as error:
@@ -78,7 +79,7 @@ def check_plain(config: Any, where: str) -> None:
 
 
 def checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of genlab on the CPU, whose description has been checked; see `describe`."""
+    """Read a checkpoint of genlab to the CPU and check its description of the run; see `describe`."""
     try:
         _check_zip(Path(path))
         _check_content(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True), Path(path))
@@ -100,7 +101,7 @@ def checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any], ImageSpec]:
-    """(config of the run, spec of its images) of a checkpoint. The config has `model`, `data`, `names`, that `spec`."""
+    """(config of the run, spec of its images). The config always has `model`, `data`, `names` and that `spec`."""
     config = plain_config(content["genlab"]["config"], f"{where}: its config")
     try:
         spec = ImageSpec(**content["genlab"]["spec"])
@@ -117,11 +118,11 @@ def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any]
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file, for the end of a sentence."""
+    """What is wrong with a file, worded as the end of a sentence."""
 
 
 class _Plain(yaml.SafeLoader):
-    """Plain values alone: dates stay text, and 1e-3 is a number, as in the configs that Hydra reads."""
+    """Only plain values: dates stay text, and 1e-3 is a number, as in the configs that Hydra reads."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, regexp) for tag, regexp in found if not tag.endswith("timestamp")]
@@ -135,9 +136,9 @@ _Plain.add_implicit_resolver(
 
 
 def _count(text: str) -> None:
-    """Refuse a text that says too much, while it is read and before a value is made."""
-    sizes: dict[str, int] = {}  # of what an alias stands for
-    open_: list[tuple[str | None, int]] = []  # anchor, number of values before it
+    """ValueError for a text with too many values or too deep, counted while it is read, before a value is made."""
+    sizes: dict[str, int] = {}  # anchor -> number of values that an alias of it stands for
+    open_: list[tuple[str | None, int]] = []  # anchor, number of values up to it
     total = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -178,11 +179,11 @@ def _check_plain(config: Any) -> None:
         elif node == "???":
             raise ValueError("it has a value that is missing (???)")
         elif isinstance(node, str) and "${" in node:
-            raise ValueError("it has unresolved values ($ and a brace), which genlab never writes and never looks up")
+            raise ValueError("it has unresolved values ($ and a brace), which genlab neither writes nor looks up")
 
 
 def _check_zip(path: Path) -> None:
-    """Entries stored as they are, together no larger than the file."""
+    """Its entries must be uncompressed and together no larger than the file."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")
@@ -197,7 +198,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_content(content: Any, path: Path) -> None:
-    """Primitives and tensors whose values are all there."""
+    """It may hold only primitives and tensors, and the file must hold all values of every tensor."""
     storages, claimed = {}, 0
     for node in _nodes(content):
         if isinstance(node, Tensor):
@@ -211,13 +212,13 @@ def _check_content(content: Any, path: Path) -> None:
             storages[storage._cdata] = storage.nbytes()
             claimed += node.numel() * node.element_size()
     size = path.stat().st_size
-    # Weights that two layers share are in the file once.
+    # Weights that two layers share are in the file only once, so tensors may claim more than is stored.
     if sum(storages.values()) > size or claimed > 4 * size:
         raise _Damaged(f"its tensors are larger than the file of {size:,} bytes")
 
 
 def _nodes(content: Any) -> Iterator[Any]:
-    """Everything in it, once."""
+    """Every object in it, once."""
     waiting, seen = [content], set()
     while waiting:
         node = waiting.pop()
@@ -234,7 +235,7 @@ def _nodes(content: Any) -> Iterator[Any]:
 
 
 def _check_card(card: dict[Any, Any]) -> None:
-    """What genlab writes about a run, where it is there: older checkpoints have less."""
+    """Check the fields that genlab writes about a run. A field may be absent: older checkpoints have fewer."""
     _need(isinstance(card.get("config"), str), "its config is not a text")
     spec = card.get("spec")
     _need(isinstance(spec, dict) and all(isinstance(key, str) for key in spec), "its spec is not a mapping")
@@ -256,12 +257,12 @@ def _check_weights(state: Any) -> None:
 
 
 def is_count(value: Any) -> bool:
-    """A whole number from 0 on that every part of a run can hold."""
+    """Whether it is a whole number from 0 on, small enough for every part of a run."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < WHOLE
 
 
 def is_number(value: Any) -> bool:
-    """A number; the sum of a term may have run over, and then it is one as well."""
+    """Whether it is a number. inf and NaN count: the running sum of a term may have overflowed."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -270,7 +271,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """None, or text for one line of a terminal: it is shown as it is."""
+    """Whether it is None or a short printable text: names are shown on a terminal as they are."""
     return value is None or (isinstance(value, str) and len(value) <= 1000 and value.isprintable())
 
 

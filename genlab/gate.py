@@ -1,9 +1,9 @@
 """From a config of plain values to objects: the only place in genlab where a config says what is called.
 
-A `_target_` names one of the public constructors that the packages of genlab list where they define them
-(`CONFIGURABLE`, by the key of the config that they may stand under), or something of a package that the user trusts by
-`trust=`. Names are looked up in those lists; no attribute is followed. `_partial_: true` makes a constructor that waits
-for the rest of its arguments. Nothing is resolved, looked up or converted: Hydra has composed and is not asked again.
+A `_target_` names a public constructor of genlab or something of a package that the user trusts (`trust=`). Every
+package of genlab lists its public constructors in `CONFIGURABLE`, by the config key under which they may stand. Names
+are looked up in those lists; no attribute is followed. `_partial_: true` makes a constructor that waits for the rest of
+its arguments. No value is interpolated or converted here: Hydra has composed the config and is not used again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 from genlab.core import RequestError, nearest
 
 PACKAGES = {"model": ("models", "nets", "heads", "codes", "flows"), "data": ("data",)}
-MOST_LAYERS = 1_000  # by what our constructors call a number of layers; a tenth of a millisecond each, and more
-LAYERS = {"depth", "layers", "levels", "resolutions", "steps"}
+MOST_LAYERS = 1_000  # to build a layer takes a tenth of a millisecond, or more
+LAYERS = {"depth", "layers", "levels", "resolutions", "steps"}  # what our constructors call a number of layers
 MOST = 10_000_000  # any other number in a config of a model or a data set
 UNBOUNDED = {"seed", "max_pixels"}  # nothing is allocated for these
 CALLS = {"_target_", "_partial_"}
 
 
 def public(kind: str) -> dict[str, dict[str, Any]]:
-    """Key of a config -> dotted name -> constructor, of a model or of data."""
+    """{config key: {dotted name: constructor}}; `kind` is "model" or "data"."""
     found: dict[str, dict[str, Any]] = {}
     for package in PACKAGES[kind]:
         module = importlib.import_module(f"genlab.{package}")
@@ -34,18 +34,18 @@ def public(kind: str) -> dict[str, dict[str, Any]]:
 
 
 class Gate:
-    """What a config of a `kind` ("model" or "data") may build. `fits`: what an object of a trusted package must be."""
+    """What a config of a `kind` ("model" or "data") may build; `fits`: which objects of trusted packages it may."""
 
     def __init__(self, kind: str, trust: Sequence[str], fits: Callable[[Any], bool]) -> None:
         self.kind, self.trust, self.fits = kind, trusted(trust), fits
 
     @cached_property
     def roles(self) -> dict[str, dict[str, Any]]:
-        """The public constructors; a config that is refused before does not even import them."""
+        """The public constructors, imported at first use: a config that is refused earlier imports nothing."""
         return public(self.kind)
 
     def plan(self, config: Any, role: str) -> Callable[[], Any]:
-        """What makes the object that a config describes: all of it has been checked, and nothing called yet."""
+        """A function that makes what a config describes. The whole config is checked now; nothing is called yet."""
         if not isinstance(config, Mapping) or "_target_" not in config:
             raise RequestError(f"the {role} config does not name what to build: it has no _target_")
         return self._plan(config, role)
@@ -58,7 +58,7 @@ class Gate:
         return isinstance(config, (list, tuple)) and any(map(self.foreign, config))
 
     def _plan(self, node: Any, role: str) -> Callable[[], Any]:
-        """The same of every node below."""
+        """`plan` of any node of the config, plain values included."""
         if isinstance(node, (list, tuple)):
             parts = [self._plan(each, role) for each in node]
             return lambda: [part() for part in parts]
@@ -80,7 +80,7 @@ class Gate:
         return lambda: call(target, **{key: part() for key, part in keywords.items()})
 
     def _find(self, target: Any, role: str) -> Any:
-        """The constructor of a dotted name. RequestError before anything is imported that is not allowed."""
+        """The constructor of a dotted name. RequestError for a name that is not allowed, before it is imported."""
         refused = RequestError(
             f"the config asks for {target!r} as {role}, which is not a public part of "
             f"{' or '.join(('genlab', *self.trust))}; nothing was run "
@@ -91,7 +91,7 @@ class Gate:
         package, _, name = target.rpartition(".")
         if target.split(".")[0] == "genlab":
             everything = {n: f for found in self.roles.values() for n, f in found.items()}
-            fitting = everything if self.trust else self.roles.get(role, everything)  # they have keys of their own
+            fitting = everything if self.trust else self.roles.get(role, everything)  # which may use other keys
             if target in fitting:
                 return fitting[target]
             known = [each.rpartition(".")[2] for each in fitting if each.startswith(f"{package}.")]
@@ -106,7 +106,7 @@ class Gate:
             found = getattr(importlib.import_module(package), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise RequestError(f"the config asks for {target!r}, which does not exist") from error
-        # By what it is: mine.os.system also begins with "mine.".
+        # The object itself is checked, not its name: mine.os.system also begins with "mine.".
         if getattr(found, "__module__", "").split(".")[0] not in self.trust or not self.fits(found):
             raise refused
         return found

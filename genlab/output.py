@@ -1,8 +1,8 @@
-"""Standard output and error that never decide what becomes of the work.
+"""Standard output and error that never end the work or change its exit status.
 
-A reader that goes away (`| head -1`), a descriptor that is closed (`2>&-`), a terminal that is gone or knows ASCII
-alone, a full disk behind `> file`: Python raises for each of them, in the middle of a run, or ends a finished one with
-a status of its own. Here what cannot be written is dropped, and what cannot be spelt is replaced by "?".
+The reader may go away (`| head -1`), a descriptor may be closed (`2>&-`), the terminal may be gone or know only ASCII,
+the disk behind `> file` may be full. Each time Python would raise in the middle of a run, or end a finished run with a
+status of its own. Here output that cannot be written is dropped, and a character that cannot be encoded becomes "?".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 import sys
 from typing import Any
 
-# The reader has had enough: its own affair. Everything else is a loss, and is said.
+# The reader has gone away, which is its own choice. Any other error is a loss, and is reported.
 GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET)
 
 
@@ -24,7 +24,7 @@ class Dropping(io.FileIO):
     lost: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All of `data`, or as much of it as can be written."""
+        """Write as much of `data` as can be written, and return the length of all of it."""
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view) and self.lost is None:
@@ -33,18 +33,18 @@ class Dropping(io.FileIO):
             except OSError as error:
                 self.lost = error
                 break
-            if written is None:  # a pipe that does not block, and is full
+            if written is None:  # a non-blocking pipe that is full
                 select.select([], [self], [])
             done += written or 0
         return len(view)
 
 
 def steady() -> None:
-    """Make sys.stdout and sys.stderr so, for this process, once. A stream that somebody has replaced is left alone."""
+    """Replace sys.stdout and sys.stderr by such streams. A stream that other code has replaced is left alone."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file to be opened would get its number, and then what is printed
+        except OSError:  # closed: the next file to be opened would get this number, and then what is printed
             os.open(os.devnull, os.O_RDWR)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -55,7 +55,7 @@ def steady() -> None:
 
 
 def lost() -> OSError | None:
-    """What kept standard output from being written in full, if it was more than a reader that went away."""
+    """The error that cut standard output short; None if there was none, or if the reader just went away."""
     raw = _raw(sys.stdout)
     if not isinstance(raw, Dropping):
         return None
@@ -75,6 +75,6 @@ def _on(descriptor: int, encoding: str, unbuffered: bool) -> io.TextIOWrapper:
 
 
 def _raw(stream: Any) -> Any:
-    """What is below a text stream; with PYTHONUNBUFFERED nothing is in between."""
+    """The raw file below a text stream. With PYTHONUNBUFFERED there is no buffer in between."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)

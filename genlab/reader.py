@@ -1,17 +1,18 @@
 """A picture file as 8-bit pixels: the one reader of `data=folder`, `image=`, `context=` and `known=`.
 
-Only the formats named here are opened, by name: Pillow opens others by calling other programs. What a picture needs is
-known from its header, so its pixels are counted before any is decoded. Then every mode of Pillow is either right or
-refused in a sentence:
+Only the formats named here are opened, because Pillow opens some others by calling other programs. A picture's size is
+in its header, so its pixels are counted before any is decoded. Then every mode of Pillow is either converted correctly
+or refused in one sentence:
 
 - 1, L, LA, P, PA, RGB, RGBA, RGBX, CMYK, YCbCr: as Pillow converts them; colour profiles are not applied.
 - 16-bit grey and colours: the upper byte, so 0..65535 becomes 0..255. 12-bit TIFF: the upper 8 of its 12 bits. A 16-bit
-  picture without a value above 4095 is what a 12-bit camera leaves; it is read as it says, nearly black, which is said.
-- Floats: 0..1 becomes 0..255, rounded; other floats have no agreed black and white and are refused, as are LAB, whole
-  numbers of 32 bits and those with a sign.
+  picture without a value above 4095 probably comes from a 12-bit camera. It is read as 16 bits, nearly black, and a
+  note says so.
+- Floats: 0..1 becomes 0..255, rounded. Other floats have no agreed black and white and are refused. So are LAB, 32-bit
+  integers and signed integers.
 
-A picture is turned upright as its EXIF orientation says, and of several frames the first is read. Transparency is kept
-beside the colours, which are laid on white, H x W.
+A picture is turned upright as its EXIF orientation says. Of several frames the first is read. Colours are laid on
+white, and the transparency is kept beside them, H x W.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes the several-picture JPEG of phones
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 2**26  # 67 megapixels, 8192 x 8192: more than most cameras have, and below a gigabyte while it is read
-CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of all modes, those that files have
+CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes that occur in files
 ADVICE = "save it as grey or RGB with 8 bits"
 
 
 class Unreadable(ValueError):
-    """Why a file is not a picture that can be used, without its name."""
+    """Why a file cannot be used as a picture; the sentence does not name the file."""
 
 
 class TooLarge(Unreadable):
@@ -43,8 +44,8 @@ class TooLarge(Unreadable):
 
 
 class Picture(NamedTuple):
-    """`colours`: mode L or RGB, upright, laid on white. `alpha`: uint8 (H, W), None if all is opaque. `notes`: what a
-    person should know about how it was read: "it has …".
+    """`colours`: mode L or RGB, upright, laid on white. `alpha`: uint8 (H, W), None if all is opaque. `notes`: what the
+    user should know about how it was read, each as the end of "it has …".
     """
 
     colours: Image.Image
@@ -53,14 +54,14 @@ class Picture(NamedTuple):
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """A picture file. Unreadable, in one sentence, for anything else."""
+    """Read a picture file. Raises Unreadable, with one sentence, if it cannot be used."""
     check_file(path)
     try:
-        # An open file, not a path: paths Pillow may map into memory, where it turns a rotated TIFF into noise.
+        # An open file, not a path: Pillow may map a path into memory, and then a rotated TIFF becomes noise.
         with _bounded(max_pixels), open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
             notes = _frames(opened)
-            raw = str([tile[3] for tile in opened.tile])  # gone once the pixels are decoded
-            ImageOps.exif_transpose(opened, in_place=True)  # which decodes first
+            raw = str([tile[3] for tile in opened.tile])  # Pillow forgets it once the pixels are decoded
+            ImageOps.exif_transpose(opened, in_place=True)  # this decodes the pixels
             picture = _on_white(_eight_bits(opened, raw))
     except Unreadable:
         raise
@@ -78,7 +79,7 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def check_file(path: Path) -> None:
-    """Unreadable unless it is a file that could be opened: not a folder, nor a pipe that would be waited for."""
+    """Raises Unreadable unless it is a regular file: a folder cannot be read, and a pipe would block."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
@@ -92,13 +93,13 @@ def check_file(path: Path) -> None:
 
 
 def printable(path: object) -> str:
-    """A path that any terminal or file can take: bytes that are not UTF-8 as escapes."""
+    """A path as text for any terminal or file: bytes that are not UTF-8 become escapes."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def _bounded(max_pixels: int) -> Iterator[None]:
-    """Pillow's own check of sizes with our bound, as an error; its other warnings do not concern the pixels."""
+    """Pillow's own size check, with our bound and as an error. Its other warnings do not concern the pixels."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
@@ -110,7 +111,7 @@ def _bounded(max_pixels: int) -> Iterator[None]:
 
 
 def _frames(image: Image.Image) -> tuple[str, ...]:
-    """A note where more than the first frame is there (the second picture of a phone's JPEG is a copy of the first)."""
+    """A note if there are several frames (the second picture in a phone's JPEG is a copy of the first)."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     return ("several frames, of which the first is read",) if frames > 1 else ()
 
@@ -120,10 +121,10 @@ def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     if 2 in tags.get(SAMPLEFORMAT, (1,)):
         raise Unreadable(f"its values have a sign: {ADVICE}")
-    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # white is zero, which Pillow heeds up to 8 bits
+    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # white is zero; Pillow corrects this up to 8 bits only
     if image.mode == "F":
         values = np.asarray(image)
-        if inverted or not (values >= 0).all() or not (values <= 1).all():  # so written, NaN is refused
+        if inverted or not (values >= 0).all() or not (values <= 1).all():  # written like this, NaN is refused
             raise Unreadable(f"its floats are not within 0..1: {ADVICE}")
         return Image.fromarray((values * 255 + 0.5).astype(np.uint8))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -142,7 +143,7 @@ def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Picture:
-    """Colours laid on white, and how opaque they were."""
+    """Lay the colours on white, and keep how opaque they were."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if not image.has_transparency_data:
         return Picture(image.convert(mode), None, ())

@@ -1,13 +1,15 @@
 """What a signal that ends a process means here: finish the step, save, stop, and say how to go on.
 
 Batch systems warn with the signal that the user chose (SLURM: `--signal=USR1@90`; submitit: USR2), then send TERM; a
-terminal that closes sends HUP, a limit on CPU time XCPU, Ctrl-C INT. All are alike. What the caller ignores stays
-ignored, so `nohup` works. SIGQUIT is left alone: it is how a user ends a process that does not listen.
+terminal that closes sends HUP, a limit on CPU time XCPU, Ctrl-C INT. All are treated alike. A signal that the caller
+ignores stays ignored, so `nohup` works. SIGQUIT is not handled: with it a user ends a process that does not respond.
 
-A process is *patient* while a run stands in its folder: a signal is noted in `asked`, and training stops where it can
-save. Elsewhere nothing would be lost, and `Stopped` is raised at once; a second Ctrl-C always does.
+A process is *patient* while it works in a run folder: a signal is only noted in `asked`, and training stops at the next
+point where it can save. Elsewhere nothing would be lost, so `Stopped` is raised at once. A second Ctrl-C always raises
+it at once.
 
-The standard library alone is imported here: the handlers are in place before torch is, which takes seconds.
+Only the standard library is imported here, so that the handlers are in place before torch is imported, which takes
+seconds.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ _patient = False
 
 
 class Stopped(BaseException):
-    """Raised where a signal ends the work at once. No Exception, and not KeyboardInterrupt, which Lightning turns into
-    an exit of its own.
+    """Raised where a signal ends the work at once. It is no Exception, which other code may catch, and no
+    KeyboardInterrupt, which Lightning turns into an exit of its own.
     """
 
     def __init__(self, number: int) -> None:
@@ -36,12 +38,12 @@ class Stopped(BaseException):
 
 
 def name(number: int) -> str:
-    """SIGTERM, or Ctrl-C as users know SIGINT."""
+    """The name of a signal, as SIGTERM; SIGINT is called Ctrl-C, as users know it."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def install() -> dict[int, Any]:
-    """Take over every signal in `ENDING` that is not ignored; what handled them before. Main thread only, else none."""
+    """Handle every signal in `ENDING` that is not ignored; returns the former handlers. {} outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     taken = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
@@ -49,7 +51,7 @@ def install() -> dict[int, Any]:
 
 
 def note(number: int) -> None:
-    """As if this process had been sent the signal while it was patient."""
+    """Act as if this process had received the signal while it was patient."""
     global asked
     asked = number
 
@@ -72,7 +74,7 @@ def patiently() -> Iterator[None]:
 
 @contextmanager
 def impatiently() -> Iterator[None]:
-    """Inside `patiently`: a part that a signal may end at once, also one that came before."""
+    """Inside `patiently`: a block that a signal may end at once, even a signal that came before it."""
     global _patient
     outer = _patient
     _patient = False
@@ -86,7 +88,7 @@ def impatiently() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals wait until the block ends, and in processes that are started in it until they `release` them."""
+    """Signals wait until the block ends; in a process that is started inside it, until that process calls `release`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
@@ -95,7 +97,7 @@ def held() -> Iterator[None]:
 
 
 def release() -> None:
-    """In a process started while signals were `held`: it is ready for them."""
+    """Called in a process that was started while signals were `held`, once it is ready for them."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 

@@ -1,9 +1,9 @@
-"""Whether the values of a request fit: each has the kind of its default, and there is no key that nothing reads.
+"""Check the values of a request: each must be of the kind of its default, and every key must be known.
 
-The composed config is held against the same config before any value was changed. A key whose default is null, or that
-takes more than one kind, is listed here. What stands beside a `_target_` are arguments of its constructor: further ones
-may be added and any left out, because the constructor itself refuses what it does not know; of another package's
-classes nothing is checked.
+The composed config is compared with the same config before any value was changed. A key whose default is null, or that
+accepts more than one kind of value, is listed here. Keys beside a `_target_` are arguments of its constructor: others
+may be added and any may be left out, because the constructor itself refuses what it does not know. Arguments of a class
+of another package are not checked.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from genlab.core import RequestError, nearest
 
-LARGEST = 2**63 - 1  # what torch's integers hold
-MANY = 12  # choices that one sentence does not list
+LARGEST = 2**63 - 1  # the largest integer of torch
+MANY = 12  # the largest number of choices that a sentence lists
 SHOWN = 80  # characters of a value in a sentence
 
 
 class Kind(NamedTuple):
-    """What a key takes: values of these types, perhaps null, perhaps some words."""
+    """What a key accepts: values of these `types`, these `words`, and null if `null`. `what` says it to the user."""
 
     what: str
     types: tuple[type, ...]
@@ -30,11 +30,11 @@ class Kind(NamedTuple):
 
 
 FLAG, WHOLE, NUMBER = Kind("true or false", (bool,)), Kind("a whole number", (int,)), Kind("a number", (int, float))
-TEXT = Kind("a word", (str, int, float))  # Hydra reads 32 as a number: whoever wants a word asks for str(value)
+TEXT = Kind("a word", (str, int, float))  # Hydra reads 32 as a number; code that needs a word uses str(value)
 COUNT = Kind("a whole number or null", (int,), null=True)
 NAME = Kind("a word or null", (str, int, float), null=True)
 
-# By key, else by its last part: where the default is null, or does not say all.
+# Keys whose default is null, or does not show all that they accept; by the whole key, or by its last part.
 KINDS = {
     "trainer.devices": Kind("a whole number or auto", (int,), words=("auto",)),
     "trainer.gradient_clip_val": Kind("a number or null", (int, float), null=True),
@@ -49,8 +49,8 @@ KINDS = {
 
 
 def check_values(default: Mapping[str, Any], given: Mapping[str, Any], within: str = "") -> None:
-    """RequestError for the first value of `given` (plain, resolved) that is not of the kind of its `default`, for a key
-    that is not there, and for one that is missing.
+    """RequestError for the first value of `given` (plain, resolved) that is not of the kind of its `default`, for an
+    unknown key, and for a missing one.
     """
     target = given.get("_target_", default.get("_target_"))
     if within and target is not None and not str(target).startswith("genlab."):
@@ -76,7 +76,7 @@ def check_values(default: Mapping[str, Any], given: Mapping[str, Any], within: s
 
 
 def check_value(key: str, value: Any, default: Any) -> None:
-    """RequestError unless `value` is of the kind that `key` takes, which its default shows."""
+    """RequestError unless `value` is of the kind that `key` accepts, as its default or `KINDS` says."""
     if isinstance(default, (list, tuple)):
         if value is None and key.startswith(("model.", "data.")):
             return
@@ -109,7 +109,7 @@ def check_finite(key: str, value: Any) -> None:
 
 
 def shown(value: Any, most: int = SHOWN) -> str:
-    """A value as it is typed, shortened in the middle to `most` characters."""
+    """A value as the user would type it, cut in the middle to `most` characters."""
     if isinstance(value, (list, tuple)):
         text = f"[{','.join(shown(each) for each in value[:most])}]"
     elif isinstance(value, Mapping):
@@ -120,12 +120,12 @@ def shown(value: Any, most: int = SHOWN) -> str:
 
 
 def listed(section: Mapping[str, Any], name: str) -> str:
-    """The keys of a section."""
+    """The keys of a section, for a sentence."""
     return ", ".join(f"{name}.{key}" for key in section if not str(key).startswith("_"))
 
 
 def _kind(key: str, default: Any) -> Kind | None:
-    """What a key takes; None where nobody can say."""
+    """What a key accepts; None where that is not known."""
     found = KINDS.get(key) or (KINDS.get(key.rpartition(".")[2]) if default is None else None)
     if found is not None:
         return found
@@ -145,7 +145,7 @@ def _fits(value: Any, kind: Kind) -> bool:
 
 
 def nearest_choice(name: Any, group: str, names: list[str]) -> str:
-    """The closest choice, else all of them, or how to see them where they are many."""
+    """The closest choice, else all of them or, if they are many, the command that lists them."""
     if isinstance(name, str) and get_close_matches(name, names, 1, 0.5):
         return nearest(name, names)
     return f"choose from {', '.join(names)}" if len(names) <= MANY else f"genlab list {group} shows what does"

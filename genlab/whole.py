@@ -1,12 +1,12 @@
-"""Files that are whole or absent, and never written through a name that somebody else has chosen.
+"""Write files that are either complete or absent, and never through a link that somebody else has planted.
 
 A file is written under a temporary name beside its destination, flushed to the disk and renamed: a kill at any moment
-leaves the previous version. The temporary is new (`O_EXCL`, `O_NOFOLLOW`) and its name random, so nothing planted in a
-shared folder is opened; its permissions are those that the umask gives to any new file. A destination that is a
-symbolic link is replaced, not followed: what it pointed to stays as it was.
+leaves the previous version. The temporary file is new (`O_EXCL`, `O_NOFOLLOW`) and its name is random, so nothing that
+is planted in a shared folder is opened. Its permissions are those that the umask gives to any new file. A destination
+that is a symbolic link is replaced, not followed: the file behind the link stays as it was.
 
-What a killed process leaves behind is removed by the next write of the same name. A temporary is locked while it is
-written, and the lock dies with its owner, so that a file in use is never mistaken for such a rest.
+A temporary file that a killed process has left is removed by the next write to the same destination. A temporary file
+is locked while it is written, and the lock ends with its owner, so a file in use is never removed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 
 from genlab.core import RunError
 
-STALE_SECONDS = 60.0  # younger temporaries may belong to a process that has not locked its own yet
+STALE_SECONDS = 60.0  # a younger temporary file may belong to a process that has not locked it yet
 
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it replaces `path` when the block ends well and is removed when it does not.
+    """Yield a temporary path to write to. It replaces `path` if the block succeeds, and is removed if it does not.
 
-    A folder that is not there is made.
+    Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.fsync(file)
         if not os.path.samestat(os.fstat(file), os.lstat(temporary)):
-            raise RunError(f"{path} was not written: another process put a file of its own in the way")
+            raise RunError(f"{path} was not written: another process has replaced its temporary file")
         os.replace(temporary, path)
     finally:
         with suppress(OSError):
@@ -62,12 +62,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _begin(path: Path) -> str:
-    """How the names of its temporaries begin; a file name has at most 255 bytes."""
+    """How the names of its temporary files begin; cut, because a file name has at most 255 bytes."""
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
 def _lock(file: int) -> bool:
-    """Whether this process holds the file now. Some network file systems lock nothing: then a file is young or old."""
+    """Lock the file; whether it is ours now. Some network file systems have no locks: there its age alone counts."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,12 +78,12 @@ def _lock(file: int) -> bool:
 
 
 def _remove_stale(path: Path) -> None:
-    """Temporaries of `path` whose writer is gone."""
+    """Remove temporary files of `path` whose writer is gone."""
     begin, end = _begin(path), ".tmp"
     for entry in os.scandir(path.parent):
         random = entry.name[len(begin) : -len(end)]
         ours = entry.name.startswith(begin) and entry.name.endswith(end) and len(random) == 16 and random.isalnum()
-        with suppress(OSError):  # another process may be tidying up as well
+        with suppress(OSError):  # another process may be removing them as well
             if not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < STALE_SECONDS:
                 continue
             if not entry.is_file(follow_symlinks=False):

@@ -141,7 +141,7 @@ everything() {
   check "kernel=3 is done" test -f sweep/0/results.json
   check "kernel=4 is FAILED" test "$(state_of "${id}_1")" = FAILED
   $genlab train -m sweep=slurm hydra.launcher.timeout_min=10 $fast model.net.kernel=3,5 hydra.sweep.dir=sweep 2>&1 | tee out
-  check "the same command goes on: one is finished already, the other succeeds" test -f sweep/1/results.json -a ! -e sweep/1/error.txt
+  check "the command with 5 in place of 4 goes on: one is finished already, the other succeeds" test -f sweep/1/results.json -a ! -e sweep/1/error.txt
 
   say "sweep=slurm: a job that is requeued goes on in its folder"
   $genlab train -m sweep=slurm hydra.launcher.timeout_min=10 $long train.log_every=5 trainer.max_steps=20000 \

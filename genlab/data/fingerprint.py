@@ -1,8 +1,8 @@
-"""Which images a run was trained, chosen and tested on, so that other data is noticed: a number for every image.
+"""Which images a run was trained, validated and tested on, so that other data is noticed.
 
-A checkpoint's card keeps the numbers of every split, "images", and one hash of each split, "fingerprints". Both are of
-the pixels as the data set gives them, cut and resized, before any are drawn as 0 and 1: what was seen, whatever the
-files are called and wherever they lie. (Another version of Pillow may decode a JPEG to other pixels: other images.)
+A checkpoint's card keeps a hash of every image of a split ("images") and one hash of the whole split ("fingerprints").
+Both are of the pixels after cropping and resizing and before binarising, so names and places of files do not matter.
+(Another version of Pillow may decode a JPEG to other pixels; these count as other images.)
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from genlab.core import RequestError
 
 
 def hashes(images: Tensor) -> Tensor:
-    """Images uint8 (N, C, H, W) -> 64 bits of a hash of each, int64 (N,)."""
+    """Images uint8 (N, C, H, W) -> a hash of 64 bits of each, int64 (N,)."""
     rows = images.cpu().numpy()
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
 def fingerprint(of_images: Tensor, labels: Tensor) -> str:
-    """One hash of a split: of its images and their labels, in whatever order."""
+    """One hash of a split: of its images with their labels, independent of their order."""
     pairs = np.stack([of_images.numpy(), labels.cpu().numpy()], 1).astype("<i8")
     return hashlib.sha256(pairs[np.lexsort(pairs.T)].tobytes()).hexdigest()
 
@@ -41,10 +41,11 @@ def card(data: Any) -> dict[str, Any]:
 def others(
     card: Mapping[str, Any], data: Any, splits: Iterable[str], *, fewer: bool = False
 ) -> dict[str, dict[str, int]]:
-    """The splits of `data` that are not what the run of a checkpoint had, and how they differ; {} if nothing is known.
+    """The splits of `data` that differ from those of the run of a checkpoint, and how; {} if the run's are not known.
 
-    Of each: how many "images" there are, how many of them are not the run's of that split ("other"), how many the run
-    had in "train", "valid", "test" or not at all ("new"); how many of its are "missing", which is meant if `fewer`.
+    Counts of each split: "images" in all; "other", those that are not in the run's split of that name; "train",
+    "valid", "test", where the run had them; "new", those it never had; "missing", the run's images that are not here.
+    With `fewer` it is intended that images are missing, and none are counted.
     """
     were, now = card.get("fingerprints"), getattr(data, "fingerprints", None)
     if not were or now is None:
@@ -65,9 +66,9 @@ def others(
 
 
 def sentence(split: str, counts: Mapping[str, int]) -> str:
-    """What a user is told of a split that is not the run's."""
+    """What a user is told about a split that differs from the run's."""
     if not counts["other"] and not counts["missing"]:
-        return f"the run's {split} images had other labels, or came in other numbers of copies"
+        return f"the run's {split} images had other labels or other numbers of copies"
     did = {
         "train": "were trained on", "valid": "were validated on", "test": "were set aside for the test",
         "new": "the run never had", "missing": f"of the run's {split} images are missing",
@@ -82,6 +83,6 @@ def check_same(card: Mapping[str, Any], data: Any) -> None:
     if differ:
         split, counts = next(iter(differ.items()))
         raise RequestError(
-            f"the data has changed since the run began ({sentence(split, counts)}): put it back as it was, or train "
-            "anew (from the run's weights with init=RUN)"
+            f"the data has changed since the run began ({sentence(split, counts)}): put it back as it was, or start "
+            "a new run (train init=RUN begins with the weights of this one)"
         )

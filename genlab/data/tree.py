@@ -1,7 +1,7 @@
-"""The picture files below a folder, and what else was there: nothing vanishes without a word.
+"""The picture files below a folder, and a count of everything else: nothing is left out silently.
 
-Links are followed. Every real folder is read once, so a link cannot lead in circles, and where a folder can be reached
-both directly and by a link it counts where it really is.
+Links are followed. Every real folder is read once, so links cannot lead in circles. A folder that can be reached both
+directly and through a link counts at its real place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genlab.reader import EXTENSIONS
 @dataclass
 class Tree:
     """`images`: in alphabetical order of their names below the folder. `unreadable`: folders that cannot be listed and
-    links to nothing, each with the reason. `others`: how many of what else.
+    links to nothing, each with the reason. `others`: how many other entries of each kind.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -27,10 +27,10 @@ class Tree:
 
 
 def walk(top: Path) -> Tree:
-    """Everything below `top`, hidden files and folders apart."""
+    """Everything below `top` except hidden files and folders."""
     tree, seen, folders = Tree(), set(), [top]
     links: list[Path] = []
-    while folders or links:  # what is really there first, then what links lead to
+    while folders or links:  # real folders first, then folders behind links
         folder = folders.pop() if folders else links.pop(0)
         try:
             status = folder.stat()

@@ -1,9 +1,9 @@
 """A connection from rank zero to every other rank, for as long as they work together.
 
-Whoever starts the ranks (torchrun, srun) does not tell the others when one of them fails, and those then wait: gloo for
-half an hour, NCCL for ten minutes. Here a rank that fails says so, and one that is killed is missed at once, because
-the system closes its end. Rank zero says one sentence for all; every rank ends. The others find rank zero by trying
-`place.ports`, so nothing is written anywhere and no two steps can meet.
+torchrun and srun start the ranks, but do not tell the others when one fails. These then wait: gloo for half an hour,
+NCCL for ten minutes. Here a rank that fails sends a message, and a rank that is killed is noticed at once, because the
+operating system closes its connection. Rank zero prints one sentence for all, and every rank ends. The others find rank
+zero by trying the ports of `place.ports`, so no file is written and no two steps can meet.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Any
 from genlab.core import RequestError, RunError
 from genlab.tasks.place import Place, ports
 
-MEET = 600.0  # seconds until all ranks must be here: imports from a slow disk take minutes
-GRACE = 10.0  # seconds that a rank has to end by itself when another has failed
-ECHO = 2.0  # seconds in which an unexpected error may turn out to be the echo of another rank's
+MEET = 600.0  # seconds until all ranks must have connected: imports from a slow disk take minutes
+GRACE = 10.0  # seconds that a rank has to end by itself after another has failed
+ECHO = 2.0  # seconds to wait before an unexpected error is reported: another rank's failure may have caused it
 
 
 class Lifeline:
-    """Made on every rank; returns from the constructor when all ranks are connected."""
+    """One on every rank. The constructor returns when the rank is connected; on rank zero, when all are."""
 
     def __init__(self, here: Place, env: Mapping[str, str], patience: float = MEET) -> None:
         self.here = here
-        self.status: int | None = None  # what this rank is to exit with, once the job has failed
-        self.over = threading.Event()  # the failure has been said
+        self.status: int | None = None  # the exit status of this rank, once the job has failed
+        self.over = threading.Event()  # the failure has been reported
         self._lock = threading.Lock()
-        self._lines: dict[int, Any] = {}  # by rank; rank zero's at all others
+        self._lines: dict[int, Any] = {}  # by rank; on all other ranks only rank zero's
         where = list(ports(here.key, env.get("MASTER_PORT") if here.starter == "srun" else None))
         deadline = time.monotonic() + patience
         self.store = self._wait_for_others(where, deadline) if here.rank == 0 else self._find_zero(where, deadline)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def failed(self, error: BaseException) -> bool:
-        """Tell all that this rank has failed. True if this rank is the one to say why; exit with `status` then."""
+        """Tell all ranks that this one has failed. True if this rank must print why. Exit with `status` afterwards."""
         expected = isinstance(error, (RequestError, RunError))
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "number", 0)
         status = 128 + number if number else 2 if isinstance(error, RequestError) else 1
@@ -62,13 +62,13 @@ class Lifeline:
         return first
 
     def done(self) -> None:
-        """Say that the work is done, so that this rank is not missed."""
+        """Tell the others that the work is done, so that the end of this rank is not taken for a failure."""
         for rank in self._lines:
             self._send(rank, {"done": True})
         atexit.register(_leave, 0)
 
     def _end(self, status: int, sentence: str | None) -> bool:
-        """On rank zero: the first failure counts. It is said at once, since torchrun is about to end this process."""
+        """On rank zero: only the first failure counts. It is printed at once: torchrun is about to end this process."""
         with self._lock:
             if self.status is not None:
                 return False
@@ -93,7 +93,7 @@ class Lifeline:
             _leave(self.status or 1)
 
     def _heard(self, rank: int, line: Any) -> bool:
-        """What a rank says; True if it will say no more."""
+        """Handle a message of a rank, or the end of its connection; True if no more will come."""
         message = _read(line)
         if "done" in message:
             return True
@@ -102,7 +102,7 @@ class Lifeline:
             self.over.set()
         elif self.here.rank == 0:
             sentence = message.get("failed") or self._gone(rank)
-            if message and not message["expected"]:  # most often because of another rank: let that one be heard
+            if message and not message["expected"]:  # most often caused by another rank: give that one time to report
                 threading.Timer(ECHO / 2, self._end, (message["status"], sentence)).start()
             else:
                 self._end(message.get("status", 1), sentence)
@@ -139,7 +139,7 @@ class Lifeline:
                 line.settimeout(5)
                 hello = _read(line)
                 if hello.get("key") != self.here.key:
-                    line.close()  # another step, or a stranger
+                    line.close()  # a rank of another step, or a stranger
                     continue
                 self._lines[hello["rank"]] = line
                 self._send(hello["rank"], {"store": store.port})
@@ -175,7 +175,7 @@ def _listen_at(where: list[int]) -> socket.socket:
 
 
 def _keep(line: socket.socket) -> None:
-    """No time limit any more; a machine that loses its power is missed after some minutes."""
+    """Lift the time limit. Keep-alive messages notice after some minutes that a machine has lost its power."""
     line.settimeout(None)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -183,7 +183,7 @@ def _keep(line: socket.socket) -> None:
 
 
 def _read(line: socket.socket) -> dict[str, Any]:
-    """The next message; empty if the other end is closed or talks of something else."""
+    """The next message; {} if the other end is closed or sends something else."""
     text = b""
     try:
         while not text.endswith(b"\n") and len(text) < 100_000:
@@ -198,7 +198,7 @@ def _read(line: socket.socket) -> dict[str, Any]:
 
 
 def _leave(status: int) -> None:
-    """Without the destructors of a process group, which hang or abort when other ranks are gone."""
+    """End without the destructors of a process group, which hang or abort when other ranks are gone."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,8 +1,9 @@
-"""Where a process stands among those that do one job together, as the environment tells it.
+"""The place of a process among those that do one job together, read from the environment.
 
 torchrun and `launch.ranks` set RANK and WORLD_SIZE. srun sets SLURM_STEP_…: the variables of the *step*, the tasks that
-one srun has started. Those of the *job* (SLURM_NTASKS, SLURM_PROCID) say nothing: a batch script has them too, and is
-one process whatever it asked for. Everything here is a function of the environment, so it is tested without a cluster.
+one srun has started. The variables of the *job* (SLURM_NTASKS, SLURM_PROCID) do not help: a batch script has them too,
+and is one process whatever it asked for. Everything here is a function of the environment, so it can be tested without
+a cluster.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from dataclasses import dataclass
 from genlab.core import RequestError
 
 LOCAL = "127.0.0.1"
-PORTS = range(15000, 32000)  # below those that systems give away by themselves (Linux: 32768 and up)
+PORTS = range(15000, 32000)  # below the ports that a system assigns by itself (Linux: 32768 and up)
 
 
 @dataclass(frozen=True)
 class Place:
     """Rank `rank` of `world`, `local_rank` of the `local_world` on this machine; rank zero is at `address`.
 
-    `starter`: "alone", "torchrun" or "srun". `key` differs between any two steps, and between two lives of one.
+    `starter`: "alone", "torchrun" or "srun". `key` differs between any two steps, and between two starts of one.
     """
 
     starter: str = "alone"
@@ -40,7 +41,7 @@ class Place:
 
 
 def place(env: Mapping[str, str]) -> Place:
-    """What the variables say. RequestError for machines that have different numbers of tasks."""
+    """The place that the variables describe. RequestError if machines have different numbers of tasks."""
     if "RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:
         world = int(env["WORLD_SIZE"])
         address = env.get("MASTER_ADDR", LOCAL)
@@ -56,7 +57,7 @@ def place(env: Mapping[str, str]) -> Place:
     if len(set(counts)) > 1:
         raise RequestError(
             f"srun has placed {', '.join(map(str, counts))} tasks on the machines of this step, and every machine must "
-            "have as many as the others: give srun --ntasks-per-node"
+            "have the same number: give srun --ntasks-per-node"
         )
     nodes = env.get("SLURM_STEP_NODELIST", "")
     address = LOCAL if len(counts) == 1 else env.get("MASTER_ADDR") or first_host(nodes)
@@ -81,9 +82,9 @@ def first_host(nodes: str) -> str:
 
 
 def ports(key: str, preferred: str | None = None, tries: int = 16) -> Iterator[int]:
-    """Where the ranks of one step look for one another: the same sequence on every rank, another for every step.
+    """The ports on which the ranks of a step look for one another: equal on every rank, different for every step.
 
-    Rank zero takes the first that is free; the others ask at each whether it is their step's.
+    Rank zero listens on the first that is free. The others ask at each port whether it belongs to their step.
     """
     if preferred:
         yield int(preferred)

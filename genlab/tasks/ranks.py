@@ -1,4 +1,4 @@
-"""The ranks as Lightning is to see them: numbers that are known, and nothing to start or to guess."""
+"""The ranks as Lightning sees them: the numbers are given, so that it starts nothing and guesses nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from genlab.tasks.place import Place
 
 
 class Ranks(ClusterEnvironment):
-    """The process group exists when Lightning is asked (`launch.join`), so it needs no address and no port."""
+    """`launch.join` has made the process group before Lightning needs it, so address and port are not used."""
 
     creates_processes_externally = True
     main_address = ""
@@ -19,19 +19,19 @@ class Ranks(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Never by itself."""
+        """False: Lightning must not choose this by itself."""
         return False
 
     def world_size(self) -> int:
-        """On all machines together."""
+        """Number of ranks on all machines together."""
         return self.here.world
 
     def global_rank(self) -> int:
-        """Among them."""
+        """Number of this rank among all."""
         return self.here.rank
 
     def local_rank(self) -> int:
-        """On this machine: the number of the GPU."""
+        """Number of this rank on its machine, which is that of its GPU."""
         return self.here.local_rank
 
     def node_rank(self) -> int:
@@ -39,7 +39,7 @@ class Ranks(ClusterEnvironment):
         return self.here.rank // self.here.local_world
 
     def set_world_size(self, size: int) -> None:
-        """Lightning works it out again; it is known."""
+        """Nothing: Lightning computes the size again, but it is known."""
 
     def set_global_rank(self, rank: int) -> None:
         """As above."""

@@ -1,9 +1,9 @@
 """`train init=RUN`: a new run from the weights of another, fine-tuning for short.
 
-Everything but the weights is new: optimiser, averages (which begin at the weights), schedule, order of the images. What
-the words of the request do not name is as in that run where it says what the weights are and what they were made of and
-by (`model`, `data`, `optim`), and the usual default elsewhere. So `init=RUN optim.lr=1e-4` goes on with a smaller rate,
-and `init=RUN data=fashion_mnist` with other images of the same shape.
+Everything but the weights is new: optimiser, averages (which begin at the weights), schedule, order of the images. The
+sections `model`, `data` and `optim` are taken from that run, except for what the request names; all other sections have
+their usual defaults. So `init=RUN optim.lr=1e-4` goes on with a smaller learning rate, and
+`init=RUN data=fashion_mnist` with other images of the same shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECTIONS = ("model", "data", "optim")
 
 
 def composed(request: Request) -> DictConfig:
-    """The config of the request, Hydra's part included; with init=RUN the sections it does not name are that run's."""
+    """The config of the request, with Hydra's section; with init=RUN, sections it does not name are that run's."""
     config = request.config()
     if config.init is None:
         return config
@@ -34,11 +34,11 @@ def composed(request: Request) -> DictConfig:
     chosen = {key.split("/")[0] for key in given if "." not in key}
     kept = [section for section in SECTIONS if section in run and not chosen & {section, "experiment"}]
     if "model" in chosen and "optim" in kept:
-        kept.remove("optim")  # a model brings the optimiser that suits it
+        kept.remove("optim")  # a new model brings the optimiser that suits it
     known, names = groups(request.folders), run.get("names") or {}
     named = {name: names.get(name) for name in ("model", "data") if not given & {name, "experiment"}}
     words = [f"{group}={name}" for group, name in named.items() if name in known[group]]
-    # What the words change is the difference that they make to the same names alone, wherever they make it.
+    # What the words change is the difference between two configs of the same names: without them and with them.
     plain, config = request.check(words), request.check(words + mine)
     with open_dict(config), read_write(config.hydra):
         config.init = str(file.absolute())
@@ -70,7 +70,7 @@ def _plain(section: Any) -> Any:
 
 
 def _literal(section: Any, file: Path) -> Any:
-    """A section of a checkpoint's config, which is composed with ours and must not be resolved with it."""
+    """A section of a checkpoint's config. It becomes part of ours, which is resolved, so it may hold no `${`."""
     if "${" in json.dumps(section):
         raise RequestError(f"init={file} has a config with unresolved values, which genlab never writes")
     return section

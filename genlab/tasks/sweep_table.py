@@ -1,7 +1,7 @@
-"""What a sweep has brought: one row a run, on the screen and in sweep.csv.
+"""The results of a sweep: one row for each run, on the screen and in sweep.csv.
 
-The table is sorted by the validation value: a sweep chooses, so it must not look at the test split. Runs without such a
-number (a GAN has none) follow in their own order, then those that are not finished and those that failed.
+The table is sorted by the validation value: a sweep is for choosing, so it must not look at the test split. Runs
+without such a number (a GAN has none) follow in their own order, then those not finished, then those that failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def runs(folder: Path) -> list[Path]:
 
 
 def report(folder: Path) -> list[dict[str, Any]]:
-    """Write sweep.csv and show it; the rows, best first."""
+    """Write sweep.csv and show it; returns the rows, best first."""
     rows = sorted((_row(run) for run in runs(folder)), key=_place)
     if not rows:
         return rows
@@ -59,7 +59,7 @@ def _row(run: Path) -> dict[str, Any]:
 
 
 def _place(row: dict[str, Any]) -> tuple[int, float]:
-    """Where a row stands: by its number, or after all that have one."""
+    """The sorting key of a row: its number, or after all rows that have one."""
     if row["failed"]:
         return (2 if row["failed"] == UNFINISHED else 3, 0.0)
     return (1, 0.0) if row["valid"] is None else (0, row["valid"])

@@ -1,7 +1,7 @@
-"""What the words of `genlab train -m` ask for: which values each key takes, which jobs that makes, what makes no sense.
+"""Read the words of `genlab train -m`: which values each key takes, which jobs that makes, and what cannot work.
 
-Hydra's sweepers find most of this out by themselves, some of it after hours and in a traceback. So every word is read
-here first, and refused with one sentence before a folder exists.
+Hydra's sweepers would find most errors by themselves, but some only after hours and in a traceback. So every word is
+read here first, and a wrong one is refused with one sentence before a folder exists.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ MOST = 10_000  # runs of one sweep
 
 
 def check(request: Request) -> DictConfig:
-    """RequestError for anything in the words that cannot work; else the config of the first job, with `hydra`."""
+    """The config of the first job, its `hydra` section included. RequestError for words that cannot work."""
     parsed = request.parse(request.overrides)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
     for following, o in enumerate(parsed, 1):
         key = o.get_key_element()
-        # The last word counts; values that it would drop were not meant to be dropped.
+        # Hydra takes the last word, and would drop the values of an earlier one without saying so.
         if o.is_sweep_override() and any(later.get_key_element() == key for later in parsed[following:]):
             raise RequestError(f"{key} is given twice: give all its values at once, {key}=a,b")
         if key in swept and (key.split(".")[0].split("/")[0] in ("hydra", "sweep")):
-            raise RequestError(f"{o.input_line}: a sweep has one way of running, so {key} takes one value")
+            raise RequestError(
+                f"{o.input_line}: all runs of a sweep are started in the same way, so {key} takes one value"
+            )
         if key == "hydra.run.dir":
             raise RequestError("hydra.run.dir is the folder of one run: with -m give hydra.sweep.dir")
     words = _alternatives(request, parsed)
@@ -38,7 +40,7 @@ def check(request: Request) -> DictConfig:
     learns = is_search(first)
     _check_ways(first)
     if not learns and number(request) > MOST:
-        raise RequestError(f"that is {number(request):,} runs, and a sweep may have {MOST:,}")
+        raise RequestError(f"that is {number(request):,} runs, and a sweep may have at most {MOST:,}")
     for o in parsed:
         if o.is_interval_sweep() and not learns:
             raise RequestError(
@@ -57,7 +59,7 @@ def check(request: Request) -> DictConfig:
 
 
 def jobs(request: Request) -> list[list[str]] | None:
-    """The words of every job in Hydra's order; None if only the run itself can tell (a search, a shuffle)."""
+    """The words of every job in Hydra's order; None if they are not known before the sweep (a search, a shuffle)."""
     parsed = request.parse(request.overrides)
     if any(o.is_interval_sweep() or getattr(o.value(), "shuffle", False) for o in parsed):
         return None
@@ -66,16 +68,16 @@ def jobs(request: Request) -> list[list[str]] | None:
 
 
 def _alternatives(request: Request, parsed: list[Override]) -> list[list[str]]:
-    """Overrides of one job for each value in the sweep, other keys at their first: every word is checked once."""
+    """Overrides of as many jobs as the longest list has values: every value of every key is in at least one."""
     choices = [_words(request, o) for o in parsed]
-    # The numbers of a range are alike: its ends will do.
+    # The numbers of a range are alike, so checking its two ends is enough.
     choices = [w[:1] + w[-1:] if o.is_range_sweep() else w for o, w in zip(parsed, choices, strict=True)]
     most = max((len(values) for values in choices), default=0)
     return [[values[min(i, len(values) - 1)] for values in choices if values] for i in range(max(most, 1))]
 
 
 def _words(request: Request, o: Override) -> list[str]:
-    """`key=value` for each value of one override; the ends of an interval."""
+    """`key=value` for each value of one override; of an interval, for its two ends."""
     if not o.is_sweep_override():
         return [str(o.input_line)]
     value: Any = o.value()
@@ -84,8 +86,7 @@ def _words(request: Request, o: Override) -> list[str]:
         values = [value.start, value.end]
         if not value.start < value.end or ("log" in value.tags and value.start <= 0):  # type: ignore[operator]
             raise RequestError(
-                f"{o.input_line}: an interval goes from the smaller to the larger number, and with tag(log, …) from "
-                "one above 0"
+                f"{o.input_line}: give the smaller end of an interval first; with tag(log, …) it must be above 0"
             )
     elif isinstance(value, Glob):
         values = value.filter(groups(request.folders).get(o.key_or_group, []))
@@ -94,7 +95,7 @@ def _words(request: Request, o: Override) -> list[str]:
             _check_range(o, value)
         values = list(o.sweep_string_iterator())
     if not values:
-        raise RequestError(f"{o.input_line} gives no value at all")
+        raise RequestError(f"{o.input_line} gives no value")
     return [f"{o.get_key_element()}={value}" for value in values]
 
 
@@ -104,7 +105,7 @@ def _check_range(o: Override, value: RangeSweep) -> None:
         raise RequestError(f"{o.input_line} never ends: give range(start,stop,step) with a step above 0")
     count = math.ceil((stop - start) / step)
     if count > MOST:
-        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have {MOST:,}")
+        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have at most {MOST:,}")
 
 
 def number(request: Request) -> int:
@@ -113,19 +114,19 @@ def number(request: Request) -> int:
 
 
 def is_search(config: DictConfig) -> bool:
-    """Whether the sweeper chooses values by what earlier runs gave."""
+    """Whether the sweeper chooses values by the results of earlier runs."""
     return "optuna" in str(config.hydra.sweeper.get("_target_", "")).lower()
 
 
 def _parameters(request: Request, config: DictConfig) -> list[Override]:
-    """What the sweeper's own yaml sweeps over, without the keys that the words give."""
+    """The keys that the sweeper's own yaml sweeps over, without those that the words give."""
     own: Any = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     given = {o.get_key_element() for o in request.parse(request.overrides)}
     return request.parse([f"{key}={value}" for key, value in own.items() if key not in given])
 
 
 def _check_ways(config: DictConfig) -> None:
-    """RequestError for numbers that Hydra's launchers and sweepers fail on."""
+    """RequestError for settings with which Hydra's launchers and sweepers would fail."""
     sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
     for key, node, name in (
         ("sweeper.n_trials", sweeper, "n_trials"),

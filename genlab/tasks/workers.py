@@ -1,8 +1,8 @@
-"""The processes that a sweep works in: what they do when they are told to stop, and which GPUs they take.
+"""The processes of a sweep: how they are told to stop, and which GPUs they use.
 
-A signal is heard here whoever handles it: training has handlers of its own, which save, and Python writes the number of
-every signal to a file descriptor besides. Workers of joblib are told through a file in the sweep's folder, because
-joblib kills a worker that answers in any other way, and those beside it.
+A signal is noticed here whichever handler it has: training has handlers of its own, which save, but Python also writes
+the number of every signal to a file descriptor (`set_wakeup_fd`), which is read here. Workers of joblib are told to
+stop through a file in the sweep's folder: a worker that ended on its own would make joblib kill the others.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from genlab.signals import ENDING, Stopped
 from genlab.train.plan import Plan
 
 STOP = ".stopping"
-_settled: list[bool] = []  # in a worker that has begun
+_settled: list[bool] = []  # not empty in a worker that has begun
 _held: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
 
 
 @contextmanager
 def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
-    """Yields a function: the first signal that has come since, 0 if none.
+    """Yields a function that returns the first signal received since, 0 if none.
 
-    A signal that nothing inside handles raises `Stopped`; with `first`, it calls that instead, and only the same signal
-    once more raises.
+    A signal that nothing inside the block handles raises `Stopped`. With `first`, it calls `first` instead, and raises
+    only when the same signal comes a second time.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # only the main thread can have handlers
@@ -65,7 +65,7 @@ def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[]
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
         signal.set_wakeup_fd(outer, warn_on_full_buffer=False)
-        if outer != -1 and heard():  # whoever listens around us is to hear of it
+        if outer != -1 and heard():  # pass it on to the `listening` around this one
             with contextlib.suppress(OSError):
                 os.write(outer, bytes([heard()]))
         os.close(reading)
@@ -84,7 +84,7 @@ def stopping(folder: Path) -> bool:
 
 
 def settle(folder: Path) -> None:
-    """In a worker of joblib, at its first job: Ctrl-C is its parent's business, and it ends when that one does."""
+    """In a worker of joblib, at its first job: leave Ctrl-C to the parent process, and end when the parent ends."""
     if _settled:
         return
     _settled.append(True)
@@ -99,22 +99,22 @@ def settle(folder: Path) -> None:
             stop(folder)  # its parent was killed: the other workers may not have noticed
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # Between two jobs nothing is running that could be lost; the worker must live, or joblib ends the others.
+    # Between two jobs nothing can be lost. The worker must stay alive, or joblib ends the others.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     threading.Thread(target=watch, daemon=True).start()
 
 
 def own_gpus(trainer: Mapping[str, Any], number: int) -> None:
-    """Show this worker GPUs that none beside it has, before CUDA is used; where there are too few they are shared.
+    """Give this worker GPUs that no other worker has, before CUDA is used. If there are too few, they are shared.
 
-    `number` is that of its first job, and decides whom to share with.
+    `number` is that of its first job, and decides which GPUs it shares.
     """
     plan = Plan.of(trainer)
     if plan.accelerator != "gpu" or _held:
         return
     groups = split(visible(), plan.devices)
     for mine in groups:
-        # A lock, and not the number of the job: a worker that is quick takes several jobs, out of order.
+        # A lock decides, not the number of the job: a quick worker takes several jobs, out of order.
         name = f"genlab-{os.getuid()}-{os.getppid()}-gpu-{mine.replace('/', '_')}.lock"
         file = open(Path(tempfile.gettempdir(), name), "w")  # noqa: SIM115 (kept open)
         try:
@@ -136,12 +136,12 @@ def visible() -> list[str]:
 
 
 def split(gpus: list[str], each: int) -> list[str]:
-    """Groups of `each` GPUs, in CUDA's notation; a rest that is too small belongs to nobody."""
+    """Groups of `each` GPUs, in CUDA's notation; GPUs that do not fill a group are not used."""
     return [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
 
 
 def leave(status: int) -> None:
-    """End this process with `status`, whatever it thinks its status is."""
+    """End this process at once, with `status`."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

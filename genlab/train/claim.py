@@ -1,9 +1,9 @@
 """Who may write in a run folder: one process and the ranks it has started.
 
-The lock is flock's on the file .lock in the folder: the kernel drops it when its owner ends, however that ends, and
-keeps it over NFS as well. The file is there while the run is, and a file that a killed run has left locks nothing.
-(The library filelock was considered: it leaves its file in the folder, and where flock is missing its stand-in outlives
-a killed process.)
+The lock is a flock on the file .lock in the folder. The kernel releases it when its owner ends, in whatever way; Linux
+supports it over NFS too. The file exists while the run does, and a file that a killed run has left locks nothing. (The
+library filelock was considered: it leaves its file in the folder, and where flock is missing, the lock that it uses
+instead outlives a killed process.)
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from pathlib import Path
 from genlab.core import RequestError
 
 NAME = ".lock"
-# File systems without locks (some of Lustre's mounts): there the user has to take care.
+# Errors of file systems without locks (some mounts of Lustre): there the user has to take care.
 WITHOUT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 _held: list[int] = []
 
 
 def descriptors() -> tuple[int, ...]:
-    """Of the locks this process holds. A rank that inherits them keeps them if its parent is killed."""
+    """File descriptors of the locks that this process holds. A rank inherits them, and keeps the lock if its parent is
+    killed.
+    """
     return tuple(_held)
 
 
 def new_folder(folder: Path, or_next: bool) -> Path:
-    """Make `folder`, or with `or_next` `folder`-2, -3, … if it is there: of many that make a folder, one succeeds."""
+    """Make `folder` and return it. If it exists, return it as it is or, with `or_next`, make `folder`-2, -3, … instead.
+
+    Of many processes that make the same folder, exactly one succeeds.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     number, name = 1, folder
     while True:
@@ -46,7 +51,7 @@ def new_folder(folder: Path, or_next: bool) -> Path:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the lock on a run folder that is there; RequestError if another process does."""
+    """Hold the lock on an existing run folder. RequestError if another process holds it."""
     path = folder / NAME
     descriptor = _locked(path, folder)
     if descriptor is None:
@@ -57,7 +62,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.remove(descriptor)
-        path.unlink(missing_ok=True)  # while it is ours: whoever waits for it looks again
+        path.unlink(missing_ok=True)  # while the lock is ours: who gets it next checks the file
         os.close(descriptor)
 
 
@@ -73,7 +78,7 @@ def _locked(path: Path, folder: Path) -> int | None:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass  # its owner has ended in between and taken the file with it
+            pass  # its owner has ended in the meantime and removed the file
         except OSError as error:
             if error.errno in WITHOUT:
                 os.close(descriptor)

@@ -1,11 +1,11 @@
-"""A checkpoint as a run goes on from it: checked against what the config says now, and brought into line with it.
+"""Prepare a checkpoint for `resume`: check it against what the config says now, and adapt it.
 
-    averaged weights     dropped when train.ema is 0 now; begun from the weights themselves where there were none
+    averaged weights     dropped if train.ema is 0 now; started from the weights themselves if there were none
     optimiser            the moments of the checkpoint, the settings of the config
     data                 the position, in images: a batch of another size begins where the last one ended
 
-A run whose config has not changed goes on from exactly what it saved. Everything that cannot be brought into line is a
-RequestError, before anything is touched.
+A run whose config has not changed goes on from exactly what it saved. Whatever cannot be adapted is a RequestError,
+before any file is touched.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_last(folder: Path) -> dict[str, Any] | None:
 
 
 def in_line(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
-    """The checkpoint for `learner`, whose batches on all processes together have `images` images."""
+    """The checkpoint, adapted to `learner`, whose batches have `images` images on all processes together."""
     card = dict(state["genlab"])
     weights, card["updates"] = _weights(state["state_dict"], learner, card["updates"])
     groups = learner._optimizer(fused=fused).param_groups
@@ -64,14 +64,14 @@ def in_line(state: dict[str, Any], learner: Learner, data: Any, images: int, fus
 
 
 class GoingOn(AtomicCheckpointIO):
-    """Lightning's checkpoint files; what it loads is `state`, once."""
+    """Writes checkpoint files as Lightning does; what it loads is `state`, once, and no file."""
 
     def __init__(self, state: dict[str, Any] | None) -> None:
         super().__init__()
         self._states = [] if state is None else [state]
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Handed over, not kept: it is as large as the model and its optimiser together."""
+        """Hands `state` over and does not keep it: it is as large as model and optimiser together."""
         return self._states.pop()
 
 
@@ -113,7 +113,7 @@ def _optimizer(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str,
     ):
         raise RequestError("checkpoints/last.ckpt does not fit the optimiser of config.yaml; a run keeps its model")
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-    # initial_lr is what a schedule multiplies; a group has it once it has one
+    # initial_lr is what a schedule multiplies; a group has it once it has a schedule
     changed = [
         {**group, **new, "initial_lr": new["lr"], "lr": group["lr"]}
         for group, new in zip(saved["param_groups"], settings, strict=True)

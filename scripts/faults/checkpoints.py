@@ -1,9 +1,10 @@
-"""Mutated checkpoints through sample, eval and resume: read right or refused in one sentence, and nothing written.
+"""Mutated checkpoints through sample, eval and resume: each is read correctly or refused in one sentence.
 
-Bytes: bits flipped, cut off, two files spliced, entries of the zip swapped, renamed, left out, blown up. Content: keys
-missing, values of another type, huge or negative numbers, tensors of another shape or dtype or full of NaN, and the
-text of the config edited, also in ways that a hostile author would. A file whose bytes were damaged and that is read
-all the same has to give what the undamaged one gives; NaN weights have to be refused.
+Bytes: bits flipped, parts cut off, parts repeated, entries of the zip swapped, renamed, left out, blown up. Content:
+keys missing, values of another type, huge or negative numbers, tensors of another shape or dtype or full of NaN, and
+the text of the config edited, also as a hostile author would. If a file with damaged bytes can still be read, it must
+give what the undamaged file gives. NaN weights must be refused. A refusal must leave nothing behind.
+
 The files are those of tests/fixtures. 500 take one core 4 minutes.
 """
 
@@ -42,12 +43,12 @@ TEXTS += ["\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *ALIASES])]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file's bytes, how they came about, and what is right for them."""
+    """The bytes of a changed file, how they were changed, and which outcome is right."""
 
     what: str
     content: bytes
-    damaged: bool = False  # its bytes: if it is read at all, then as the undamaged file
-    refused: bool = False  # nothing but a refusal is right
+    damaged: bool = False  # its bytes are: if it is read at all, then as the undamaged file
+    refused: bool = False  # only a refusal is right
 
 
 def places(node: Any) -> list[tuple[Any, Any]]:
@@ -66,14 +67,14 @@ def flipped(content: bytes, rng: random.Random) -> Mutant:
 
 
 def cut(content: bytes, rng: random.Random) -> Mutant:
-    """The beginning, the end, or the middle left out."""
+    """Only the beginning, only the end, the middle left out, nothing, or the beginning once more at the end."""
     a, b = sorted(rng.randrange(len(content)) for _ in range(2))
     kept = rng.choice((content[:a], content[b:], content[:a] + content[b:], b"", content + content[:a]))
     return Mutant(f"{len(kept)} of {len(content)} bytes", kept, damaged=True)
 
 
 def rezipped(content: bytes, rng: random.Random) -> Mutant:
-    """Another zip of its entries, with whole check sums."""
+    """Its entries changed and zipped again, with valid check sums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
     i, j = rng.sample(range(len(entries)), 2)
@@ -100,7 +101,7 @@ def rezipped(content: bytes, rng: random.Random) -> Mutant:
 
 
 def edited(content: bytes, rng: random.Random) -> Mutant:
-    """Another value somewhere in what the file holds."""
+    """One value replaced or left out, somewhere in what the file holds."""
     checkpoint = torch.load(io.BytesIO(content), weights_only=True)
     parts = [checkpoint["genlab"], checkpoint["genlab"], checkpoint["state_dict"], checkpoint["optimizer_states"]]
     part = rng.choice([*parts, checkpoint["callbacks"], checkpoint["loops"], {"": checkpoint}])
@@ -123,7 +124,7 @@ def poisoned(content: bytes, rng: random.Random) -> Mutant:
 
 
 def reworded(content: bytes, rng: random.Random) -> Mutant:
-    """Another text for the config: one value changed, or something else altogether."""
+    """Another config: one value changed, or something else altogether."""
     checkpoint = torch.load(io.BytesIO(content), weights_only=True)
     card = checkpoint["genlab"]
     if rng.random() < 0.2:
@@ -162,7 +163,7 @@ def _saved(checkpoint: Any) -> bytes:
 
 
 def request(kind: str, verb: str, file: Path) -> list[str]:
-    """The words that put a checkpoint of that kind to use."""
+    """The command line that uses a checkpoint of that kind."""
     if verb == "eval":
         return ["eval", f"ckpt={file}", "data.limit=20"]
     if verb == "resume":
@@ -171,7 +172,7 @@ def request(kind: str, verb: str, file: Path) -> list[str]:
 
 
 def attempt(kind: str, verb: str, content: bytes, folder: Path, mutant: Mutant | None) -> tuple[str | None, Any]:
-    """(what is wrong, what came of it) of one file through one verb in an empty working folder."""
+    """Run one verb on one file in an empty working folder: (what is wrong, the outcome)."""
     place, file = folder / "place", folder / "mutant.ckpt"
     place.mkdir()
     try:
@@ -202,7 +203,7 @@ def run(tally: Tally, count: int, rng: random.Random) -> None:
             verb = rng.choice(("sample", "sample", "eval", "resume"))
             file = FIXTURES / "run" / "checkpoints" / "last.ckpt" if verb == "resume" else rng.choice(files)
             if (file.stem, verb) == ("pixelcnn_half", "sample"):
-                verb = "eval"  # it draws given a picture alone
+                verb = "eval"  # it draws only when it is given a picture
             content = file.read_bytes()
             mutant = MUTATIONS[number % len(MUTATIONS)](content, rng)
             wrong, ours = attempt(file.stem, verb, mutant.content, folder, mutant)

@@ -1,8 +1,8 @@
 """2,000 steps of training and 200 evals in one process: memory, open files and threads do not grow.
 
-Read from /proc at every log row and after every eval. What counts is the growth after the first third, in which
-allocators and caches fill; the numbers are printed. `--count` is the number of steps; a tenth of it are evals, and half
-of those samplings. 2,000 steps take one core 2 minutes.
+They are read from /proc at every log row and after every eval, and printed. Only growth after the first third counts,
+because allocators and caches fill in that third. `--count` is the number of steps; a tenth as many evals follow, of
+which every second one is a sampling. 2,000 steps take one core 2 minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unittest import mock
 
 from harness import FIXTURES, TINY, Tally, call, main, preload, workplace
 
-ALLOWED = 8 * 2**20  # bytes by which the memory may grow
+ALLOWED = 8 * 2**20  # bytes that the memory may grow by
 
 
 def reading() -> tuple[int, int, int]:

@@ -1,11 +1,11 @@
 """Fuzzed requests: every verb with valid keys and odd values, odd keys, odd syntax, all in one process.
 
-Right is status 0, or a refusal as harness.fault wants it: one sentence, nothing left behind. A request that gives a key
-nobody knows, however it is spelled, has to be refused. Hypothesis makes the values. A train request stops when its
-config is checked, its data and model are made and its folder is opened; every other verb works on the small
-checkpoints of tests/fixtures. No request gets at the network. 2,000 take one core 5 minutes.
+A request must end with status 0 or with a refusal as harness.fault defines it: one sentence, nothing left behind. An
+unknown key must be refused, however it is spelled. Hypothesis makes the values. A train request stops once its config
+has been checked, its data and model made and its folder opened. All other verbs work on the small checkpoints of
+tests/fixtures. No request can reach the network. 2,000 take one core 5 minutes.
 
-(The file is not called requests.py because scripts' own folder is on the path, and wandb imports a package requests.)
+(The file is not called requests.py, because this folder is on Python's path and wandb imports a package of that name.)
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ KEYS = {  # what the yamls of the verbs hold; for train the composed config of a
     "hydra.job.chdir hydra.searchpath hydra.verbose hydra.output_subdir hydra hydra.mode hydra.callbacks "
     "hydra/job_logging",
 }
-NEEDS = {  # what makes the verb a small one; later words overrule it
+NEEDS = {  # words that keep a verb's work small; later words override them
     "sample": ["n=1"], "eval": ["data.limit=20"], "complete": ["image=whole.png", "known=top:0.9", "n=1"],
     "reconstruct": ["n=2", "data.limit=20"], "show": ["data.limit=20"], "features": ["data.limit=20"],
     "probe": ["data.limit=60", "train=20", "seeds=1", "controls=false"], "quality": ["n=5", "data.limit=40"],
     "resume": [], "train": ["trainer=smoke", *TINY, "data.limit=64"], "list": [],
 }  # fmt: skip
-COUNTS = {"n", "draws", "steps", "particles", "components", "seeds", "units"}  # large ones only take long
-RUNS = {"sweep", "hydra/launcher", "hydra.mode"}  # would start processes, without the stub for training
+COUNTS = {"n", "draws", "steps", "particles", "components", "seeds", "units"}  # large values would only take long
+RUNS = {"sweep", "hydra/launcher", "hydra.mode"}  # these would start processes, in which training is no stub
 CHOICES = (
     "pixelcnn flow gan ppca gaussian_mixture latent_gaussian bottleneck_ae mixture_density mnist_mini mnist "
     "cifar10 folder label image none smoke cpu ddp ddp_cpu fsdp adamw two_timescale csv wandb categorical "
@@ -99,7 +99,7 @@ OPTIONS += ["--zz", "-", "--", "-x=1", "--cfg", "--resolve", "--config-name=x"]
 
 
 def words(verb: str, values: list[str], rng: random.Random) -> list[str]:
-    """`key=value` mostly, one for each of the values."""
+    """One word for each of the values, mostly `key=value`."""
     found = []
     for value in values:
         kind = rng.randrange(20)
@@ -122,7 +122,7 @@ def words(verb: str, values: list[str], rng: random.Random) -> list[str]:
 
 
 def request(values: list[str], rng: random.Random) -> tuple[list[str], bool]:
-    """(a whole command line, whether it names a key that nobody knows)."""
+    """(a whole command line, whether it names an unknown key)."""
     verb = rng.choice(["train"] * 8 + [v for v in KEYS if v != "train"] + ["list"])
     asked = words(verb, values, rng)
     bogus = any(word.lstrip("+~-@").startswith(tuple(BOGUS)) and "=" in word for word in asked)
@@ -139,7 +139,7 @@ def request(values: list[str], rng: random.Random) -> tuple[list[str], bool]:
 
 
 def judge(line: list[str], bogus: bool, folder: Path) -> str | None:
-    """What is wrong with how one request ended."""
+    """Run one request; what is wrong with how it ended, None if nothing."""
     place = folder / "a" / "place"
     place.mkdir(parents=True)
     try:
@@ -161,12 +161,12 @@ def judge(line: list[str], bogus: bool, folder: Path) -> str | None:
 
 
 def nowhere(*_: object, **__: object) -> None:
-    """In place of every way to the network."""
+    """Replaces every way to the network."""
     raise OSError("no network")
 
 
 def stub(folder: Path, *_: object) -> dict[str, Any]:
-    """In place of training."""
+    """Replaces training."""
     return {"valid": {"loss": 0.0}, "test": {"loss": 0.0}}
 
 

@@ -1,7 +1,8 @@
-"""What the scripts of this folder share: count what was tried, call a verb and judge how it ended, look at a folder.
+"""What the scripts of this folder share: count the tries, call a verb and judge how it ended, list a folder.
 
-A verb may end in two ways. Status 0, or a refusal: status 1 or 2, one line on standard error that is a sentence and not
-"unexpected", and every file as it was. Anything else is wrong, and so is taking minutes or all of the memory.
+A verb may end in two ways: with status 0, or with a refusal. A refusal is status 1 or 2, one line on standard error
+that is a sentence and not "unexpected", and every file as it was. Everything else is wrong, and so is a request that
+takes more than `SECONDS` or `MEMORY`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 SECONDS = 30  # what one request may take here, where models and data are tiny
-MEMORY = 6 * 2**30  # bytes of address space above what the process has when the first request comes
+MEMORY = 6 * 2**30  # bytes of address space that requests may add to what the process has before the first
 LONGEST = 600  # characters of a sentence
 TINY = ["model.net.width=4", "model.net.depth=1", "model.net.feature_width=4"]  # of a pixelcnn
 
@@ -46,7 +47,7 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def add(self, what: str, fault: str | None) -> None:
-        """One more was tried; `fault` says what was wrong with it."""
+        """Count one more try; `fault` says what was wrong with it, None if nothing."""
         self.tried += 1
         if fault is None:
             return
@@ -62,7 +63,7 @@ class Tally:
         return f"{self.tried} tried, {self.tried - self.wrong} right, {first}"
 
     def end(self) -> int:
-        """Print what there is to say, the summary last; the exit status."""
+        """Print notes, faults and, last, the summary; returns the exit status."""
         for note in self.notes:
             print(note)
         if len(self.kinds) > 1 or self.wrong > 1:
@@ -86,7 +87,7 @@ def main(run: Callable[[Tally, int, random.Random], None], count: int) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. `raised` names what came out of it instead of a status."""
+    """How a command ended. `raised` names the exception that it raised instead of returning a status."""
 
     status: int | None
     out: str
@@ -110,7 +111,7 @@ def call(words: list[str], folder: Path, seconds: int = SECONDS) -> Outcome:
     handler = signal.signal(signal.SIGALRM, overrun)
     try:
         signal.alarm(seconds)
-        faulthandler.dump_traceback_later(10 * seconds, exit=True)  # where not even a signal gets through
+        faulthandler.dump_traceback_later(10 * seconds, exit=True)  # for code in which not even a signal is handled
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.run(words)
         return Outcome(status, out.getvalue(), err.getvalue())
@@ -126,7 +127,7 @@ def call(words: list[str], folder: Path, seconds: int = SECONDS) -> Outcome:
 
 
 def fault(outcome: Outcome, before: dict[str, str], after: dict[str, str], *, refused: bool = False) -> str | None:
-    """What is wrong with how a command ended, None if nothing. `refused`: nothing but a refusal is right."""
+    """What is wrong with how a command ended, None if nothing. `refused`: only a refusal is right."""
     lines = [line for line in outcome.err.splitlines() if line.strip()]
     if outcome.raised:
         return f"raised {outcome.raised[:200]}"
@@ -150,7 +151,7 @@ def fault(outcome: Outcome, before: dict[str, str], after: dict[str, str], *, re
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Everything below a folder: path -> hash of a file's content, or what else it is."""
+    """Everything below a folder: path -> hash of a file's content, or "folder" for the rest."""
     found = {}
     for path in sorted(folder.rglob("*")):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
@@ -160,7 +161,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder, and a bound on the memory of this process while one works in it."""
+    """A temporary folder to work in. Inside the block the memory of this process is bounded."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     bound = pages * resource.getpagesize() + MEMORY
@@ -173,9 +174,9 @@ def workplace() -> Iterator[Path]:
 
 
 def forked(words: list[str], folder: Path) -> int:
-    """Process id of a child that runs `genlab words…` in `folder`, with everything imported already; output to files.
+    """Start a fork that runs `genlab words…` in `folder`, with everything imported already; its process id.
 
-    Exits with the status of the command; its standard output and error are `out` and `err` beside `folder`.
+    It exits with the status of the command. Its standard output and error go to `out` and `err` beside `folder`.
     """
     from genlab import cli
 
@@ -208,13 +209,13 @@ def preload() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Of a child process: this checkout, one thread."""
+    """Environment of a child process: this checkout, one thread."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def difference(ours: Any, theirs: Any) -> str | None:
-    """Where two values of `trainees.outcome` differ in a bit, or None."""
+    """Where two values of `trainees.outcome` differ, None if they are equal to the bit."""
     from trainees import same
 
     try:

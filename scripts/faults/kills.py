@@ -1,10 +1,10 @@
-"""Kill a training at random moments, resume it: the end is that of an undisturbed run, to the bit.
+"""Kill a training run at random moments and resume it: the result must be that of an undisturbed run, to the bit.
 
-SIGKILL, once or twice a run, at moments spread evenly over a run's length: while the folder is opened, between and in
-the writes of checkpoints and pictures, in the final test. One run in eight is a process of its own, killed in its
-imports too; the others are forks of this process, which has imported everything. After each kill every checkpoint must
-be readable and results.json whole; after the last resume the folder holds what the undisturbed run's holds, no more.
-100 kills take one core 5 minutes.
+A run gets SIGKILL once or twice, at moments drawn uniformly over its length: while the folder is opened, between and
+during writes of checkpoints and pictures, in the final test. One run in eight is a process of its own, which can be
+killed in its imports too; the others are forks of this process, which has imported everything. After each kill every
+checkpoint must be readable and results.json complete. After the last resume the folder must hold the same files as that
+of the undisturbed run. 100 kills take one core 5 minutes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def end(child: int, patience: float) -> int | None:
 
 
 def damage(run: Path) -> str | None:
-    """What of a killed run's folder cannot be read, None if all can."""
+    """What cannot be read in the folder of a killed run, None if everything can."""
     try:
         for file in (run / "checkpoints").glob("*.ckpt"):
             checkpoint(run, file.stem)
@@ -66,7 +66,7 @@ def names(run: Path) -> set[str]:
 
 
 def trial(place: Path, moments: list[float], whole: bool, expected: tuple[dict, set[str]]) -> str | None:
-    """Train in place/run, be killed after so many seconds again and again, go on to the end; what is wrong."""
+    """Train in place/run, kill it after each of `moments` (seconds), resume to the end; what is wrong."""
     run = place / "run"
     for moment in [*moments, 300.0]:
         words = ["resume", "run=run"] if (run / "config.yaml").exists() else [*WORDS, "hydra.run.dir=run"]

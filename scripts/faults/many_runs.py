@@ -1,9 +1,8 @@
-"""Many runs started at the same moment in one directory: as many folders, each of one run alone.
+"""Many runs started at the same moment in one directory: each must get a folder of its own.
 
-`--count` processes wait for one another and then train with different seeds and the default run folder, whose name is
-the time in seconds. Each has to end with status 0 and name a folder of its own on standard output; the folder's config,
-command, checkpoints and metrics are those of that seed, and equal to those of the same run by itself.
-16 take one core a minute.
+`--count` processes wait for the same moment and then train with different seeds and the default run folder, whose name
+is the time in seconds. Each must end with status 0 and print a folder of its own. The config, command, checkpoints and
+metrics in it must be those of its seed, and equal to those of the same run by itself. 16 take one core a minute.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ WORDS = ["train", "trainer=smoke", *TINY, "train.sample_every=0"]
 
 
 def started(places: list[Path], at_once: bool) -> list[str]:
-    """Train once in each place (the same one, or others) with its number as the seed; what was printed, or its end."""
+    """Train once in each place (they may be the same), with its index as seed; what each printed, or how it failed."""
     said = []
     children: list[tuple[int, Path]] = []
     when = time.time() + (0.5 + 0.05 * len(places) if at_once else 0)
-    when = int(when) + 1.02 if at_once else when  # early in a second, so that all names would be one
+    when = int(when) + 1.02 if at_once else when  # early in a second, so that all choose the same name
     for seed, place in enumerate(places):
         beside = place.parent / f"io{seed}" / "cwd"  # where `forked` puts what is printed
         beside.parent.mkdir(exist_ok=True)
@@ -57,7 +56,7 @@ def folder_of(place: Path, said: str) -> Path | str:
 
 
 def consistent(folder: Path, seed: int, alone: dict) -> str | None:
-    """What in a folder is not of the run with this seed."""
+    """What in a folder does not belong to the run with this seed, None if all does."""
     config = (folder / "config.yaml").read_text()
     if OmegaConf.create(config).seed != seed:
         return "the config of another run"

@@ -1,8 +1,8 @@
 """NaN on one of two processes: both skip the same steps, or stop together with one sentence.
 
-A run on two CPU ranks (gloo) meets poisoned batches at random steps. Poison on rank 0 and poison on rank 1 have to skip
-the same steps, so that both end with the same weights to the bit. With more bad steps than allowed the run fails with
-one sentence that names the module, soon, and no process of it is left. A try is three runs and takes one core 45
+A run on two CPU ranks (gloo) gets batches with NaN at random steps. Whichever rank gets them, the same steps must be
+skipped, so that the run ends with the same weights, to the bit. With more bad steps than allowed, the run must fail
+soon, with one sentence that names the module, and leave no process behind. One try is three runs and takes one core 45
 seconds.
 """
 
@@ -34,7 +34,7 @@ except (RequestError, RunError) as error:
 
 
 def trained(folder: Path, poison: list[int], rank: int) -> tuple[int, str]:
-    """Train on two ranks with these batches poisoned on one: (status, what was said on standard error)."""
+    """Train on two ranks, with NaN in these batches of one of them: (status, standard error)."""
     asked = config(
         trainer__devices=2, trainer__strategy="ddp", trainer__max_steps=STEPS, train__max_bad_steps=ALLOWED,
         data__poison=poison, data__poisoned_rank=rank, train__sample_every=0, optim__schedule="constant",
@@ -59,7 +59,7 @@ def left_running(folder: Path) -> list[int]:
 
 
 def trial(place: Path, rng: random.Random) -> str | None:
-    """One set of poisoned steps on either rank, then too many of them; what is wrong."""
+    """The same poisoned steps on rank 0 and on rank 1, then too many of them; what is wrong."""
     steps = sorted(rng.sample(range(STEPS), ALLOWED - 1))
     states = []
     for rank in (0, 1):

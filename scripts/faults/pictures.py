@@ -1,8 +1,8 @@
-"""Mutated pictures through image=, context=, known= and data=folder: read right or refused in one sentence.
+"""Mutated pictures through image=, context=, known= and data=folder: each is read or refused in one sentence.
 
-Pictures of every format and mode that Pillow writes, with bits flipped, cut off, spliced with one another, with the
-wrong ending, with a header that promises another size (up to a terabyte of pixels), or replaced by other things: text,
-nothing, a folder, a symbolic link to itself. Whatever is refused leaves nothing behind. 300 take one core 1 minute.
+Pictures of 11 formats and many modes have bits flipped, are cut off or spliced with one another, get a wrong ending or
+a header that promises another size (up to a terabyte of pixels), or are replaced by something else: text, nothing, a
+folder, a symbolic link to itself. A refusal must leave nothing behind. 300 take one core 1 minute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERBS = ("complete image=", "complete known=", "sample context=", "data=folder")
 
 
 def picture(ending: str, mode: str, size: tuple[int, int], rng: random.Random) -> bytes:
-    """A file of that format with a grey ramp and noise in it."""
+    """A file of that format with a grey ramp and a random EXIF orientation."""
     grey = (np.add.outer(np.arange(size[1]), np.arange(size[0])) * 4 % 256).astype(np.uint8)
     image = Image.fromarray(grey)
     if mode == "I;16":
@@ -49,7 +49,7 @@ def picture(ending: str, mode: str, size: tuple[int, int], rng: random.Random) -
 
 
 def promised(content: bytes, rng: random.Random) -> bytes:
-    """Another size in the header, with its check sum right where it has one."""
+    """The file with another size in its header, and a valid check sum if there is one."""
     size = rng.choice(((0, 0), (1, 1), (27, 28), (28, 29), (10**4, 10**4), (10**6, 10**6), (2**31 - 1, 2**31 - 1)))
     if content.startswith(b"\x89PNG"):
         header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
@@ -80,7 +80,7 @@ def mutated(content: bytes, other: bytes, rng: random.Random) -> tuple[str, byte
 
 
 def lay(path: Path, how: str, content: bytes, rng: random.Random) -> str:
-    """Put the picture there, or now and then something that is no file; what was done."""
+    """Write the picture there, or now and then a folder or a link to itself; what was done."""
     odd = rng.random()
     if odd < 0.03:
         path.mkdir()
@@ -93,7 +93,7 @@ def lay(path: Path, how: str, content: bytes, rng: random.Random) -> str:
 
 
 def request(verb: str, name: str) -> list[str]:
-    """The words that put the picture `name` to use."""
+    """The command line that uses the picture `name`."""
     if verb == "complete image=":
         ckpt = FIXTURES / "checkpoints" / "pixelcnn.ckpt"
         return ["complete", f"ckpt={ckpt}", f"image={name}", "known=top:0.9", "n=1", "out=out.png"]
