@@ -133,7 +133,7 @@ def here(tmp_path, monkeypatch):
 
 
 WAYS = [
-    ("clean", ["code=gaussian"], "a Gaussian fitted to those of 64 training images"),
+    ("clean", ["code=gaussian"], "a Gaussian fitted to those of 100 training images"),
     ("clean", ["code=gaussian", "temperature=0.5"], "rounded"),
     ("clean", ["code=gmm", "components=3"], "3 Gaussians"),
     ("masking", ["code=gaussian"], "p(x | code)"),
@@ -188,7 +188,7 @@ WRONG = [
     ("gaussian", ["sample", "chain=walkback", "code=gmm"], "two ways"),
     ("clean", ["sample", "code=gaussian", "components=3"], "only code=gmm"),
     ("clean", ["sample", "code=gmm", "components=0"], "at least 1"),
-    ("clean", ["sample", "code=gmm", "components=65"], "only 64 training images"),
+    ("clean", ["sample", "code=gmm", "components=101"], "only 100 training images"),
     ("clean", ["sample", "code=gmm", "temperature=0.5"], "only code=gaussian has one"),
     ("clean", ["sample", "code=gaussian", "steps=3"], "only chain="),
     ("clean", ["sample", "code=gaussian", "label=3"], "unconditional"),

@@ -326,14 +326,14 @@ def test_labels_in_turn_all_or_one(runs, here, capsys):
         return model.sample(n, context=labels, generator=torch.Generator().manual_seed(0)).numpy()
 
     assert cli.run(["sample", f"ckpt={runs['label']}", "n=5", "out=turn.png"]) == 0
-    assert "5 images, classes 0 to 1 in turn" in capsys.readouterr().out
+    assert "5 images, classes a, b in turn" in capsys.readouterr().out
     assert (np.load("turn.npy") == drawn(5, torch.tensor([0, 1, 0, 1, 0]))).all()
     assert cli.run(["sample", f"ckpt={runs['label']}", "n=5", "label=all", "out=all.png"]) == 0
-    assert "6 images, 3 of each of the 2 classes" in capsys.readouterr().out
+    assert "6 images, 3 of each of a, b," in capsys.readouterr().out
     assert (np.load("all.npy") == drawn(6, torch.tensor([0, 0, 0, 1, 1, 1]))).all()
     assert Image.open("all.png").size == ((3 * 10 + 2) * 8, (2 * 10 + 2) * 8)
     assert cli.run(["sample", f"ckpt={runs['label']}", "n=2", "label=1", "batch_size=1", "out=one.png"]) == 0
-    assert "2 images of class 1 in" in capsys.readouterr().out
+    assert "2 images of class b in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ WRONG = [
     ("none", ["sample", "label=all"], "unconditional"),
     ("none", ["sample", "context=whole.png"], "unconditional"),
     ("none", ["complete", "image=whole.png", "known=top:0.5", "label=1"], "unconditional"),
-    ("label", ["sample", "label=2"], "classes 0 to 1"),
-    ("label", ["sample", "label=one"], "classes 0 to 1"),
+    ("label", ["sample", "label=2"], "label=2 is not a class: the data has classes a, b"),
+    ("label", ["sample", "label=one"], "label=one is not a class: the data has classes a, b"),
     ("label", ["sample", "context=whole.png"], "class label"),
-    ("label", ["complete", "image=whole.png", "known=top:0.5"], "label=0 to 1"),
+    ("label", ["complete", "image=whole.png", "known=top:0.5"], "give label=a, or label=all (classes a, b)"),
     ("grey", ["sample"], "give context=PICTURE"),
     ("grey", ["sample", "context=whole.png", "label=1"], "second image"),
     ("grey", ["sample", "context=odd.png"], "5x5"),

@@ -118,7 +118,7 @@ def test_a_term_that_is_not_finite_is_an_error_that_names_it_and_the_image(train
     data = build_data(OmegaConf.load(trained / "config.yaml").data)
     objective = model.objective
     model.objective = lambda x, context=None: objective(x) | {"penalty": torch.full((len(x),), torch.nan)}
-    with pytest.raises(RunError, match="penalty is not finite for 64 of 64 images, first image 0"):
+    with pytest.raises(RunError, match="penalty is not finite for 100 of 100 images, first image 0"):
         judge(model, data, "test", weights="ema", seed=0)
 
 
@@ -131,7 +131,7 @@ def test_eval_says_what_there_is_and_what_not(trained, here, capsys):
     found, test = json.loads((here / "eval.json").read_text()), results(trained)["test"]
     assert first.startswith(NOTE)
     assert second.startswith(f"test reconstruction {test['reconstruction']:.4f} ± {test['standard_error']:.4f} ")
-    assert f" {test['measured_in']} (64 images)" in second
+    assert f" {test['measured_in']} (100 images)" in second
     assert second.endswith(f"of 20 units on, {test['dead_units']} dead")
     for name, value in test.items():
         assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
@@ -167,7 +167,7 @@ def test_eval_is_the_same_on_two_processes(tmp_path, capfd, monkeypatch):
 
 
 def test_a_row_of_the_table_does_not_pretend(trained, tmp_path):
-    (trained / "config.yaml").write_text((trained / "config.yaml").read_text().replace("limit: 64", "limit: null"))
+    (trained / "config.yaml").write_text((trained / "config.yaml").read_text().replace("limit: 100", "limit: null"))
     entry = models_table.collect(trained, None)
     (tmp_path / models_table.name(entry)).write_text(json.dumps(entry))
     row = models_table.table(tmp_path).splitlines()[-1]

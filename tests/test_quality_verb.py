@@ -56,7 +56,7 @@ def test_an_unconditional_model(runs, here, capsys):
     assert found["samples"]["frechet_distance"]["error"] is None
     assert found["samples"]["kernel_distance"]["error"] > 0
     assert 0 < found["floor"]["coverage"]["value"] <= 1
-    assert (found["n"], found["test_images"], found["data"], found["temperature"]) == (40, 64, "mnist_mini", 1)
+    assert (found["n"], found["test_images"], found["data"], found["temperature"]) == (40, 100, "mnist_mini", 1)
     assert found["seconds_per_image"] > 0
     model = genlab.load(runs / "eye")
     assert found["classifier"]["sha256"] == quality.fingerprint(model)
@@ -145,7 +145,7 @@ def test_the_fingerprint_is_of_the_weights():
 
 
 WRONG = [
-    ("plain", "eye", ["n=65"], "give n=64 or less"),
+    ("plain", "eye", ["n=101"], "give n=100 or less"),
     ("plain", "eye", ["n=19"], "at least 20"),
     ("plain", "eye", ["data.limit=15", "n=20"], "give n=15 or less"),
     ("plain", "eye", ["temperature=0"], "above 0"),

@@ -119,12 +119,12 @@ def test_training_shows_reconstructions_on_the_way(denoising):
 
 WRONG = [
     (["n=0"], "at least 1"),
-    (["n=65"], "has 64 images"),
+    (["n=101"], "has 100 images"),
     (["split=vlid"], "did you mean 'valid'"),
     (["seed=-1"], "from 0"),
     (["out=x.jpeg"], ".png"),
     (["out=nowhere/x.png"], "does not exist"),
-    (["corrupted=maybe"], "true or false"),
+    (["corrupted=maybe"], "true, false or null"),
     (["corrupted=true"], "trained on clean images"),
     (["image=missing.png"], "does not exist"),
     (["image=half.png"], "whole image"),

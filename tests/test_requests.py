@@ -63,7 +63,7 @@ WRONG = {
     "train=text": "section",
     "model.net=3": "section",
     "names.model=3": "fills in the names",
-    "trust=0": "expected a list",
+    "trust=0": "expected names of packages, like trust=[mypackage]",
     "optim.betas=3": "expected a list",
     "optim.betas=[a,b]": "each is a number",
     "optim.betas=[1,2]": "below 1",

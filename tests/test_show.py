@@ -230,7 +230,7 @@ def here(tmp_path, monkeypatch):
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
     assert {path.name for path in (run_folder / "pictures").iterdir()} == EIGHT
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
-    assert cli.run(["show", f"ckpt={run_folder}", "data.limit=64", "device=cpu"]) == 0
+    assert cli.run(["show", f"ckpt={run_folder}", "data.limit=100", "device=cpu"]) == 0
     assert {path.name for path in here.iterdir()} == EIGHT
     assert set(capsys.readouterr().out.split()) == EIGHT
     for name in EIGHT:
@@ -338,7 +338,7 @@ def test_bars_are_the_kl_of_the_units(tmp_path):
 def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_path):
     made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
     seen = []
-    made.decode = lambda h: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
+    made.decode = lambda h, context=None: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
     show.manifold(subject(made, tmp_path))
     z = torch.cat(seen).view(show.SIDE, show.SIDE, 2)
     assert (z[:, 1:, 0] > z[:, :-1, 0]).all()

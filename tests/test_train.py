@@ -189,34 +189,40 @@ def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
 # ---- files
 
 
-def test_kill_while_writing_leaves_the_last_good_checkpoint(tmp_path):
+def holding(value):
+    """The least that reads as a checkpoint of genlab."""
+    return {"genlab": {"spec": {}, "config": ""}, "state_dict": {"value": torch.tensor(value)}}
+
+
+def test_kill_while_writing_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(1)}, path)
+    AtomicCheckpointIO().save_checkpoint(holding(1), path)
     program = (
         "import os, signal, sys, torch; from pathlib import Path; from genlab.train import checkpoint\n"
         "def half(state, file): Path(file).write_bytes(b'PK half a file'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.save = half\n"
-        "checkpoint.AtomicCheckpointIO().save_checkpoint({'value': torch.tensor(2)}, sys.argv[1])"
+        "checkpoint.AtomicCheckpointIO().save_checkpoint({}, sys.argv[1])"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment())
     assert done.returncode == -signal.SIGKILL
-    assert AtomicCheckpointIO().load_checkpoint(path)["value"] == 1
-    AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(3)}, path)
-    assert AtomicCheckpointIO().load_checkpoint(path)["value"] == 3
+    assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["value"] == 1
+    monkeypatch.setattr("genlab.whole.STALE_SECONDS", 0)  # what the killed one left is old enough to be removed
+    AtomicCheckpointIO().save_checkpoint(holding(3), path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["value"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_failed_write_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(1)}, path)
+    AtomicCheckpointIO().save_checkpoint(holding(1), path)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunError, match=r"could not write .*last\.ckpt: .*No space left"):
-        AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(2)}, path)
-    assert AtomicCheckpointIO().load_checkpoint(path)["value"] == 1
+        AtomicCheckpointIO().save_checkpoint(holding(2), path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["value"] == 1
 
 
 def test_no_code_in_checkpoints(tmp_path):
