@@ -5,8 +5,9 @@ however it is spelled in the file, is refused. Its size, its depth and the numbe
 are counted before anything is made of them.
 
 A checkpoint is the zip file that torch writes. Its entries are stored as they are, so that they cannot be larger than
-the file. It is first read without its numbers, which stay in the file (`mmap`): every tensor must lie within the file
-and have the values that its shape promises. Both times by torch's restricted unpickler (`weights_only=True`).
+the file, and each must have the checksum that the zip keeps of it, which torch itself does not look at. It is first
+read without its numbers, which stay in the file (`mmap`): every tensor must lie within the file and have the values
+that its shape promises. Both times by torch's restricted unpickler (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -182,18 +183,22 @@ def _check_plain(config: Any) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """Entries stored as they are, together no larger than the file."""
+    """Entries stored as they are, together no larger than the file, each once and with the bytes that were written."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _Damaged("its entries are compressed, and genlab never compresses them")
-    if sum(entry.file_size for entry in entries) > size:
-        raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
-    if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
-        raise _Damaged("it has too many parts")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise _Damaged("its entries are compressed, and genlab never compresses them")
+        if sum(entry.file_size for entry in entries) > size:
+            raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
+        if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
+            raise _Damaged("it has too many parts")
+        if len(set(file.namelist())) < len(entries):  # zipfile and torch may each take another one of the two
+            raise _Damaged("it has two entries of one name")
+        if (changed := file.testzip()) is not None:  # a piece at a time, at the speed of the disk
+            raise _Damaged(f"the bytes of {changed} are not those that were written (their checksum is another)")
 
 
 def _check_content(content: Any, path: Path) -> None:
