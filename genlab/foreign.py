@@ -5,9 +5,9 @@ contains `${` is refused, however the file spells it. Length, depth and number o
 are checked before any value is made.
 
 A checkpoint is the zip file that torch writes. Its entries must be uncompressed, so that they cannot be larger than the
-file. It is read twice, both times by torch's restricted unpickler (`weights_only=True`). The first time its numbers
-stay in the file (`mmap`), and every tensor is checked: it must lie within the file and have as many values as its shape
-says.
+file, and each must have the checksum that the zip keeps of it, which torch does not check. It is read twice, both times
+by torch's restricted unpickler (`weights_only=True`). The first time its numbers stay in the file (`mmap`), and every
+tensor is checked: it must lie within the file and have as many values as its shape says.
 """
 
 from __future__ import annotations
@@ -183,18 +183,22 @@ def _check_plain(config: Any) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """Its entries must be uncompressed and together no larger than the file."""
+    """Its entries must be uncompressed, unique, with the right checksum and together no larger than the file."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _Damaged("its entries are compressed, and genlab never compresses them")
-    if sum(entry.file_size for entry in entries) > size:
-        raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
-    if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
-        raise _Damaged("it has too many parts")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise _Damaged("its entries are compressed, and genlab never compresses them")
+        if sum(entry.file_size for entry in entries) > size:
+            raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
+        if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
+            raise _Damaged("it has too many parts")
+        if len(set(file.namelist())) < len(entries):  # zipfile and torch may each take another one of the two
+            raise _Damaged("it has two entries of one name")
+        if (changed := file.testzip()) is not None:  # a piece at a time, at the speed of the disk
+            raise _Damaged(f"the bytes of {changed} are not those that were written (their checksum is another)")
 
 
 def _check_content(content: Any, path: Path) -> None:

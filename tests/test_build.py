@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import pytest
 import torch
 
@@ -111,6 +113,32 @@ def test_damaged_or_foreign_files_are_one_sentence(kind, tmp_path):
         load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["weight", "position", "description"])
+def test_a_flipped_bit_is_no_other_checkpoint(where, tmp_path):
+    """Torch reads the file all the same: it does not look at the checksums in it."""
+    path = checkpoint(tmp_path / "x.ckpt")
+    whole, content = bytearray(path.read_bytes()), torch.load(path, weights_only=True)
+    part = content["state_dict"]["model.net.first.weight"]
+    sought = {"weight": part.numpy().tobytes(), "position": b"model.net.first.weight", "description": b"PixelCNN"}
+    at = whole.index(sought[where])
+    assert whole.find(sought[where], at + 1) < 0
+    whole[at + 1] ^= 1
+    path.write_bytes(whole)
+    torch.load(path, weights_only=True)
+    with pytest.raises(RequestError, match="not those that were written") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_name_that_is_twice_in_the_file_is_refused(tmp_path):
+    path = checkpoint(tmp_path / "x.ckpt")
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr(next(name for name in file.namelist() if name.endswith("/data/0")), b"another")
+    with pytest.raises(RequestError, match="two entries of one name"):
+        load(path)
 
 
 def test_a_good_checkpoint_loads_with_torch_alone(tmp_path):

@@ -48,6 +48,10 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
     wrong += [] if data and all(is_count(part["position"]) for part in data) else ["position"]
     if wrong:
         raise RequestError(f"{path} cannot be resumed from: its {wrong[0]} is not what genlab writes there")
+    weights = state["state_dict"].items()
+    unsound = next((name for name, v in weights if v.is_floating_point() and not v.isfinite().all()), None)
+    if unsound is not None:
+        raise RequestError(f"{path} cannot be resumed from: its weights are not finite numbers ({unsound})")
 
 
 def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
