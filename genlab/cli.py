@@ -113,7 +113,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _explain(verb: str) -> None:
     """What a verb does and its keys: the verb's own config, comments and all."""
-    from genlab.compose import configs_folder
+    from genlab.folders import configs_folder
 
     print(f"genlab {verb}: {VERBS[verb]}.\n")
     if verb == "list":

@@ -26,27 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genlab.core import RequestError, nearest
-from genlab.folders import check_folder
+from genlab.folders import check_folder, configs_folder, groups
 from genlab.foreign import check_plain
 from genlab.gate import trusted
 from genlab.values import check_value, check_values, nearest_choice, nearest_key, shown
-
-
-def configs_folder() -> Path:
-    """Where genlab's configs are: in the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
-def groups(folders: list[Path]) -> dict[str, list[str]]:
-    """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}."""
-    found: dict[str, set[str]] = {}
-    for folder in folders:
-        for file in folder.rglob("*.yaml"):
-            group = file.parent.relative_to(folder).as_posix()
-            if group != ".":
-                found.setdefault(group, set()).add(file.stem)
-    return {group: sorted(names) for group, names in found.items()}
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Check folders of other people's configs (`--config-dir`) before Hydra composes anything from them.
+"""Folders of configs: where genlab's own are, what there is to choose, and whether other people's are safe.
+
+A folder of `--config-dir` is checked before Hydra composes anything from it.
 
 Hydra calls what its own settings name: callbacks, launchers, sweepers and their samplers, logging, and it sets
 environment variables. So a file of such a folder may not mention `hydra` in its path, its package directive, its
@@ -19,6 +21,23 @@ from genlab.foreign import bounded_yaml, read_text
 
 FILES = 2_000
 PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
+
+
+def configs_folder() -> Path:
+    """Where genlab's configs are: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def groups(folders: list[Path]) -> dict[str, list[str]]:
+    """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.rglob("*.yaml"):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != ".":
+                found.setdefault(group, set()).add(file.stem)
+    return {group: sorted(names) for group, names in found.items()}
 
 
 def check_folder(folder: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from genlab.build import build
-from genlab.compose import Request, configs_folder, groups
+from genlab.compose import Request
 from genlab.core import ImageSpec
+from genlab.folders import configs_folder, groups
 from genlab.train.plan import Plan
 
 GROUPS = groups([configs_folder()])

@@ -15,9 +15,9 @@ from trainees import Crash, config, outcome, same, trained
 import genlab
 from genlab import cli
 from genlab.build import build_data, restore
-from genlab.compose import configs_folder
 from genlab.core import ImageSpec, RequestError
 from genlab.data import Grey, Half, ImageData, Label, LowRes, MNISTMini, Split, Splits, module
+from genlab.folders import configs_folder
 from genlab.pictures import context_image
 from genlab.tasks import resume
 

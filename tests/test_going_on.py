@@ -92,6 +92,9 @@ REFUSED = {
     "checkpoint cut": (text("checkpoints/last.ckpt", lambda b: b[:5000]), [], "readable .*copy best.ckpt over it"),
     "checkpoint of weights alone": (state(lambda s: s.pop("optimizer_states")), [], "optimizer_states is not what"),
     "checkpoint without counters": (state(lambda s: s["genlab"].pop("updates")), [], "updates is not what"),
+    "checkpoint with NaN": (
+        state(lambda s: next(iter(s["state_dict"].values())).fill_(torch.nan)), [], "not finite numbers .*best.ckpt",
+    ),
     "checkpoint of other data": (state(lambda s: s.update(Other=s.pop("DotsData"))), [], "another kind of data"),
     "checkpoint of another optimiser": (
         state(lambda s: s["optimizer_states"][0]["param_groups"].pop()), [], "does not fit the optimiser",

@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from genlab import cli
-from genlab.compose import Request, configs_folder, groups
+from genlab.compose import Request
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.failures import LONGEST, explained, shortened
+from genlab.folders import configs_folder, groups
 from genlab.tasks.given import Classes
 from genlab.train.loggers import MetricsFile
 from genlab.values import shown

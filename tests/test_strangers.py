@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from genlab import build as building
 from genlab import cli, foreign
 from genlab.build import build, build_data, load, read_checkpoint, restore
-from genlab.compose import Request, configs_folder, split_hydra
+from genlab.compose import Request, split_hydra
 from genlab.core import ImageSpec, RequestError
+from genlab.folders import configs_folder
 from genlab.gate import public
 from genlab.tasks import train
 from genlab.tasks.common import data_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from genlab.compose import configs_folder, groups
 from genlab.core import RequestError, nearest
+from genlab.folders import configs_folder, groups
 
 
 def run(words: list[str]) -> None:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from torch import nn
 
 from genlab.build import find_checkpoint, read_checkpoint, restore
-from genlab.compose import Request, groups
+from genlab.compose import Request
 from genlab.core import RequestError
+from genlab.folders import groups
 
 SECTIONS = ("model", "data", "optim")
 

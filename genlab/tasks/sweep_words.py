@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.compose import Request, groups
+from genlab.compose import Request
 from genlab.core import RequestError
+from genlab.folders import groups
 
 MOST = 10_000  # runs of one sweep
 
