@@ -234,7 +234,7 @@ def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, c
     assert {path.name for path in here.iterdir()} == EIGHT
     assert set(capsys.readouterr().out.split()) == EIGHT
     for name in EIGHT:
-        assert (here / name).read_bytes() == (run_folder / "pictures" / name).read_bytes()
+        assert (here / name).read_bytes() == (run_folder / "pictures" / name).read_bytes(), name
 
 
 WRONG = [
