@@ -2,7 +2,8 @@
 
     python scripts/pretend_table.py [FILE ...]
 
-Minutes on one core; FILEs are tables that `tests/pretend_ops.py MODEL,MODEL FILE` has measured in parts. The text of the page is here, the table is measured; tests/test_pretend.py insists on it.
+Minutes on one core; FILEs are tables that `tests/pretend_ops.py MODEL,MODEL FILE` has measured in parts. The text of
+the page is here, the table is measured; tests/test_pretend.py insists on it.
 """
 
 from __future__ import annotations
