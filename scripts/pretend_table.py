@@ -1,8 +1,9 @@
 """docs/gpu.md: what was checked without a GPU, and the table of every model and operation on the pretend device.
 
-    python scripts/pretend_table.py
+    python scripts/pretend_table.py [FILE ...]
 
-Minutes on one core. The text of the page is here, the table is measured; tests/test_pretend.py insists on it.
+Minutes on one core; FILEs are tables that `tests/pretend_ops.py MODEL,MODEL FILE` has measured in parts. The text of
+the page is here, the table is measured; tests/test_pretend.py insists on it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ scripts/pretend_table.py` writes this page.
 Every model below does everything it can there, with a real Lightning Trainer, its callbacks and checkpoints, and
 **every result is that of the CPU to the bit**: weights and optimiser after training, after a signal and a resume,
 after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the device, and
-none), features, reconstructions, evaluations.
+none), features, reconstructions, evaluations. Attention is computed by its formula there and on the CPU: the CPU's
+fused kernel sums in another order.
 
 ## When the host waits
 
@@ -50,6 +52,12 @@ that any step after the first makes, for the rest the whole operation, on images
 bfloat16 of oneDNN, whatever was set before, and put it back (`genlab/device.py`). `eval.json` and `results.json`
 record what was used. Under bf16-mixed the logits of every head, a GAN's scores, a classifier's logits and the power
 iteration of spectral norm stay float32.
+
+## Compiled
+
+`compile=true` was run with inductor on the CPU, three steps and the test: `pixel_transformer` (without complex numbers
+while it compiles) and `flow` (its couplings' networks). A GAN with a gradient penalty and models without a network are
+refused in one sentence.
 
 ## What this does not show
 
@@ -91,7 +99,7 @@ def main() -> None:
     from trainees import environment
 
     if len(sys.argv) > 1:
-        found = json.loads(Path(sys.argv[1]).read_text())
+        found = {name: row for file in sys.argv[1:] for name, row in json.loads(Path(file).read_text()).items()}
     else:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "table.json"

@@ -66,3 +66,5 @@ def check() -> None:
     assert y.grad is not None
     assert y.grad.device == DEVICE
     assert y.grad.tolist() == (2 * x).tolist()
+    z = torch.complex(torch.ones(3), torch.ones(3))
+    assert (z.to(DEVICE).conj() * 2).tolist() == (z.conj() * 2).tolist()

@@ -60,17 +60,20 @@ CONTEXTS: dict[str, dict[str, Any]] = {"none": {}, "label": {"context": Label()}
 
 
 def subjects() -> Iterator[Subject]:
-    """Every model yaml, with every head of its own kind, every context, and what else makes another algorithm of it."""
+    """Every model yaml, with every head of its own kind, and what else makes another algorithm of it.
+
+    Nets take a label or a second image in turn, the pixelcnn both: what they do with the one they do with the other.
+    """
     augmented = {"augment": "hflip"}
     binary = {"binarize": "dynamic"}
     spec = Subject("", dict).images().spec
     second = dataclasses.replace(spec, context=Grey().spec(spec).context)
-    for param in zoo.nets({"rgb": spec}):
+    for number, param in enumerate(zoo.nets({"rgb": spec})):
         case = param.values[0]
         name = f"{case.model}{case.variant}" + ("" if case.head == "categorical" else f" {case.head}")
         make = lambda spec, case=case: dataclasses.replace(case, spec=spec).config()  # noqa: E731
         yield Subject(name, make, augmented)
-        for context in ("label", "image"):
+        for context in ("label", "image") if case.model == zoo.ASKED else (("label", "image")[number % 2],):
             with_context = dataclasses.replace(case, context=context, spec=second)
             make = lambda spec, case=with_context: dataclasses.replace(case, spec=spec).config()  # noqa: E731
             yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False)

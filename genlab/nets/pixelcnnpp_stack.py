@@ -117,7 +117,8 @@ class Rows(Stack):
         self.x = self.zeros(self.columns, self.batch, self.width)
         self.e = self.zeros(self.count + 1, self.columns + 2, self.batch, 2 * self.width)
         self.f = self.zeros(self.count, self.columns + 2, self.batch, 2 * self.width)
-        self.sign = self.zeros(2, 1) + self.x.new_tensor([[1.0], [-1.0]])
+        self.sign = self.zeros(2, 1)
+        self.sign[0], self.sign[1] = 1.0, -1.0
 
     def finished(self) -> tuple[Tensor, Tensor]:
         return self.e[self.inputs], self.f
