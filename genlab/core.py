@@ -321,8 +321,8 @@ def from_steps(steps: Tensor, spec: ImageSpec) -> Tensor:
     return steps.reshape(len(steps), spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: object, choices: Iterable[str]) -> str:
     """`; did you mean …?` with the closest choice, or the whole list when nothing is close."""
     options = sorted(choices)
-    close = get_close_matches(name, options, n=1, cutoff=0.5)
+    close = get_close_matches(str(name), options, n=1, cutoff=0.5)  # 0 is a word, too, on the command line
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"

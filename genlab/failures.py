@@ -61,9 +61,11 @@ def shortened(text: str) -> str:
     return f"{line[: LONGEST - end - 3]} … {line[-end:]}"
 
 
-def _of_the_machine(error: BaseException) -> RunError | None:
-    """The RunError for a refusal of the operating system or too little memory; None for any other error."""
+def _of_the_machine(error: BaseException) -> RequestError | RunError | None:
+    """What a refusal of the operating system or too little memory means to the user; None for any other error."""
     text = str(error)
+    if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's word for ~somebody
+        return RequestError("a path in the request begins with ~ and a name, and this machine has no user of that name")
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f"{error.filename}: " if error.filename else ""
         return RunError(f"{where}{os.strerror(error.errno)}{' (the disk is full)' * (error.errno == errno.ENOSPC)}")

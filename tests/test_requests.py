@@ -54,10 +54,14 @@ def refused(words, capsys, status=2):
 
 
 WRONG = {
+    # a user that is not there
+    "--config-dir=~nobody-of-that-name": "no user of that name",
     # a section, a part, a list replaced by something else
     "optim=null": "choose from adamw",
     "model=null": "genlab list model",
     "logger=[]": "choose from csv",
+    "logger.kind=0": "logger=0",
+    "logger.kind=csw": "did you mean",
     "data=[mnist,cifar10]": "does not exist",
     "data=1_000": "does not exist",
     "data@x=mnist": "has one data",
