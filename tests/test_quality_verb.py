@@ -153,7 +153,7 @@ WRONG = [
     ("plain", "eye", ["out=x.png"], "ending in .json"),
     ("plain", "eye", ["cas=true"], "not conditioned on any"),
     ("plain", "eye", ["code=gmm"], "draws images by itself"),
-    ("plain", "plain", [], "is a PPCA, not a classifier"),
+    ("plain", "plain", [], "is model=ppca, not a classifier"),
     ("plain", "nowhere", [], "nowhere does not exist"),
     ("plain", "binary_eye", [], "1x28x28 with 2 levels, and this model draws images of 1x28x28 with 256 levels"),
     ("binary", "eye", [], "genlab train model=classifier data=mnist_mini"),

@@ -94,7 +94,14 @@ def run_config(file: Path) -> DictConfig:
 
 def _check_unfinished(folder: Path, config: DictConfig, plan: Plan) -> None:
     """RequestError when there is nothing left to do."""
-    state = read_last(folder) if (folder / "results.json").exists() else None
+    state = read_last(folder)
+    step = state["genlab"]["step"] if state else 0
+    if step and step >= plan.max_steps and not (folder / "checkpoints" / "best.ckpt").exists():
+        raise RequestError(
+            f"trainer.max_steps={plan.max_steps}: run={folder} is at step {step} and has no validation yet, so that "
+            f"there is nothing to evaluate: train longer with trainer.max_steps={2 * step}"
+        )
+    state = state if (folder / "results.json").exists() else None
     if state and is_complete(state, config.train, plan.max_steps):
         step = state["genlab"]["step"]
         longer = "train.patience=null" if state["genlab"]["stopped_early"] else f"trainer.max_steps={2 * step}"
