@@ -100,6 +100,9 @@ REFUSED = {
         state(lambda s: s["optimizer_states"][0]["param_groups"].pop()), [], "does not fit the optimiser",
     ),
     "checkpoint that Lightning refuses": (state(lambda s: s["loops"].clear()), [], "cannot be gone on from"),
+    "no validation so far": (
+        lambda folder, _: (folder / "checkpoints" / "best.ckpt").unlink(), ["trainer.max_steps=5"], "no validation yet",
+    ),
     "too few steps": (lambda folder, _: None, ["trainer.max_steps=0"], "max_steps=0"),
     "another model": (lambda folder, _: None, ["model.width=3"], "can only change .*train init=RUN"),
     "other images": (lambda folder, _: None, ["data.limit=5"], "can only change"),
