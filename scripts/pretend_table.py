@@ -27,8 +27,9 @@ scripts/pretend_table.py` writes this page.
 Every model below does everything it can there, with a real Lightning Trainer, its callbacks and checkpoints, and
 **every result is that of the CPU to the bit**: weights and optimiser after training, after a signal and a resume,
 after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the device, and
-none), features, reconstructions, evaluations. Attention is computed by its formula there and on the CPU: the CPU's
-fused kernel sums in another order.
+none), features, reconstructions, evaluations. Resuming and the guard are the learner's work, so they are run on a
+model of every kind of learner; the table says which. Attention is computed by its formula there and on the CPU: the
+CPU's fused kernel sums in another order.
 
 ## When the host waits
 
