@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
@@ -220,8 +219,6 @@ def _work(folder: Path, parts: tuple[Any, nn.Module] | None, trust: Sequence[str
         "commit": provenance.commit(),
         **fingerprint.card(data),
     }
-    if launch.is_zero() and hasattr(data, "found"):
-        print(data.found, file=sys.stderr)
     settings: Any = OmegaConf.to_container(config)
     outcome = fit(
         model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment()

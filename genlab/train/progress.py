@@ -32,7 +32,9 @@ class Progress(Periodic):
         self._bar: Bar | None = None
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Start the clock."""
+        """Say what data was found, and start the clock. Whatever would refuse the run has had its say by now."""
+        if trainer.is_global_zero and hasattr(trainer.datamodule, "found"):
+            print(trainer.datamodule.found, file=sys.stderr)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
