@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -29,6 +30,8 @@ def fail(how, folder):
     if dist.get_rank() == 1:
         if how == "signal":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "disk":
+            raise OSError(errno.ENOSPC, "because of disk")
         raise {"request": RequestError, "run": RunError, "bug": ZeroDivisionError}[how](f"because of {how}")
     Path(folder, "pid").write_text(str(os.getpid()))
     dist.barrier()

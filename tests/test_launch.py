@@ -55,6 +55,7 @@ def test_ranks_meet(tmp_path):
     [
         ("request", RequestError, "because of request"),
         ("bug", RunError, "ZeroDivisionError: because of bug"),
+        ("disk", RunError, "No space left on device (the disk is full)"),
         ("signal", RunError, "rank 1 of 2 was killed by SIGKILL"),
     ],
 )

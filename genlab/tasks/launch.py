@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from genlab import signals
 from genlab.core import Interrupted, RequestError, RunError
+from genlab.failures import explained
 from genlab.tasks.lifeline import Lifeline
 from genlab.tasks.place import LOCAL, Place, place
 from genlab.train import claim
@@ -191,10 +192,10 @@ def report(error: Exception) -> None:
     store = dist.TCPStore(LOCAL, int(os.environ["MASTER_PORT"]), is_master=False)
     if store.add("failures", 1) > 1:
         return
-    expected = isinstance(error, (RequestError, RunError))
-    kind = next((name for name in ("RequestError", "Interrupted") if isinstance(error, ERRORS[name])), "RunError")
-    sentence = str(error) if expected else f"{type(error).__name__}: {error}"
-    trace = "" if expected and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
+    known = explained(error)  # a full disk or too little memory is as well known on a rank as anywhere
+    kind = next((name for name in ("RequestError", "Interrupted") if isinstance(known, ERRORS[name])), "RunError")
+    sentence = f"{type(error).__name__}: {error}" if known is None else str(known)
+    trace = "" if known and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
     store.set("error", json.dumps([kind, sentence, trace]))
 
 
