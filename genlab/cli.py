@@ -14,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from genlab import output, signals
+from genlab.system import output, signals
 
 VERBS = {
     "train": "train a model on data, then evaluate its best weights once on the test split",
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("GENLAB_DEBUG") == "1":
             raise
         from genlab.core import Interrupted, RequestError
-        from genlab.failures import explained, sentence
+        from genlab.system.failures import explained, sentence
 
         known = explained(error)
         print(f"genlab: {sentence(error)}", file=sys.stderr)
@@ -99,27 +99,27 @@ def _dispatch(arguments: list[str]) -> int:
         _explain(verb)
         return 0
     if verb == "list":
-        from genlab.tasks import catalogue
+        from genlab.verbs import catalogue
 
         catalogue.run(rest)
         return 0
-    from genlab.compose import Request  # Hydra takes a moment to import, so only for those who need it
-    from genlab.tasks import launch
+    from genlab.processes import launch
+    from genlab.request.compose import Request  # Hydra takes a moment to import, so only for those who need it
 
-    task = importlib.import_module(f"genlab.tasks.{'evaluate' if verb == 'eval' else verb}")
+    task = importlib.import_module(f"genlab.verbs.{'evaluate' if verb == 'eval' else verb}")
     command = shlex.join(["genlab", *arguments])
     return launch.together(verb, lambda: task.command(Request(verb, rest, command=command))) or 0
 
 
 def _explain(verb: str) -> None:
     """What a verb does and its keys: the verb's own config, comments and all."""
-    from genlab.folders import configs_folder
+    from genlab.request.folders import configs_folder
 
     print(f"genlab {verb}: {VERBS[verb]}.\n")
     if verb == "list":
         print("usage: genlab list [model|data|experiment|trainer|…]")
     elif verb == "resume":
-        from genlab.tasks.resume import CHANGEABLE
+        from genlab.verbs.resume import CHANGEABLE
 
         print(f"usage: genlab resume run=DIR [trainer.max_steps=…]\n\nWhat may be changed: {CHANGEABLE}.")
     else:

@@ -17,10 +17,10 @@ from bench_parts import Case, Step, summary, sync
 from omegaconf import OmegaConf
 
 from genlab import viz
-from genlab.tasks import launch
-from genlab.tasks.train import prepare
+from genlab.processes import launch
 from genlab.train.fit import fit
 from genlab.train.plan import Plan
+from genlab.verbs.train import prepare
 
 
 def overhead(case: Case, batch: int, steps: int) -> list[dict[str, Any]]:

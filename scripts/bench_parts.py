@@ -26,9 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from genlab.build import build
-from genlab.compose import Request, split_hydra
 from genlab.core import ImageSpec
-from genlab.nets.recompute import Recompute
+from genlab.nets.causal.recompute import Recompute
+from genlab.request.compose import Request, split_hydra
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
 

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import genlab
-from genlab.bits import bits_per_dim
 from genlab.build import build_data, read_checkpoint
+from genlab.measure.bits import bits_per_dim
 from genlab.models import PPCA
 
 ROWS = 1000  # images times draws at once: what fits a cache

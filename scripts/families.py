@@ -20,7 +20,7 @@ from typing import Any
 from models_table import collect
 from probe_table import ROOT
 
-from genlab.bits import Result
+from genlab.measure.bits import Result
 from genlab.train.checkpoint import write_json, write_text
 
 FAMILIES, PAGE = ROOT / "docs" / "families", ROOT / "docs" / "latents.md"

@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genlab.bits import Result
+from genlab.measure.bits import Result
 from genlab.train.checkpoint import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent

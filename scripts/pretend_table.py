@@ -50,7 +50,7 @@ that any step after the first makes, for the rest the whole operation, on images
 ## Float32
 
 `precision=32` is 32 bits on a GPU too: training, judging, sampling and caches switch off TF32 (cuBLAS, cuDNN) and the
-bfloat16 of oneDNN, whatever was set before, and put it back (`genlab/device.py`). `eval.json` and `results.json`
+bfloat16 of oneDNN, whatever was set before, and put it back (`genlab/system/device.py`). `eval.json` and `results.json`
 record what was used. Under bf16-mixed the logits of every head, a GAN's scores, a classifier's logits and the power
 iteration of spectral norm stay float32.
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from genlab import signals
 from genlab.core import Interrupted, RequestError, RunError
-from genlab.tasks import launch
+from genlab.processes import launch
+from genlab.system import signals
 
 
 def write_rank(folder):

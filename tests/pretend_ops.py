@@ -31,9 +31,9 @@ import genlab.models.flow
 import genlab.models.gan
 from genlab.core import Coder, Completer, Denoiser, Features, RunError, Sampler
 from genlab.data import ImageData
+from genlab.measure.judge import judge
 from genlab.train import callbacks, fit, learner
 from genlab.train.checkpoint import read
-from genlab.train.judge import judge
 from genlab.train.plan import Plan
 
 CPU = torch.device("cpu")

@@ -21,11 +21,12 @@ import genlab
 from genlab import cli
 from genlab.build import build
 from genlab.core import RequestError, RunError
-from genlab.tasks import evaluate, launch, resume, sweep_table, train
+from genlab.processes import launch, sweep_table
 from genlab.train import ema, fit
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
+from genlab.verbs import evaluate, resume, train
 
 SMALL = {
     "_target_": "genlab.models.GAN",

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from genlab.bits import Tally, bits_per_dim, evaluate, log_marginal
 from genlab.core import ImageSpec, RunError
+from genlab.measure.bits import Tally, bits_per_dim, evaluate, log_marginal
 
 SPEC = ImageSpec(3, 2, 2, 256)
 LABELS = {"kind": "exact", "draws": 1, "split": "test", "data": "d", "weights": "ema", "precision": "32"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from genlab.build import build, build_data, load
+from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
-from genlab.gate import public
 
 public("model")  # its imports are done before a test takes builtins away
 

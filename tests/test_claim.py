@@ -11,8 +11,8 @@ import pytest
 from trainees import config, outcome, same, trained
 
 from genlab.core import RequestError
-from genlab.tasks import resume, train
 from genlab.train.claim import NAME, claimed, descriptors, new_folder
+from genlab.verbs import resume, train
 
 
 def test_sixteen_at_once_get_sixteen_folders(tmp_path):

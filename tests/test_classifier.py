@@ -8,10 +8,11 @@ import pytest
 import torch
 import zoo
 
-from genlab import bits, cli
+from genlab import cli
 from genlab.build import build
 from genlab.core import Classifier, ImageSpec, Likelihood, RequestError, Sampler
 from genlab.data import Batch
+from genlab.measure import bits
 
 SPECS = {"grey": zoo.GREY, "rgb": zoo.RGB, "binary": zoo.BINARY}
 

@@ -13,10 +13,10 @@ from trainees import environment
 
 from genlab import cli
 from genlab.core import RequestError
-from genlab.tasks import launch, lifeline
-from genlab.tasks.lifeline import Lifeline
-from genlab.tasks.place import Place, first_host, place, ports, tasks_per_node
-from genlab.tasks.ranks import Ranks
+from genlab.processes import launch, lifeline
+from genlab.processes.lifeline import Lifeline
+from genlab.processes.place import Place, first_host, place, ports, tasks_per_node
+from genlab.processes.ranks import Ranks
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NNODES": "1"}
 STEP = {
@@ -152,7 +152,8 @@ import os, signal, sys, time
 import torch, torch.distributed as dist
 from genlab import cli
 from genlab.core import RequestError
-from genlab.tasks import launch, lifeline, train
+from genlab.processes import launch, lifeline
+from genlab.verbs import train
 how = sys.argv[1]
 def command(request):
     launch.join("cpu")

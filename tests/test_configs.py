@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import ImageSpec
-from genlab.folders import configs_folder, groups
+from genlab.request.compose import Request
+from genlab.request.folders import configs_folder, groups
 from genlab.train.plan import Plan
 
 GROUPS = groups([configs_folder()])

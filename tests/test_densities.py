@@ -9,7 +9,7 @@ import torch
 
 from genlab.codes import KL, L1, Dense, Lifetime, SpikeSlab, TopK, support
 from genlab.core import RequestError
-from genlab.densities import fit_gaussian, fit_mixture
+from genlab.models.densities import fit_gaussian, fit_mixture
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.double)
 FACTOR = torch.tensor([[1.0, 0, 0], [0.8, 0.5, 0], [-0.3, 0.2, 2.0]], dtype=torch.double)

@@ -11,10 +11,10 @@ import zoo
 from torch import nn
 
 from genlab.core import ImageSpec
-from genlab.device import Mirror, cholesky, inverse, precision_used, solve, true_float32
 from genlab.flows import ActNorm
-from genlab.nets.attention import rotary_table, rotate
-from genlab.nets.dcgan import SpectralNorm
+from genlab.nets.coders.dcgan import SpectralNorm
+from genlab.nets.layers.attention import rotary_table, rotate
+from genlab.system.device import Mirror, cholesky, inverse, precision_used, solve, true_float32
 from genlab.train.learner import networks
 
 
@@ -74,7 +74,7 @@ class Asked(nn.Module):
 def test_judging_is_in_true_float32_and_says_so(settings):
     from trainees import DotsData
 
-    from genlab.train.judge import judge
+    from genlab.measure.judge import judge
 
     torch.set_float32_matmul_precision("medium")
     model = Asked()

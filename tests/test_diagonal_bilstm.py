@@ -7,7 +7,7 @@ import torch
 
 from genlab.core import ImageSpec, RequestError
 from genlab.nets import DiagonalBiLSTM
-from genlab.nets.diagonal_bilstm import DiagonalLayer, diagonals
+from genlab.nets.causal.diagonal_bilstm import DiagonalLayer, diagonals
 
 
 def random_layer(layer):

@@ -70,7 +70,7 @@ def test_validation_and_test_use_the_average(tmp_path):
     best = checkpoint(folder, "best")
     from trainees import DotsData
 
-    from genlab.train.judge import judge
+    from genlab.measure.judge import judge
 
     data = DotsData(validation=16, batch_size=8, eval_batch_size=5, seed=3)
     values = {}

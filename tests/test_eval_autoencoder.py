@@ -16,8 +16,8 @@ import genlab
 from genlab import cli
 from genlab.build import build_data
 from genlab.core import RunError
+from genlab.measure.judge import judge
 from genlab.train.checkpoint import read
-from genlab.train.judge import judge
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import models_table

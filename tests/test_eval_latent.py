@@ -11,7 +11,7 @@ import torch
 
 import genlab
 from genlab import cli
-from genlab.train.judge import of_latents
+from genlab.measure.judge import of_latents
 
 FAST = [
     "trainer=smoke",

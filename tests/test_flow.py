@@ -10,13 +10,13 @@ import pytest
 import torch
 import zoo
 
-from genlab import bits
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import Completer, Features, ImageSpec, Likelihood, RequestError, Sampler
 from genlab.flows import Logit, Mixing, MixtureCoupling, Split, Stack, Uniform, Variational
+from genlab.measure import bits
 from genlab.models import Flow
 from genlab.nets import ResNet
+from genlab.request.compose import Request
 
 NET = partial(ResNet, width=8, depth=1)
 SMALL = [f"model.net.{key}" for key in ("width=8", "depth=1")] + ["model.flow.levels=2"]

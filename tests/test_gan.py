@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import Adversarial, Completer, Features, ImageSpec, Likelihood, RequestError, Sampler
 from genlab.models.gan import STARTS
 from genlab.models.gan_losses import LOSSES, gradient_penalty
 from genlab.nets import DCGANDiscriminator
+from genlab.request.compose import Request
 
 SPECS = {
     "mnist": ImageSpec(1, 28, 28, 256, classes=10),

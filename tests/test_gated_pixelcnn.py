@@ -11,8 +11,8 @@ from genlab.core import ImageSpec, RequestError, to_steps
 from genlab.heads import Categorical
 from genlab.models import Autoregressive
 from genlab.nets import GatedPixelCNN
-from genlab.nets.gated_pixelcnn import gate
-from genlab.nets.recompute import Recompute
+from genlab.nets.causal.gated_pixelcnn import gate
+from genlab.nets.causal.recompute import Recompute
 
 DILATED = [1, 2, 1, 4]
 

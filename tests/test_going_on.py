@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from trainees import Crash, Dots, checkpoint, config, trained
 
 from genlab.core import RequestError
-from genlab.tasks import launch, resume, train
+from genlab.processes import launch
+from genlab.verbs import resume, train
 
 
 @pytest.fixture(scope="module")

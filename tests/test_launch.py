@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from trainees import checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
-from genlab.tasks import launch, resume
+from genlab.processes import launch
+from genlab.verbs import resume
 
 TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
@@ -28,8 +29,8 @@ TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
 def same_weights(folder):
     """Train on this rank, then compare this rank's weights with rank zero's."""
-    from genlab.tasks import train
     from genlab.train import fit
+    from genlab.verbs import train
 
     kept = []
     learner = fit.Learner
@@ -86,7 +87,7 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     from trainees import DotsData
 
     from genlab.build import restore
-    from genlab.train.judge import judge
+    from genlab.measure.judge import judge
 
     model, _ = restore(folder, trust=["trainees"])
     alone = judge(model, DotsData(validation=16, eval_batch_size=5, seed=3), "valid", weights="ema", seed=3)
@@ -124,7 +125,7 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
     asked.write_text(OmegaConf.to_yaml(config(**TWO, data__sleep=0.3)))
     program = (
         "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.tasks import train\n"
+        "from genlab.core import RunError; from genlab.verbs import train\n"
         "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )
@@ -148,7 +149,7 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
 
 def rank_of_torchrun(config_file, folder):
     """What each process of `torchrun … genlab train` does; folders differ, as clocks do."""
-    from genlab.tasks import train
+    from genlab.verbs import train
 
     train.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
 

@@ -10,11 +10,11 @@ from scipy.stats import multivariate_normal, norm
 from sklearn.mixture import GaussianMixture as Reference
 from trainees import Crash, checkpoint, config, outcome, same, trained
 
-from genlab.bits import log_marginal
 from genlab.core import Completer, Features, Filters, Fitted, ImageSpec, Likelihood, Primed, RequestError, Sampler
+from genlab.measure.bits import log_marginal
 from genlab.models import GaussianMixture
 from genlab.models.gaussians import Cells, Full, LowRank, log_mass
-from genlab.tasks import resume
+from genlab.verbs import resume
 
 LISTED = ImageSpec(1, 2, 2, 4)
 PAIR = ImageSpec(1, 1, 2, 4)

@@ -9,11 +9,11 @@ import torch
 import zoo
 
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import Completer, Features, ImageSpec, Likelihood, RequestError, Sampler, Trainable
 from genlab.data import Half, HalfMean
 from genlab.models import MixtureDensity
 from genlab.nets import ConvEncoder, MLPEncoder
+from genlab.request.compose import Request
 
 SPEC = ImageSpec(1, 2, 2, 4, context=ImageSpec(2, 3, 2, 5))
 

@@ -7,7 +7,7 @@ import torch
 
 from genlab.core import ImageSpec, RequestError
 from genlab.nets import PixelCNN
-from genlab.nets.masked import MaskedConv2d, group_of_channel, group_sizes
+from genlab.nets.layers.masked import MaskedConv2d, group_of_channel, group_sizes
 
 
 def test_pixelcnn_has_the_blind_spot_of_the_paper():

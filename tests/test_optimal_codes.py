@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import ImageSpec
 from genlab.data import MNIST, ImageData, MNISTMini
+from genlab.request.compose import Request
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import pca_check

@@ -11,7 +11,7 @@ import sys
 import pytest
 from trainees import environment
 
-from genlab import output
+from genlab.system import output
 
 FULL = "standard output was cut short: No space left on device"
 SMALL = "trainer=smoke trainer.max_steps=2 trainer.accelerator=cpu model.net.width=8 model.net.depth=1"

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from genlab.core import ImageSpec, RequestError
-from genlab.masks import known_mask
-from genlab.pictures import partial_image
+from genlab.request.masks import known_mask
+from genlab.request.pictures import partial_image
 from genlab.viz import grid, save_grid, to_uint8
 
 GREY, RGB, BINARY = ImageSpec(1, 6, 8), ImageSpec(3, 6, 8), ImageSpec(1, 6, 8, 2)

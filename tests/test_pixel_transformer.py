@@ -7,8 +7,8 @@ import torch
 
 from genlab.core import ImageSpec, RequestError, to_steps
 from genlab.nets import PixelTransformer
-from genlab.nets.attention import make_attention, rotary_table, rotate
-from genlab.nets.recompute import Recompute
+from genlab.nets.causal.recompute import Recompute
+from genlab.nets.layers.attention import make_attention, rotary_table, rotate
 
 KINDS = ["full", "local_1d", "local_2d"]
 

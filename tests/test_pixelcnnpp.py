@@ -9,8 +9,8 @@ import torch
 
 from genlab.core import ImageSpec, RequestError, from_steps, to_steps
 from genlab.nets import PixelCNNpp
-from genlab.nets.recompute import Recompute
-from genlab.nets.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
+from genlab.nets.causal.recompute import Recompute
+from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 
 SIZES = [(5, 4), (3, 5), (1, 2), (2, 1), (1, 1), (7, 6), (9, 10)]
 

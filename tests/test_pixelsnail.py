@@ -7,7 +7,7 @@ import torch
 
 from genlab.core import ImageSpec, RequestError, to_steps
 from genlab.nets import PixelSNAIL
-from genlab.nets.pixelsnail import earlier
+from genlab.nets.causal.pixelsnail import earlier
 
 
 def made(spec, seed=0, **sizes):

@@ -10,9 +10,10 @@ import torch
 import zoo
 from sklearn.linear_model import LogisticRegression
 
-from genlab import cli, probe
+from genlab import cli
 from genlab.core import RequestError
-from genlab.probe import Labelled, Probe
+from genlab.measure import probe
+from genlab.measure.probe import Labelled, Probe
 
 
 def separable(n, classes=3, seed=0, noise=0.1):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from genlab import quality
-from genlab.quality import Moments
+from genlab.measure import quality
+from genlab.measure.quality import Moments
 
 N = 400
 

@@ -9,7 +9,7 @@ import torch
 
 import genlab
 from genlab import cli
-from genlab.tasks import quality
+from genlab.verbs import quality
 
 CPU = ["trainer=smoke", "trainer.accelerator=cpu", "train.sample_every=0", "optim.lr=1e-3"]
 SMALL = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=2"]

@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image, features
 
-from genlab import reader
 from genlab.core import ImageSpec, RequestError
-from genlab.data import Folder
+from genlab.data import Folder, reader
 from genlab.data.folder import read_image
-from genlab.masks import known_mask
-from genlab.pictures import context_image, partial_image, read_picture
-from genlab.reader import Unreadable, read
+from genlab.data.reader import Unreadable, read
+from genlab.request.masks import known_mask
+from genlab.request.pictures import context_image, partial_image, read_picture
 
 H, W = 6, 6
 RAMP = np.linspace(0, 255, H * W).astype(np.uint8).reshape(H, W)
@@ -308,7 +307,7 @@ def test_a_bomb_of_text_is_refused(tmp_path):
 
 
 def test_a_picture_of_any_bytes_is_read_or_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("genlab.pictures.read", partial(read, max_pixels=1_000_000))  # quicker
+    monkeypatch.setattr("genlab.request.pictures.read", partial(read, max_pixels=1_000_000))  # quicker
     random = np.random.RandomState(0)
     sources = []
     for name in ("x.png", "x.jpg", "x.gif", "x.bmp", "x.tif", "x.webp", "x.ppm", "p.png"):

@@ -51,7 +51,7 @@ def tiles(path, count):
 def first(n, split="valid"):
     """Images of the data that the runs were trained on."""
     from genlab.build import build_data
-    from genlab.compose import Request
+    from genlab.request.compose import Request
 
     return build_data(Request("train", ["data.limit=64"], command="").config().data).first(split, n).images
 

@@ -10,13 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from genlab import cli
-from genlab.compose import Request
 from genlab.core import ImageSpec, RequestError, RunError
-from genlab.failures import LONGEST, explained, shortened
-from genlab.folders import configs_folder, groups
-from genlab.tasks.given import Classes
+from genlab.request.compose import Request
+from genlab.request.contexts import Classes
+from genlab.request.folders import configs_folder, groups
+from genlab.request.values import shown
+from genlab.system.failures import LONGEST, explained, shortened
 from genlab.train.loggers import MetricsFile
-from genlab.values import shown
 
 EXPERIMENTS = groups([configs_folder()])["experiment"]
 TINY = ["trainer=smoke", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.limit=20", "train.checkpoint_every=1"]

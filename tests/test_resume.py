@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from trainees import Crash, checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
-from genlab.tasks import resume, train
 from genlab.train.optim import AdamW
+from genlab.verbs import resume, train
 
 STEPS = 12
 
@@ -65,7 +65,7 @@ def start(folder, **changes):
     file.write_text(OmegaConf.to_yaml(config(**changes)))
     program = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.tasks import train\n"
+        "from genlab.core import RunError; from genlab.verbs import train\n"
         "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )

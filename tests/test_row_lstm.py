@@ -7,8 +7,8 @@ import torch
 
 from genlab.core import ImageSpec, RequestError
 from genlab.nets import RowLSTM
-from genlab.nets.pixelrnn import cell
-from genlab.nets.row_lstm import RowLSTMLayer
+from genlab.nets.causal.pixelrnn import cell
+from genlab.nets.causal.row_lstm import RowLSTMLayer
 
 
 def random_layer(layer):

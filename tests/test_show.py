@@ -9,11 +9,11 @@ from PIL import Image
 
 from genlab import cli
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import Coder, ImageSpec, RequestError
 from genlab.data import Split
 from genlab.data.batches import take
-from genlab.tasks import show
+from genlab.request.compose import Request
+from genlab.verbs import show
 from genlab.viz import looks, plots, signed
 
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from trainees import Dots, checkpoint, config, environment, outcome, same, trained
 
-from genlab import cli, signals
+from genlab import cli
 from genlab.core import Interrupted
 from genlab.data import ImageData
-from genlab.tasks import launch, resume, train
+from genlab.processes import launch
+from genlab.system import signals
 from genlab.train.callbacks import Checkpoints, Pictures, Validation
 from genlab.train.learner import Learner
+from genlab.verbs import resume, train
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def test_two_ranks_are_told(tmp_path, number):
     program = (
         "import sys; from pathlib import Path; from genlab import cli, signals; signals.install()\n"
         "def dispatch(words):\n"
-        "    from trainees import config; from genlab.tasks import train\n"
+        "    from trainees import config; from genlab.verbs import train\n"
         "    asked = config(trainer__devices=2, trainer__strategy='ddp', data__sleep=0.3)\n"
         "    train.run(asked, Path(words[0]), 'genlab')\n"
         "cli._dispatch = dispatch; sys.exit(cli.run(sys.argv[1:]))"

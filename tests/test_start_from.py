@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from genlab import cli
-from genlab.compose import Request, split_hydra
-from genlab.tasks import start_from
+from genlab.request import start_from
+from genlab.request.compose import Request, split_hydra
 
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu", "train.sample_every=0"]
 

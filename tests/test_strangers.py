@@ -16,16 +16,16 @@ import yaml
 import zoo
 from omegaconf import OmegaConf
 
-from genlab import build as building
-from genlab import cli, foreign
-from genlab.build import build, build_data, load, read_checkpoint, restore
-from genlab.compose import Request, split_hydra
+from genlab import cli
+from genlab.build import build, build_data, load, read_checkpoint, restore, untrusted
+from genlab.build import models as building
+from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
-from genlab.folders import configs_folder
-from genlab.gate import public
-from genlab.tasks import train
-from genlab.tasks.common import data_of
-from genlab.whole import atomically, write_text
+from genlab.request.common import data_of
+from genlab.request.compose import Request, split_hydra
+from genlab.request.folders import configs_folder
+from genlab.system.atomic import atomically, write_text
+from genlab.verbs import train
 
 SPEC = ImageSpec(1, 4, 4, 2)
 MODEL = {
@@ -139,7 +139,7 @@ def test_a_config_is_a_text_that_holds_a_mapping(config, tmp_path):
 
 def test_plain_values_are_read_as_hydra_reads_them():
     text = "a: 1e-3\nb: 5.0e-4\nc: [1, yes, null, 2020-01-01]\nd: {e: '1e-3'}\n"
-    ours, theirs = foreign.plain_config(text, "x"), OmegaConf.to_container(OmegaConf.create(text))
+    ours, theirs = untrusted.plain_config(text, "x"), OmegaConf.to_container(OmegaConf.create(text))
     assert ours == theirs
 
 

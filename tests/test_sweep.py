@@ -15,10 +15,10 @@ import pytest
 from trainees import environment
 
 from genlab import cli
-from genlab.compose import Request
 from genlab.core import Interrupted, RunError
-from genlab.signals import Stopped
-from genlab.tasks import sweep, sweep_table, sweep_words, workers
+from genlab.processes import sweep, sweep_table, sweep_words, workers
+from genlab.request.compose import Request
+from genlab.system.signals import Stopped
 
 FAST = [
     "trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu", "model.net.width=8", "model.net.depth=1",

@@ -15,13 +15,13 @@ import torch
 from omegaconf import OmegaConf
 from trainees import DotsData, Tiny, checkpoint, config, environment, same, trained
 
-from genlab.bits import bits_per_dim
 from genlab.core import ImageSpec, RequestError, RunError
-from genlab.tasks import train
+from genlab.measure.bits import bits_per_dim
 from genlab.train.checkpoint import AtomicCheckpointIO, write_text
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
+from genlab.verbs import train
 
 
 def rows(folder):
@@ -206,7 +206,7 @@ def test_kill_while_writing_leaves_the_last_good_checkpoint(tmp_path, monkeypatc
     done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment())
     assert done.returncode == -signal.SIGKILL
     assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["value"] == 1
-    monkeypatch.setattr("genlab.whole.STALE_SECONDS", 0)  # what the killed one left is old enough to be removed
+    monkeypatch.setattr("genlab.system.atomic.STALE_SECONDS", 0)  # what the killed one left is old enough to be removed
     AtomicCheckpointIO().save_checkpoint(holding(3), path)
     assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["value"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

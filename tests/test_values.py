@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.values import Values
+from genlab.nets.layers.values import Values
 
 SPEC = ImageSpec(3, 4, 5, 256)
 

@@ -15,8 +15,8 @@ from torch import Tensor, distributed, nn
 
 from genlab.core import Completion, ImageSpec
 from genlab.data import ImageData, Split, Splits
-from genlab.tasks import train
 from genlab.train.checkpoint import read
+from genlab.verbs import train
 
 POISON = 255  # a training batch full of this grey level makes `Trap` answer NaN
 

@@ -17,9 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from genlab.build import build
-from genlab.compose import Request
 from genlab.core import ImageSpec, RequestError
-from genlab.folders import configs_folder, groups
+from genlab.request.compose import Request
+from genlab.request.folders import configs_folder, groups
 
 # Keywords that make a model small, wherever a yaml has them.
 SMALL = {"width": 12, "depth": 2, "feature_width": 7, "layers": 2, "key_width": 5, "value_width": 3}

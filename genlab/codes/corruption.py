@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import RequestError
-from genlab.device import moved
+from genlab.system.device import moved
 
 
 class Gaussian(nn.Module):

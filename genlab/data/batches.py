@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from genlab.data.source import Split
-from genlab.device import moved
+from genlab.system.device import moved
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.device import moved
+from genlab.system.device import moved
 
 KINDS = ("none", "static", "dynamic", "threshold", "larochelle")
 SEEDS = {"train": 1, "test": 2, "valid": 3}  # of the static draw: part of the data, not of a run

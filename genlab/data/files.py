@@ -25,7 +25,7 @@ from rich.progress import Progress
 from torch import distributed
 
 from genlab.core import RequestError
-from genlab.whole import atomically
+from genlab.system.atomic import atomically
 
 MOST = 1 << 26  # bytes of one unpacked file: those of the data sets have less than half
 CONNECT_SECONDS = 30.0

@@ -29,9 +29,9 @@ from rich.progress import track
 
 from genlab.core import ImageSpec, RequestError
 from genlab.data.files import process_rank
+from genlab.data.reader import EXTENSIONS, MAX_PIXELS, TooLarge, Unreadable, printable, read
 from genlab.data.source import Split, Splits, lowest, numbers_of
 from genlab.data.tree import Tree, listed, walk
-from genlab.reader import EXTENSIONS, MAX_PIXELS, TooLarge, Unreadable, printable, read
 
 NAMES = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 TEST_SHARE = 0.1

@@ -31,7 +31,7 @@ from genlab.data.fingerprint import fingerprint, hashes
 from genlab.data.mnist import BinarizedMNIST
 from genlab.data.source import Source, Split, Splits, cut, lowest
 from genlab.data.tree import listed
-from genlab.device import moved
+from genlab.system.device import moved
 
 SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "hflip")

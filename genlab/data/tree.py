@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genlab.reader import EXTENSIONS
+from genlab.data.reader import EXTENSIONS
 
 
 @dataclass

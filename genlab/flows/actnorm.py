@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from genlab.device import Mirror
 from genlab.flows.layer import Layer, Shape
+from genlab.system.device import Mirror
 
 
 class ActNorm(Layer):

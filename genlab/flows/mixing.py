@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genlab.device import inverse
 from genlab.flows.layer import Layer
+from genlab.system.device import inverse
 
 
 class Mixing(Layer):

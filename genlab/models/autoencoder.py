@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Filters, ImageSpec, Repair, RequestError, from_steps, to_steps
-from genlab.device import moved
 from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
+from genlab.system.device import moved
 
 
 class Autoencoder(nn.Module):

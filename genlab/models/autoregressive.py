@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
+from genlab.system.device import moved, true_float32
 
 
 class Autoregressive(nn.Module):

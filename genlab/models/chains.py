@@ -29,7 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genlab.device import moved
+from genlab.system.device import moved
 
 STEP = 0.25  # of Langevin, in units of sigma^2: the variance is at most 1/15 too large
 

@@ -1,8 +1,8 @@
 """A classifier p(label | image): not a generative model, but the eye with which `genlab quality` looks at samples.
 
 A network turns an image into features, one linear layer turns features into logits; its loss is the cross entropy in
-nats. The features it reads labels off are the space in which sample quality is measured (`genlab/quality.py`): learnt
-by genlab itself on the data in question, and so comparable with nobody else's Inception features.
+nats. Sample quality is measured in the space of its last features (`genlab/measure/quality.py`). They are learnt by
+genlab itself on the data in question, so the numbers are not comparable with those of Inception features.
 
 In training every image is moved by up to `shift` pixels in both directions, over an edge that repeats its border.
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.langevin import walk
+from genlab.system.device import moved, true_float32
 
 WALK = 200  # steps of a completion
 

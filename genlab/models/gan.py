@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError, nearest
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.gan_losses import LOSSES, gradient_penalty
+from genlab.system.device import moved, true_float32
 
 STARTS, SEARCH_STEPS, SEARCH_RATE = 4, 100, 0.1  # of a completion: searches per image, steps of Adam, learning rate
 

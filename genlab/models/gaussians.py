@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.special import log_ndtr
 
-from genlab.densities import factors
-from genlab.device import cholesky, moved, solve
+from genlab.models.densities import factors
+from genlab.system.device import cholesky, moved, solve
 
 LOG_2PI = math.log(2 * math.pi)
 INNER = 10  # EM steps that LowRank and Cells take within one of the mixture's: cheaper, and they need more

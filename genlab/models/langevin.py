@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genlab.device import moved
+from genlab.system.device import moved
 
 LOOSE, TIGHT = 3.0, 0.05
 ACCEPTED = 0.6  # of the proposals, kept up by the step size

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, Filters, ImageSpec, RequestError, from_steps, to_steps
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.layers import hidden_layers
+from genlab.system.device import moved, true_float32
 
 BOUNDS, INFERENCES = ("elbo", "iwae", "dreg"), ("posterior", "map")
 LOG_2PI = math.log(2 * math.pi)

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
-from genlab.densities import clusters
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
+from genlab.models.densities import clusters
 from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, noise, pick
+from genlab.system.device import moved, true_float32
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
 LEAST = 1e-12  # responsibilities below this change no sum in float64, and are left out of it

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
-from genlab.device import moved, true_float32
 from genlab.models.conditioning import suited
 from genlab.models.gaussians import deviation, log_mass, noise, pick
+from genlab.system.device import moved, true_float32
 
 
 class MixtureDensity(nn.Module):

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import Completion, ImageSpec, RequestError
-from genlab.device import cholesky, inverse, moved, solve, true_float32
 from genlab.models.conditioning import suited
+from genlab.system.device import cholesky, inverse, moved, solve, true_float32
 
 INFERENCES = ("exact", "encoder")
 LOG_2PI = math.log(2 * math.pi)

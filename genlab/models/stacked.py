@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
-from genlab.device import Mirror
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.conditioning import suited
+from genlab.system.device import Mirror
 
 
 class StackedAutoencoder(Autoencoder):

@@ -1,17 +1,17 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
-from genlab.nets.coder import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
-from genlab.nets.context import ImageContext, LabelContext
-from genlab.nets.convnet import ConvNet
-from genlab.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from genlab.nets.diagonal_bilstm import DiagonalBiLSTM
-from genlab.nets.gated_pixelcnn import GatedPixelCNN
-from genlab.nets.pixel_transformer import PixelTransformer
-from genlab.nets.pixelcnn import PixelCNN
-from genlab.nets.pixelcnnpp import PixelCNNpp
-from genlab.nets.pixelsnail import PixelSNAIL
-from genlab.nets.resnet import ResNet
-from genlab.nets.row_lstm import RowLSTM
+from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
+from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
+from genlab.nets.causal.pixel_transformer import PixelTransformer
+from genlab.nets.causal.pixelcnn import PixelCNN
+from genlab.nets.causal.pixelcnnpp import PixelCNNpp
+from genlab.nets.causal.pixelsnail import PixelSNAIL
+from genlab.nets.causal.row_lstm import RowLSTM
+from genlab.nets.coders.coder import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from genlab.nets.coders.convnet import ConvNet
+from genlab.nets.coders.dcgan import DCGANDiscriminator, DCGANGenerator
+from genlab.nets.coders.resnet import ResNet
+from genlab.nets.layers.context import ImageContext, LabelContext
 
 __all__ = [
     "ConvDecoder",

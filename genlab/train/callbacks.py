@@ -17,10 +17,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from genlab import signals
-from genlab.bits import context_of
 from genlab.core import Coder, Completer, Denoiser, ImageSpec, Sampler
-from genlab.train.judge import judge
+from genlab.measure.bits import context_of
+from genlab.measure.judge import judge
+from genlab.system import signals
 from genlab.train.learner import Learner
 
 

@@ -13,17 +13,17 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from genlab import foreign
+from genlab.build import untrusted
+from genlab.build.untrusted import is_count, is_number
 from genlab.core import RequestError, RunError
-from genlab.foreign import is_count, is_number
-from genlab.whole import atomically, write_json, write_text
+from genlab.system.atomic import atomically, write_json, write_text
 
 __all__ = ["AtomicCheckpointIO", "atomically", "check_resumable", "read", "write_json", "write_text"]
 
 
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU."""
-    return foreign.checkpoint(path)
+    return untrusted.checkpoint(path)
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:

@@ -25,9 +25,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from genlab import signals
 from genlab.core import Adversarial, Primed, RequestError, RunError
-from genlab.device import true_float32
+from genlab.system import signals
+from genlab.system.device import true_float32
 from genlab.train import loggers
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation

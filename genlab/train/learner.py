@@ -24,9 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from genlab.bits import bits_per_dim, context_of
 from genlab.core import ImageSpec, Likelihood, RunError
-from genlab.device import moved, true_float32
+from genlab.measure.bits import bits_per_dim, context_of
+from genlab.system.device import moved, true_float32
 from genlab.train import ema
 from genlab.train.checkpoint import check_moments
 from genlab.train.guard import first_non_finite

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from genlab.core import ImageSpec
-from genlab.whole import atomically
+from genlab.system.atomic import atomically
 
 
 def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:

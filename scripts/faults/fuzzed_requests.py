@@ -186,8 +186,8 @@ def run(tally: Tally, count: int, rng: random.Random) -> None:
             tally.add(" ".join(line).replace(str(FIXTURES), "…"), judge(line, bogus, folder))
 
         with (
-            mock.patch("genlab.tasks.train.start", stub),
-            mock.patch("genlab.tasks.launch.ranks", nowhere),
+            mock.patch("genlab.verbs.train.start", stub),
+            mock.patch("genlab.processes.launch.ranks", nowhere),
             mock.patch.object(socket.socket, "connect", nowhere),
             mock.patch.object(socket, "getaddrinfo", nowhere),
         ):

@@ -205,7 +205,7 @@ def preload() -> None:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     for module in ("train", "resume", "evaluate", "sample"):
-        importlib.import_module(f"genlab.tasks.{module}")
+        importlib.import_module(f"genlab.verbs.{module}")
 
 
 def environment() -> dict[str, str]:

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from omegaconf import OmegaConf
 from genlab.core import RequestError, RunError
-from genlab.tasks import train
+from genlab.verbs import train
 try:
     train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), "genlab train")
 except (RequestError, RunError) as error:

@@ -7,7 +7,7 @@ import torch
 import zoo
 
 from genlab.core import from_steps, to_steps
-from genlab.nets.recompute import Recompute
+from genlab.nets.causal.recompute import Recompute
 
 SPECS = {"grey": zoo.GREY, "rgb": zoo.RGB}
 EVERY_NET = pytest.mark.parametrize("case", zoo.nets(SPECS, zoo.CONTEXTS))

@@ -9,8 +9,8 @@ import torch
 import zoo
 from scipy.stats import chi2
 
-from genlab.bits import bits_per_dim
 from genlab.core import ImageSpec, from_steps
+from genlab.measure.bits import bits_per_dim
 
 SOFTMAX = ("bernoulli", "categorical", "conditional_categorical")
 

@@ -1,0 +1,1 @@
+"""Causal networks: the features at a generation step depend on earlier values alone."""

@@ -1,0 +1,168 @@
+"""Pixel transformer (Parmar et al. 2018, arXiv:1802.05751): causal attention, full or local, over pixels.
+
+A token is a pixel; its colours are chained by the head. `depth` blocks of attention and a four times wider two-layer
+network, each behind a norm and beside a residual connection; the attention is full, in blocks of the raster sequence or
+in rectangles (`attention.py`).
+
+Differs from the paper:
+- The token of a pixel starts from a strictly causal k x k convolution over the pixels before it, in place of the
+  embedding of the one before it: neighbourhoods come cheap, and no layer shifts anything. At the first pixel of a row
+  the last one of the row above joins, as in the paper: the convolution is blind to it until the row nears its end.
+- Places: learnt embeddings of row and column at the input, and rotations of queries and keys (Su et al. 2021,
+  arXiv:2104.09864), half of each head's dimensions by row, half by column.
+- Norms come first (RMS, Zhang and Sennrich 2019, arXiv:1910.07467), one more at the end; the nonlinearity is the
+  squared ReLU (So et al. 2021, arXiv:2109.08668); no biases. Last maps of residual branches start smaller by
+  sqrt(2 depth) (Child et al. 2019, arXiv:1904.10509).
+- Raster order also with rectangles.
+A context adds to queries, keys and values and to what enters the nonlinearity, in every block.
+
+B images, C channels, H x W pixels, T = H * W steps of c = C values, D = `width` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genlab.core import ImageSpec, RequestError
+from genlab.nets.cached.pixel_transformer import TransformerState, advance
+from genlab.nets.causal.recompute import Cached
+from genlab.nets.layers.attention import Full, Local, make_attention, rotary_table, rotate
+from genlab.nets.layers.context import LayerBiases
+from genlab.nets.layers.masked import MaskedConv2d
+from genlab.nets.layers.values import Values
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network beside the residual stream, (B, T, D) -> same."""
+
+    def __init__(self, width: int, heads: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_up = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        for linear, scale in ((self.qkv, 1), (self.up, 1), (self.out, 2 * depth), (self.down, 2 * depth)):
+            nn.init.normal_(linear.weight, std=(linear.in_features * scale) ** -0.5)
+
+    def queries_keys_values(self, h: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D), rotations (T, d / 2, 2), bias (B, 1 or T, 3D) -> three times (B, heads, T, d)."""
+        qkv = self.qkv(self.norm(h))
+        if bias is not None:
+            qkv = qkv + bias
+        qk, v = qkv.unflatten(-1, (3 * self.heads, -1)).split([2 * self.heads, self.heads], 2)
+        q, k = rotate(qk, table).to(v.dtype).transpose(1, 2).chunk(2, 1)
+        return q, k, v.transpose(1, 2)
+
+    def rest(self, h: Tensor, attended: Tensor, bias: Tensor | None) -> Tensor:
+        """The stream (B, T, D), what was attended to (B, heads, T, d) and bias (B, 1 or T, 4D) -> the stream."""
+        h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        up = self.up(self.norm_up(h))
+        if bias is not None:
+            up = up + bias
+        return h + self.dropout(self.down(up.relu().square()))
+
+    def forward(self, h: Tensor, table: Tensor, attend: Full | Local, biases: tuple[Tensor | None, ...]) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.rest(h, attend(*self.queries_keys_values(h, table, biases[0])), biases[1])
+
+
+class PixelTransformer(nn.Module, Cached):
+    """Integer images (B, C, H, W) -> features of every pixel (B, T, D) that depend on earlier pixels alone.
+
+    `kernel`: of the convolution that makes the tokens; `attention`: full, local_1d in blocks of `block_length` pixels,
+    or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
+    """
+
+    cache, advance = TransformerState, staticmethod(advance)
+
+    def __init__(
+        self,
+        *,
+        spec: ImageSpec,
+        context_width: int = 0,
+        chained: bool = True,  # a step is a pixel either way
+        width: int = 64,
+        depth: int = 8,
+        attention_heads: int = 4,
+        kernel: int = 7,
+        attention: str = "full",
+        block_length: int = 256,
+        block: Sequence[int] = (8, 16),
+        flange: Sequence[int] = (8, 8),
+        dropout: float = 0.0,
+        value_width: int = 8,
+    ) -> None:
+        super().__init__()
+        if min(width, depth, attention_heads) < 1 or width % attention_heads or width // attention_heads % 4:
+            raise RequestError(
+                "pixel_transformer needs depth >= 1 and a width of attention_heads times a multiple of 4, "
+                f"got depth={depth}, width={width}, attention_heads={attention_heads}"
+            )
+        if kernel < 3:
+            raise RequestError(f"pixel_transformer needs a kernel >= 3, or its tokens see nothing; got {kernel}")
+        if len(block) != 2 or len(flange) != 2:
+            raise RequestError(f"block and flange are two numbers each, got block={block}, flange={flange}")
+        self.spec, self.step_channels, self.width, self.out_width = spec, spec.channels, width, width
+        self.heads = attention_heads
+        self.values = Values(spec, value_width)
+        self.first = MaskedConv2d("A", self.values.channels, width, kernel, groups=1)
+        self.wrap = nn.Linear(self.values.channels, width, bias=False) if spec.height > 1 else None
+        self.rows = nn.Parameter(torch.randn(spec.height, 1, width) * 0.1)
+        self.columns = nn.Parameter(torch.randn(spec.width, width) * 0.1)
+        self.attend = make_attention(attention, spec, block_length, (block[0], block[1]), (flange[0], flange[1]))
+        blocks = nn.ModuleList(Block(width, attention_heads, depth, dropout) for _ in range(depth))
+        self.blocks: Sequence[Block] = blocks  # type: ignore[assignment]  # so that the parts keep their types
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.biases = LayerBiases(context_width, depth * [3 * width, 4 * width])
+        table = rotary_table(spec.height, spec.width, width // attention_heads)
+        self.register_buffer("table", table, persistent=False)
+        self.table: Tensor
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The first rows of images (B, C, h, W) -> tokens (B, h * W, D), each of the pixels before it."""
+        values = self.values(x)
+        # channels_last: the convolution then writes tokens, and none has to be moved.
+        h = self.first(values).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        h = h + (self.rows[: x.shape[2]] + self.columns)
+        if self.wrap is not None and x.shape[2] > 1:
+            h[:, 1:, 0] += self.wrap(values[:, :, :-1, -1].transpose(1, 2))
+        return h.flatten(1, 2)
+
+    def layer_biases(self, context: Tensor | None) -> list[tuple[Tensor | None, ...]]:
+        """Context features (B, E, h, w) -> for every block (B, hw, 3D) and (B, hw, 4D), or None twice."""
+        maps = [None if m is None else m.flatten(2).transpose(1, 2) for m in self.biases(context)]
+        return list(zip(maps[::2], maps[1::2], strict=True))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
+        h = self.embed(x)
+        for block, biases in zip(self.blocks, self.layer_biases(context), strict=True):
+            h = block(h, self.table, self.attend, biases)
+        return self.norm(h)
+
+    def filters(self) -> Tensor:
+        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        return self.values.contrast(self.first.masked_weight)
+
+    def receptive_field(self, row: int, column: int) -> Tensor:
+        """Pixels (H, W) bool that the features of a pixel depend on: what the tokens that reach it are made of."""
+        height, width = self.spec.height, self.spec.width
+        allowed = self.attend.allowed(height * width)
+        tokens = torch.zeros(height * width, dtype=torch.bool)
+        tokens[row * width + column] = True
+        for _ in self.blocks:
+            tokens = allowed[tokens].any(0)
+        seen, pad = torch.zeros(height, width, dtype=torch.bool), self.first.kernel_size[0] // 2
+        for t in tokens.nonzero().flatten().tolist():
+            y, x = divmod(t, width)
+            seen[max(y - pad, 0) : y, max(x - pad, 0) : x + pad + 1] = True
+            seen[y, max(x - pad, 0) : x] = True
+            if y and not x:
+                seen[y - 1, -1] = True
+        return seen

@@ -1,0 +1,236 @@
+"""PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, arXiv:1701.05517, sec. 2 and appendix).
+
+Two streams of gated residual blocks on whole pixels, made causal by shifting: `u` sees the rows above (2x3
+convolutions), `ul` those and the pixels to the left (2x2), and takes in `u` at every block. Strided convolutions halve
+the resolution, `depth` blocks work at each; on the way back as many, and one more at each finer resolution, each take
+in what a block of the way there had computed: the last comes first (stack of skips).
+
+Differs from the paper: dropout is off unless asked for; weights begin at a fixed scale (see `shifted`); sizes that 2
+does not divide are rounded up, so any image will do; the number of resolutions is free; a context also comes as a map,
+averaged for the coarse resolutions; the last projection belongs to the head, which also orders the colours.
+
+Strides keep the order: coarse pixel (i, j) has seen what comes before fine pixel (2 i, 2 j), and is read by the fine
+pixels (2 i, 2 j), …, (2 i + 1, 2 j + 1); its u what is above row 2 i.
+
+B images, C channels, H x W pixels, F = `width` channels of a stream, also the D features of a step; T = H * W steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.core import ImageSpec, RequestError
+from genlab.nets.cached.pixelcnnpp import PixelCNNppState, advance
+from genlab.nets.causal.recompute import Cached
+from genlab.nets.layers.context import LayerBiases
+from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
+from genlab.nets.layers.values import Values
+
+DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
+RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
+Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)
+Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
+
+
+class Pair(nn.Module):
+    """A block of each stream. On the way there ul takes in u; on the way back u a skip of its own, ul u and a skip."""
+
+    def __init__(self, width: int, *, skip: bool, dropout: float) -> None:
+        super().__init__()
+        self.u = GatedResNet(width, DOWN, side=width if skip else 0, dropout=dropout)
+        self.ul = GatedResNet(width, RIGHT, side=2 * width if skip else width, dropout=dropout)
+
+    def forward(
+        self, u: Tensor, ul: Tensor, skip: Streams | None, biases: tuple[Tensor | None, Tensor | None]
+    ) -> Streams:
+        """Streams (B, F, h, w), and from a context biases (B, 2 F, h, w) or (B, 2 F, 1, 1) -> the streams."""
+        u = self.u(u, None if skip is None else skip[0], biases[0])
+        return u, self.ul(ul, u if skip is None else torch.cat([u, skip[1]], 1), biases[1])
+
+
+class Resize(nn.Module, Generic[Conv]):
+    """Both streams to the next resolution: a strided convolution each, or its transpose."""
+
+    def __init__(self, u: Conv, ul: Conv) -> None:
+        super().__init__()
+        self.u: Conv = u
+        self.ul: Conv = ul
+
+    def forward(self, u: Tensor, ul: Tensor, *size: tuple[int, int]) -> Streams:
+        """Streams (B, F, h, w), to grow also the size wanted -> the streams."""
+        return self.u(u, *size), self.ul(ul, *size)
+
+
+class PixelCNNpp(nn.Module, Cached):
+    """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D) that depend on earlier pixels alone.
+
+    `width`: F, channels of a stream, and D; `depth`: blocks at each resolution; `resolutions`: how many there are, each
+    half the one before; `dropout`: probability that a value inside a block is dropped in training. A step is a pixel,
+    `chained` or not: the head has to order its colours.
+    """
+
+    cache, advance = PixelCNNppState, staticmethod(advance)
+
+    def __init__(
+        self,
+        *,
+        spec: ImageSpec,
+        context_width: int = 0,
+        chained: bool = False,
+        width: int = 160,
+        depth: int = 5,
+        resolutions: int = 3,
+        dropout: float = 0.0,
+        value_width: int = 8,
+    ) -> None:
+        super().__init__()
+        if min(width, depth, resolutions) < 1 or not 0 <= dropout < 1:
+            raise RequestError(
+                "pixelcnnpp needs width, depth and resolutions >= 1 and 0 <= dropout < 1, "
+                f"got width={width}, depth={depth}, resolutions={resolutions}, dropout={dropout}"
+            )
+        self.spec, self.width, self.depth, self.resolutions = spec, width, depth, resolutions
+        self.out_width, self.step_channels = width, spec.channels
+        self.values = Values(spec, value_width)
+        read = self.values.channels + 1
+        self.stem_u = ShiftedConv2d(read, width, (2, 3), kind="down")
+        self.stem_above = ShiftedConv2d(read, width, (1, 3), kind="down")
+        self.stem_left = ShiftedConv2d(read, width, (2, 1), kind="down_right")
+        back = [depth if level == resolutions - 1 else depth + 1 for level in range(resolutions)]
+        blocks = nn.ModuleList(Pair(width, skip=False, dropout=dropout) for _ in range(depth * resolutions))
+        blocks.extend(Pair(width, skip=True, dropout=dropout) for _ in range(sum(back)))
+        self.blocks: Sequence[Pair] = blocks  # type: ignore[assignment]  # so that the parts keep their types
+        shrink = nn.ModuleList(Resize(DOWN(width, width, stride=2), RIGHT(width, width, stride=2)) for _ in back[1:])
+        grow = nn.ModuleList(
+            Resize(ShiftedUp2d(width, width, kind="down"), ShiftedUp2d(width, width, kind="down_right"))
+            for _ in back[1:]
+        )
+        self.shrink: Sequence[Resize[ShiftedConv2d]] = shrink  # type: ignore[assignment]
+        self.grow: Sequence[Resize[ShiftedUp2d]] = grow  # type: ignore[assignment]
+        self.biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+
+    def size(self, level: int) -> tuple[int, int]:
+        """Rows and columns at a resolution, 0 the finest."""
+        return -(-self.spec.height >> level), -(-self.spec.width >> level)
+
+    def pairs(self, level: int) -> tuple[Sequence[Pair], Sequence[Pair]]:
+        """The blocks of a resolution, on the way there and on the way back."""
+        coarser = self.resolutions - 1 - level
+        start = self.depth * self.resolutions + (coarser * (self.depth + 1) - 1 if coarser else 0)
+        count = self.depth + bool(coarser)
+        return self.blocks[level * self.depth : (level + 1) * self.depth], self.blocks[start : start + count]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Integers (B, C, H, W) -> (B, C E + 1, H, W): with ones, which tell the image from what is around it."""
+        values = self.values(x)
+        return torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+
+    def layer_biases(self, context: Tensor | None) -> list[list[tuple[Tensor | None, Tensor | None]]]:
+        """Of every resolution and block there (on the way there, then back), of u and of ul: (B, 2 F, h, w) or None."""
+        found = []
+        for biases in self.biases:
+            maps = biases(context)
+            found.append(list(zip(maps[::2], maps[1::2], strict=True)))
+            if context is not None and context.shape[-2:] != (1, 1):
+                context = F.avg_pool2d(context, 2, ceil_mode=True)
+        return found
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, H * W, D)."""
+        h = self.run(x, self.layer_biases(context))
+        return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
+
+    def run(
+        self, x: Tensor, biases: list[list[tuple[Tensor | None, Tensor | None]]], newest: int | None = None
+    ) -> Tensor:
+        """The first h rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W).
+
+        With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
+        """
+        image = self.embed(x)
+        u = shift_down(self.stem_u(image))
+        ul = shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
+        sizes, skips = [], []
+        for level in range(self.resolutions):
+            if level:
+                u, ul = self.shrink[level - 1](u, ul)
+            sizes.append((u.shape[2], u.shape[3]))
+            skips.append((u, ul))
+            for pair, bias in zip(self.pairs(level)[0], biases[level], strict=False):
+                u, ul = pair(u, ul, None, bias)
+                skips.append((u, ul))
+        # Rows at every resolution: a block reads two more than it gives, and ul reads u one row further up.
+        wanted = []
+        for level, (rows, _) in enumerate(sizes):
+            newest = rows if newest is None else min(newest + 2 * len(self.pairs(level)[1]) + 1, rows)
+            wanted.append(slice(rows - newest, None))
+            newest = newest // 2 + 1
+        u, ul = (stream[:, :, wanted[-1]] for stream in skips.pop())
+        for level in reversed(range(self.resolutions)):
+            here = wanted[level]
+            if level < self.resolutions - 1:
+                left_out = 2 * wanted[level + 1].start
+                u, ul = self.grow[level](u, ul, (sizes[level][0] - left_out, sizes[level][1]))
+                u, ul = (stream[:, :, here.start - left_out :] for stream in (u, ul))
+            for pair, bias in zip(self.pairs(level)[1], biases[level][self.depth :], strict=True):
+                above, left = skips.pop()
+                bias_u, bias_ul = (b if b is None or b.shape[2] == 1 else b[:, :, here] for b in bias)
+                u, ul = pair(u, ul, (above[:, :, here], left[:, :, here]), (bias_u, bias_ul))
+        assert not skips
+        return F.elu(ul)
+
+    def receptive_field(self, row: int, column: int) -> Tensor:
+        """Pixels (H, W) bool that the features of a pixel depend on."""
+        return _dependencies(*self.size(0), self.depth, self.resolutions)[:, :, row, column].clone()
+
+
+@lru_cache(4)
+@torch.no_grad()
+def _dependencies(height: int, width: int, depth: int, resolutions: int) -> Tensor:
+    """(H, W, H, W) bool: which pixels (first two) the features of which pixels (last two) depend on.
+
+    Maps of every pixel's influence, (H * W, 1, h, w), go the way of the streams: ones for weights, a union for a sum.
+    """
+
+    def through(module: nn.Module, influence: Tensor, *size: tuple[int, int]) -> Tensor:
+        for name, p in module.named_parameters():
+            p.fill_(0 if name == "bias" else 1)
+        return (module(influence, *size) > 0).float()
+
+    def block(conv: nn.Module, x: Tensor, *sides: Tensor) -> Tensor:
+        middle = through(conv, x)
+        for side in sides:
+            middle = middle.maximum(side)
+        return x.maximum(through(conv, middle))
+
+    down, right = DOWN(1, 1), RIGHT(1, 1)
+    pixels = torch.eye(height * width).view(-1, 1, height, width)
+    u = shift_down(through(down, pixels))
+    ul = shift_down(through(ShiftedConv2d(1, 1, (1, 3), kind="down"), pixels))
+    ul = ul.maximum(shift_right(through(ShiftedConv2d(1, 1, (2, 1), kind="down_right"), pixels)))
+    sizes, skips = [], []
+    for level in range(resolutions):
+        if level:
+            u, ul = through(DOWN(1, 1, stride=2), u), through(RIGHT(1, 1, stride=2), ul)
+        sizes.append((u.shape[2], u.shape[3]))
+        skips.append((u, ul))
+        for _ in range(depth):
+            u = block(down, u)
+            ul = block(right, ul, u)
+            skips.append((u, ul))
+    u, ul = skips.pop()
+    for level in reversed(range(resolutions)):
+        if level < resolutions - 1:
+            u = through(ShiftedUp2d(1, 1, kind="down"), u, sizes[level])
+            ul = through(ShiftedUp2d(1, 1, kind="down_right"), ul, sizes[level])
+        for _ in range(depth + (level < resolutions - 1)):
+            above, left = skips.pop()
+            u = block(down, u, above)
+            ul = block(right, ul, u, left)
+    return ul.bool().view(height, width, height, width)

@@ -1,0 +1,1 @@
+"""Encoders, decoders and other networks that are not causal."""

@@ -1,0 +1,1 @@
+"""Layers that networks share: masked and shifted convolutions, attention, values, contexts."""

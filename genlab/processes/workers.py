@@ -1,0 +1,147 @@
+"""The processes of a sweep: how they are told to stop, and which GPUs they use.
+
+A signal is noticed here whichever handler it has: training has handlers of its own, which save, but Python also writes
+the number of every signal to a file descriptor (`set_wakeup_fd`), which is read here. Workers of joblib are told to
+stop through a file in the sweep's folder: a worker that ended on its own would make joblib kill the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genlab.system.signals import ENDING, Stopped
+from genlab.train.plan import Plan
+
+STOP = ".stopping"
+_settled: list[bool] = []  # not empty in a worker that has begun
+_held: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
+
+
+@contextmanager
+def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the first signal received since, 0 if none.
+
+    A signal that nothing inside the block handles raises `Stopped`. With `first`, it calls `first` instead, and raises
+    only when the same signal comes a second time.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0  # only the main thread can have handlers
+        return
+    came: list[int] = []
+    handled: set[int] = set()
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
+
+    def heard() -> int:
+        with contextlib.suppress(BlockingIOError):
+            came.extend(number for number in os.read(reading, 4096) if number in ENDING)
+        return came[0] if came else 0
+
+    def handler(number: int, frame: object) -> None:
+        if first is None or number in handled:
+            raise Stopped(number)
+        handled.add(number)
+        first()
+
+    outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {n: signal.signal(n, handler) for n in ENDING if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        yield heard
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+        signal.set_wakeup_fd(outer, warn_on_full_buffer=False)
+        if outer != -1 and heard():  # pass it on to the `listening` around this one
+            with contextlib.suppress(OSError):
+                os.write(outer, bytes([heard()]))
+        os.close(reading)
+        os.close(writing)
+
+
+def stop(folder: Path) -> None:
+    """Tell the workers of the sweep in `folder` to save and stop, and to begin nothing new."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOP).touch()
+
+
+def stopping(folder: Path) -> bool:
+    """Whether they have been told."""
+    return (folder / STOP).exists()
+
+
+def settle(folder: Path) -> None:
+    """In a worker of joblib, at its first job: leave Ctrl-C to the parent process, and end when the parent ends."""
+    if _settled:
+        return
+    _settled.append(True)
+    parent = os.getppid()
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+
+    def watch() -> None:
+        while os.getppid() == parent and not stopping(folder):
+            time.sleep(0.2)
+        if not stopping(folder):
+            stop(folder)  # its parent was killed: the other workers may not have noticed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Between two jobs nothing can be lost. The worker must stay alive, or joblib ends the others.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def own_gpus(trainer: Mapping[str, Any], number: int) -> None:
+    """Give this worker GPUs that no other worker has, before CUDA is used. If there are too few, they are shared.
+
+    `number` is that of its first job, and decides which GPUs it shares.
+    """
+    plan = Plan.of(trainer)
+    if plan.accelerator != "gpu" or _held:
+        return
+    groups = split(visible(), plan.devices)
+    for mine in groups:
+        # A lock decides, not the number of the job: a quick worker takes several jobs, out of order.
+        name = f"genlab-{os.getuid()}-{os.getppid()}-gpu-{mine.replace('/', '_')}.lock"
+        file = open(Path(tempfile.gettempdir(), name), "w")  # noqa: SIM115 (kept open)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        break
+    else:
+        mine, file = groups[number % len(groups)], None
+    _held.append(file)
+    os.environ["CUDA_VISIBLE_DEVICES"] = mine
+
+
+def visible() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def split(gpus: list[str], each: int) -> list[str]:
+    """Groups of `each` GPUs, in CUDA's notation; GPUs that do not fill a group are not used."""
+    return [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+
+
+def leave(status: int) -> None:
+    """End this process at once, with `status`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,87 @@
+"""Folders of configs: where genlab's own are, what there is to choose, and whether other people's are safe.
+
+A folder of `--config-dir` is checked before Hydra composes anything from it.
+
+Hydra calls what its own settings name: callbacks, launchers, sweepers and their samplers, logging, and it sets
+environment variables. So a file of such a folder may not mention `hydra` in its path, its package directive, its
+defaults or its keys. Nor may its defaults hold an interpolation, which could spell anything. The command line may do
+all of this, and `trust=[hydra]` on it allows it in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from genlab.build.untrusted import bounded_yaml, read_text
+from genlab.core import RequestError
+
+FILES = 2_000
+PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
+
+
+def configs_folder() -> Path:
+    """Where genlab's configs are: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def groups(folders: list[Path]) -> dict[str, list[str]]:
+    """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.rglob("*.yaml"):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != ".":
+                found.setdefault(group, set()).add(file.stem)
+    return {group: sorted(names) for group, names in found.items()}
+
+
+def check_folder(folder: Path) -> None:
+    """RequestError that names the first file that could make Hydra run something."""
+    for count, path in enumerate(_files(folder)):
+        if count == FILES:
+            raise RequestError(f"--config-dir {folder} has more than {FILES:,} yaml files: give a folder of configs")
+        text = read_text(path)
+        content = bounded_yaml(text, str(path))
+        defaults = content.get("defaults") if isinstance(content, dict) else None
+        inside = path.relative_to(folder).with_suffix("").parts
+        spoken = [*inside, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
+        if any("hydra" in word for word in spoken) or any("${" in word for word in _texts(defaults)):
+            raise RequestError(
+                f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or allow it in "
+                "the files of --config-dir with trust=[hydra]"
+            )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The yaml files at any depth. Links are followed, as Hydra does, and every folder is read once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
+        yield from (Path(here, name) for name in names if name.endswith(".yaml"))
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """All text in it, keys too."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def _keys(node: Any) -> Iterator[str]:
+    """All keys in it."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _keys(value)
+    if isinstance(node, dict):
+        yield from map(str, node)

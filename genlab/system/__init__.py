@@ -1,0 +1,1 @@
+"""What genlab asks of the machine: devices, signals, standard output, whole files, and sentences for its failures."""

@@ -1,1 +1,0 @@
-"""One short file per verb: check the request, do it, write whole files or none."""
