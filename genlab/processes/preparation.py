@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from genlab.build import build, build_data
+from genlab.build.models import model_name
 from genlab.core import Adversarial, Primed, RequestError
 from genlab.processes import group, launch
 from genlab.request import start_from
-from genlab.request.common import called, check_seed
+from genlab.request.common import check_seed
 from genlab.request.compose import check_sections
 from genlab.train import loggers
 from genlab.train.fit import check_train
@@ -76,7 +77,7 @@ def prepare(config: DictConfig, init: str | None = None) -> Prepared:
     if uses_full_batch(model):
         check_full_batch(config.data, Plan.of(config.trainer))
     if config.compile and not networks(model):
-        raise RequestError(f"compile=true needs a model with a network, and {called(model)} has none")
+        raise RequestError(f"compile=true needs a model with a network, and {model_name(model)} has none")
     if init is not None:
         start_from.load(model, init, config.trust)
     return Prepared(data, model)
@@ -84,7 +85,7 @@ def prepare(config: DictConfig, init: str | None = None) -> Prepared:
 
 def check_adversarial(config: DictConfig, model: nn.Module) -> None:
     """RequestError for settings that only a GAN has, and for those that a GAN cannot be trained with."""
-    name, lr = called(model), config.optim.get("discriminator_lr")
+    name, lr = model_name(model), config.optim.get("discriminator_lr")
     if not isinstance(model, Adversarial):
         if lr is not None:
             raise RequestError(f"optim.discriminator_lr={lr}: {name} has no discriminator; use optim=adamw")
@@ -108,6 +109,6 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
         return
     choice, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
     raise RequestError(
-        f"data/context={choice} gives every image a {what} to be conditioned on, which {called(model)} does "
+        f"data/context={choice} gives every image a {what} to be conditioned on, which {model_name(model)} does "
         f"not look at: add model/context={context.kind}"
     )

@@ -22,7 +22,7 @@ from genlab import viz
 from genlab.build import restore, untrusted
 from genlab.core import Interrupted
 from genlab.data import fingerprint
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.processes import group, launch
 from genlab.processes.environment import environment
 from genlab.processes.preparation import Prepared, check_config, prepare
@@ -135,9 +135,9 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: Fi
     weights: str = model.weights  # type: ignore[assignment]
     device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
     with torch.no_grad():
-        judgement = judge(model.to(device), data, "test", weights=weights, seed=config.seed)
+        evaluation = evaluate_split(model.to(device), data, "test", weights=weights, seed=config.seed)
     results = {
-        "test": judgement.details,
+        "test": evaluation.details,
         "valid": result.valid,
         **OmegaConf.to_container(config.names),  # type: ignore[dict-item]
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -155,7 +155,7 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: Fi
         write_json(folder / "results.json", results)
         if config.train.sample_every:
             draw_pictures(model, data, folder)
-        print(f"test {judgement.text}")
+        print(f"test {evaluation.text}")
         print(folder)
     return results
 

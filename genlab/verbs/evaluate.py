@@ -14,13 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure import bits
-from genlab.measure.judge import judge, of_latents
+from genlab.measure.evaluation import evaluate_split, latent_usage
 from genlab.processes import launch
-from genlab.request.common import at_least, called, check_seed, data_of, with_progress, writable
+from genlab.request.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.request.compose import Request, split_hydra
 from genlab.system import signals
 from genlab.train.checkpoint import write_json
@@ -46,7 +47,7 @@ def command(request: Request) -> None:
     launch.check_cores(plan.devices, plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (Likelihood, Coder, Adversarial, Classifier)):
-        raise RequestError(f"{called(model)} has no likelihood: genlab eval has nothing to report for it")
+        raise RequestError(f"{model_name(model)} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
         raise RequestError(
             f"draws={config.draws}: draws are those of a bound on the likelihood, which this model does not have; "
@@ -94,13 +95,13 @@ def work(settings: Any) -> None:
     def evaluate(advance):  # type: ignore[no-untyped-def]
         """(content of the file, line for the user)"""
         if not isinstance(model, Likelihood):
-            judgement = judge(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
-            return judgement.details, judgement.text
+            evaluation = evaluate_split(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
+            return evaluation.details, evaluation.text
         result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
             weights=weights, expected=total, seed=config.seed, on_batch=advance,
         )  # fmt: skip
-        return {**result.as_dict(), **of_latents(model, data, config.split, config.seed)}, f"bits/dim {result}"
+        return {**result.as_dict(), **latent_usage(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
     details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():
