@@ -20,11 +20,11 @@ from genlab.request import start_from
 from genlab.request.common import check_seed
 from genlab.request.compose import check_sections
 from genlab.train import loggers
-from genlab.train.fit import check_train
+from genlab.train.compile import networks
 from genlab.train.full_batch import check_full_batch, uses_full_batch
-from genlab.train.learner import networks
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
+from genlab.train.run import check_train
 
 
 @dataclass

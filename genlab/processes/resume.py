@@ -35,7 +35,7 @@ CHANGEABLE = "trainer.*, train.*, optim.*, " + ", ".join(KEYS) + " and logger"
 
 
 def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
-    """Continue from last.ckpt, or from the start if the run was killed before the first. Returns results.json's content.
+    """Continue from last.ckpt, or begin anew if there is none yet. Returns the content of results.json.
 
     The packages that the config may name are given by `trust=` among the `overrides`: a run folder of somebody else
     cannot trust itself. A refusal (RequestError) leaves the folder as it was, byte for byte: everything is built and

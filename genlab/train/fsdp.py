@@ -1,9 +1,9 @@
-"""Split a model's weights, gradients and optimiser state over the ranks: FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
+"""Split weights, gradients and optimiser state over the ranks: PyTorch's FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
 
-PyTorch gathers sharded weights around `forward`; genlab's models are called through the methods of `core`'s protocols,
-so those are registered too. One unit per model: between steps each rank holds 1/n of everything, during a step the
-whole model's weights. (Finer units would need every network to be entered through `forward`, which cached sampling,
-one step at a time, is not.)
+PyTorch gathers sharded weights around `forward`. genlab's models are called through the methods of `core`'s protocols,
+so those are registered too. The whole model is one unit: between steps each rank holds 1/n of everything, and during a
+step all weights of the model. (Finer units would need every network to be called through `forward`, and cached
+sampling, one step at a time, is not.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ METHODS = ("objective", "log_prob", "sample", "complete", "reconstruct", "featur
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard in place over a one-dimensional mesh. After a backward pass, or `whole`, each rank has its part again."""
+    """Shard in place over a one-dimensional mesh.
+
+    After a backward pass, or at the end of `unsharded`, each rank holds its own part again.
+    """
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for method in METHODS:
         if hasattr(model, method):
@@ -27,10 +30,11 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Gather the weights of a sharded model for as long as the block lasts.
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather the weights of a sharded model for as long as the block lasts; nothing for another model.
 
-    Gathering takes all ranks, but the last validation batches may be had by only some: so not once per call.
+    All ranks must enter the block together, since gathering takes all of them. So this is done once for a whole
+    validation and not once for each batch: the last batches may be on some of the ranks only.
     """
     if not isinstance(model, FSDPModule):
         yield

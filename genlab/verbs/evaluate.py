@@ -20,7 +20,7 @@ from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure import bits
 from genlab.measure.evaluation import evaluate_split, latent_usage
-from genlab.processes import launch
+from genlab.processes import group, launch
 from genlab.request.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.request.compose import Request, split_hydra
 from genlab.system import signals
@@ -68,7 +68,7 @@ def command(request: Request) -> None:
         quality.report(asked)
         return
     data_of(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
-    if launch.world() == 1 and plan.devices > 1:
+    if group.world_size() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=settings)
     else:
@@ -81,7 +81,7 @@ def work(settings: Any) -> None:
     config = OmegaConf.create(settings)
     assert isinstance(config, DictConfig)
     plan = Plan.of(config.trainer)
-    launch.join(plan.accelerator)
+    group.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     data = data_of(config, run, warn=False)
     other = data.others.get(config.split)
@@ -103,8 +103,9 @@ def work(settings: Any) -> None:
         )  # fmt: skip
         return {**result.as_dict(), **latent_usage(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
-    details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
-    if launch.is_zero():
+    zero = group.is_rank_zero()
+    details, text = with_progress("evaluating", total, evaluate) if zero else evaluate(lambda done: None)
+    if zero:
         out = Path(config.out)
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))
