@@ -12,21 +12,21 @@ import torch
 import torch.distributed as dist
 
 from genlab.core import Interrupted, RequestError, RunError
-from genlab.processes import launch
+from genlab.processes import group
 from genlab.system import signals
 
 
 def write_rank(folder):
     """Meet the others; write down who is here."""
-    launch.join("cpu")
+    group.join("cpu")
     total = torch.tensor([float(dist.get_rank() + 1)])
     dist.all_reduce(total)
-    Path(folder, str(dist.get_rank())).write_text(f"{launch.world()} {total.item():.0f} {launch.is_zero()}")
+    Path(folder, str(dist.get_rank())).write_text(f"{group.world_size()} {total.item():.0f} {group.is_rank_zero()}")
 
 
 def fail(how, folder):
     """Rank 1 fails, rank 0 waits for it."""
-    launch.join("cpu")
+    group.join("cpu")
     if dist.get_rank() == 1:
         if how == "signal":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -53,5 +53,5 @@ def stop_at_once():
 
 def fail_on_zero():
     """An error of rank zero reaches all."""
-    launch.join("cpu")
-    launch.from_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))
+    group.join("cpu")
+    group.from_rank_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))

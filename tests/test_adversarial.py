@@ -21,12 +21,13 @@ import genlab
 from genlab import cli
 from genlab.build import build
 from genlab.core import RequestError, RunError
-from genlab.processes import launch, sweep_table
+from genlab.processes import launch, resume, sweep_table, training
+from genlab.processes.preparation import prepare
 from genlab.train import ema, fit
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
-from genlab.verbs import evaluate, resume, train
+from genlab.verbs import evaluate
 
 SMALL = {
     "_target_": "genlab.models.GAN",
@@ -48,7 +49,7 @@ def config(**changes):
 
 
 def trained(folder, **changes):
-    train.run(config(**changes), folder, "genlab train")
+    training.run(config(**changes), folder, "genlab train")
     return folder
 
 
@@ -124,7 +125,8 @@ def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
     still = {"optim__lr": 1e-12, "optim__weight_decay": 0.0, "train__sample_every": 0}
     folder = trained(tmp_path / "run", trainer__max_steps=3, **still)
     settings = config(**still)
-    data, model = train.prepare(settings)
+    prepared = prepare(settings)
+    data, model = prepared.data, prepared.model
     model.train()
     seen = {"discriminator": [], "generator": []}
     with torch.no_grad():
@@ -239,7 +241,7 @@ def same_everywhere(folder):
     kept = []
     learner = fit.AdversarialLearner
     fit.AdversarialLearner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder, trust=["trainees"])
+    training.work(folder, trust=["trainees"])
     with kept[0].judged() as judged:
         state = [*judged.state_dict().values(), *kept[0].model.parameters()]
         mine = torch.cat([value.detach().float().flatten() for value in state])
@@ -310,11 +312,11 @@ def test_what_cannot_be_trained(tmp_path):
             trained(tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
     with pytest.raises(RequestError, match="discriminator_lr"):
-        train.run(trainees.config(optim__discriminator_lr=0.1), tmp_path / "run", "genlab train")
+        training.run(trainees.config(optim__discriminator_lr=0.1), tmp_path / "run", "genlab train")
 
 
 def test_a_sweep_has_nothing_to_sort_by():
-    assert sweep_table.value({"kind": "adversarial"}) is None
+    assert sweep_table.objective({"kind": "adversarial"}) is None
 
 
 def test_data_and_model_agree_on_the_label():

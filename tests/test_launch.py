@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from trainees import checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
-from genlab.processes import launch
-from genlab.verbs import resume
+from genlab.processes import launch, resume
 
 TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
@@ -29,13 +28,13 @@ TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
 def same_weights(folder):
     """Train on this rank, then compare this rank's weights with rank zero's."""
+    from genlab.processes import training
     from genlab.train import fit
-    from genlab.verbs import train
 
     kept = []
     learner = fit.Learner
     fit.Learner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder, trust=["trainees"])
+    training.work(folder, trust=["trainees"])
     mine = torch.cat([p.detach().flatten() for p in kept[0].parameters()])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
@@ -87,10 +86,10 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     from trainees import DotsData
 
     from genlab.build import restore
-    from genlab.measure.judge import judge
+    from genlab.measure.evaluation import evaluate_split
 
     model, _ = restore(folder, trust=["trainees"])
-    alone = judge(model, DotsData(validation=16, eval_batch_size=5, seed=3), "valid", weights="ema", seed=3)
+    alone = evaluate_split(model, DotsData(validation=16, eval_batch_size=5, seed=3), "valid", weights="ema", seed=3)
     with open(folder / "metrics.csv", newline="") as file:
         logged = [row["valid/bits_per_dim"] for row in csv.DictReader(file) if row["valid/bits_per_dim"]]
     assert float(logged[-1]) == pytest.approx(alone.value, rel=1e-12)
@@ -125,8 +124,8 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
     asked.write_text(OmegaConf.to_yaml(config(**TWO, data__sleep=0.3)))
     program = (
         "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.verbs import train\n"
-        "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
+        "from genlab.core import RunError; from genlab.processes import training\n"
+        "try: training.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )
     command = [sys.executable, "-c", program, str(asked), str(folder)]
@@ -149,9 +148,9 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
 
 def rank_of_torchrun(config_file, folder):
     """What each process of `torchrun … genlab train` does; folders differ, as clocks do."""
-    from genlab.verbs import train
+    from genlab.processes import training
 
-    train.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
+    training.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
 
 
 def test_started_by_torchrun(tmp_path):

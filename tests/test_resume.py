@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from trainees import Crash, checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
+from genlab.processes import resume, training
 from genlab.train.optim import AdamW
-from genlab.verbs import resume, train
 
 STEPS = 12
 
@@ -65,8 +65,8 @@ def start(folder, **changes):
     file.write_text(OmegaConf.to_yaml(config(**changes)))
     program = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.verbs import train\n"
-        "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
+        "from genlab.core import RunError; from genlab.processes import training\n"
+        "try: training.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )
     command = [sys.executable, "-c", program, str(file), str(folder)]
@@ -197,5 +197,5 @@ def test_two_runs_in_one_process(tmp_path, whole):
     same(outcome(first), whole(1))
     same(outcome(second), whole(1))
     with pytest.raises(RequestError, match="already holds a run"):
-        train.run(config(), first, "genlab train")
+        training.run(config(), first, "genlab train")
     assert json.loads((first / "results.json").read_text())["model"] == "tiny"

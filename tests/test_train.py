@@ -17,11 +17,11 @@ from trainees import DotsData, Tiny, checkpoint, config, environment, same, trai
 
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.measure.bits import bits_per_dim
+from genlab.processes.preparation import check_config
 from genlab.train.checkpoint import AtomicCheckpointIO, write_text
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
-from genlab.verbs import train
 
 
 def rows(folder):
@@ -295,7 +295,7 @@ def test_configs_compose_and_fit_the_code():
     with initialize_config_dir(str(folder), version_base="1.3"):
         for trainer in ("auto", "cpu", "ddp_cpu", "smoke"):
             made = compose("train", [f"trainer={trainer}"])
-            plan = train.checked(made)
+            plan = check_config(made)
             assert plan.processes == (2 if trainer == "ddp_cpu" else 1)
             for section in ("train", "trainer", "optim"):
                 assert made[section].keys() == config()[section].keys()

@@ -15,8 +15,8 @@ from torch import Tensor, distributed, nn
 
 from genlab.core import Completion, ImageSpec
 from genlab.data import ImageData, Split, Splits
+from genlab.processes import training
 from genlab.train.checkpoint import read
-from genlab.verbs import train
 
 POISON = 255  # a training batch full of this grey level makes `Trap` answer NaN
 
@@ -139,7 +139,7 @@ def config(**changes: Any) -> DictConfig:
 
 def trained(folder: Path, **changes: Any) -> Path:
     """Train a Tiny in `folder`."""
-    train.run(config(**changes), folder, "genlab train")
+    training.run(config(**changes), folder, "genlab train")
     return folder
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from genlab.build import untrusted
+from genlab.build.gate import Gate
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.system.failures import explained
-from genlab.build.gate import Gate
 
 PARTS = 5_000  # modules of a model; PixelCNN++ has 200
 
@@ -98,6 +98,12 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: 
     classes the checkpoint may use are named in `trust`.
     """
     return restore(path, weights=weights, trust=trust)[0].to(device)
+
+
+def model_name(model: Any) -> str:
+    """The name of a model in messages: `model=NAME` as its user chose it, otherwise its class."""
+    name = getattr(model, "chosen_as", None)
+    return f"model={name}" if name else f"this {type(model).__name__}"
 
 
 def _build(

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genlab.build import build_data, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
 from genlab.data import fingerprint
 from genlab.data.module import SPLITS
@@ -31,7 +32,7 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     """
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
-        raise RequestError(f"{called(model)} cannot {does}: it has no {capability.__name__.lower()} side")
+        raise RequestError(f"{model_name(model)} cannot {does}: it has no {capability.__name__.lower()} side")
     model.to(choose_device(config.device))
     check_sound(model, config.ckpt)
     return model, run, model.spec  # type: ignore[return-value]
@@ -56,12 +57,6 @@ def check_sound(model: Any, ckpt: object) -> None:
             found.append(torch.nan_to_num(model.log_prob(x, context), nan=math.nan))  # noise may be impossible
     if not all(bool(each.isfinite().all()) for each in found):
         raise RunError(f"ckpt={ckpt} computes numbers that are not finite: its training had gone wrong")
-
-
-def called(model: Any) -> str:
-    """What a message calls a model: as its user asked for it, else by its class."""
-    name = getattr(model, "chosen_as", None)
-    return f"model={name}" if name else f"this {type(model).__name__}"
 
 
 def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> Any:

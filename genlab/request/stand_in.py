@@ -18,12 +18,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from genlab.build.models import model_name
 from genlab.codes import Gaussian, support
 from genlab.core import Completer, Completion, RequestError, Sampler, nearest
 from genlab.models import Autoencoder
 from genlab.models.chains import STEP, langevin, walk
 from genlab.models.densities import Mixture, fit_gaussian, fit_mixture
-from genlab.request.common import at_least, called, data_of, with_progress
+from genlab.request.common import at_least, data_of, with_progress
 
 CODES, CHAINS = ("gaussian", "gmm"), ("walkback", "langevin")
 COMPONENTS, STEPS = 10, 200  # where nothing else is asked for
@@ -106,7 +107,7 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
     if isinstance(model, Sampler):
         keys = [f"{key}={config[key]}" for key in ("code", "components", "chain", "steps") if config[key] is not None]
         for given in keys + data:
-            raise RequestError(f"{given}: {called(model)} draws images by itself, this is for autoencoders")
+            raise RequestError(f"{given}: {model_name(model)} draws images by itself, this is for autoencoders")
         return model, ""
     _check_ways(config, model)
     if config.chain is not None:
@@ -120,9 +121,11 @@ def completer_of(config: DictConfig, model: Any) -> Completer:
     """The model if it completes images, else what stands in for it; a RequestError otherwise."""
     if isinstance(model, Completer):
         if config.steps is not None:
-            raise RequestError(f"steps={config.steps}: {called(model)} completes without a chain of denoising steps")
+            raise RequestError(
+                f"steps={config.steps}: {model_name(model)} completes without a chain of denoising steps"
+            )
         if config.particles is not None and model.completion not in ("ordered", "weighted"):
-            raise RequestError(f"particles={config.particles}: {called(model)} completes without particles")
+            raise RequestError(f"particles={config.particles}: {model_name(model)} completes without particles")
         return model
     if model.corruption is None:
         raise RequestError(

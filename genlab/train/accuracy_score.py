@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genlab import viz
 from genlab.build import build, restore
 from genlab.core import ImageSpec
 from genlab.data import ImageData, Split, Splits
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.measure.quality import Estimate
-from genlab.processes import launch
 from genlab.request.common import choose_device
 from genlab.train import provenance
 from genlab.train.fit import fit
 from genlab.train.plan import Plan
+from genlab.train.run import Run
 
 SET_ASIDE = 0.1
 
@@ -69,7 +68,7 @@ def accuracy_score(run: dict[str, Any], spec: ImageSpec, train: Split, test: Spl
     with tempfile.TemporaryDirectory() as name:
         folder, plan = Path(name), Plan.of(settings["trainer"])
         # Nothing of it is kept, so a signal ends it at once.
-        fit(model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment())
+        fit(Run(model, data, settings, plan, folder, card))
         judged, _ = restore(folder, trust=config.trust)
-        found = judge(judged.to(device), data, "test", weights=str(judged.weights), seed=config.seed).details
+        found = evaluate_split(judged.to(device), data, "test", weights=str(judged.weights), seed=config.seed).details
     return Estimate(found["accuracy"], found["standard_error"])

@@ -14,13 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure import bits
-from genlab.measure.judge import judge, of_latents
-from genlab.processes import launch
-from genlab.request.common import at_least, called, check_seed, data_of, with_progress, writable
+from genlab.measure.evaluation import evaluate_split, latent_usage
+from genlab.processes import group, launch
+from genlab.request.common import at_least, check_seed, data_of, with_progress, writable
 from genlab.request.compose import Request, split_hydra
 from genlab.system import signals
 from genlab.train.checkpoint import write_json
@@ -46,7 +47,7 @@ def command(request: Request) -> None:
     launch.check_cores(plan.devices, plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (Likelihood, Coder, Adversarial, Classifier)):
-        raise RequestError(f"{called(model)} has no likelihood: genlab eval has nothing to report for it")
+        raise RequestError(f"{model_name(model)} has no likelihood: genlab eval has nothing to report for it")
     if not isinstance(model, Likelihood) and config.draws != 1:
         raise RequestError(
             f"draws={config.draws}: draws are those of a bound on the likelihood, which this model does not have; "
@@ -67,7 +68,7 @@ def command(request: Request) -> None:
         quality.report(asked)
         return
     data_of(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
-    if launch.world() == 1 and plan.devices > 1:
+    if group.world_size() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=settings)
     else:
@@ -80,7 +81,7 @@ def work(settings: Any) -> None:
     config = OmegaConf.create(settings)
     assert isinstance(config, DictConfig)
     plan = Plan.of(config.trainer)
-    launch.join(plan.accelerator)
+    group.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     data = data_of(config, run, warn=False)
     other = data.others.get(config.split)
@@ -94,16 +95,17 @@ def work(settings: Any) -> None:
     def evaluate(advance):  # type: ignore[no-untyped-def]
         """(content of the file, line for the user)"""
         if not isinstance(model, Likelihood):
-            judgement = judge(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
-            return judgement.details, judgement.text
+            evaluation = evaluate_split(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
+            return evaluation.details, evaluation.text
         result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
             weights=weights, expected=total, seed=config.seed, on_batch=advance,
         )  # fmt: skip
-        return {**result.as_dict(), **of_latents(model, data, config.split, config.seed)}, f"bits/dim {result}"
+        return {**result.as_dict(), **latent_usage(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
-    details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
-    if launch.is_zero():
+    zero = group.is_rank_zero()
+    details, text = with_progress("evaluating", total, evaluate) if zero else evaluate(lambda done: None)
+    if zero:
         out = Path(config.out)
         step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
         checkpoint = str(find_checkpoint(config.ckpt))

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from genlab.build import build_data, find_checkpoint, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Classifier, ImageSpec, RequestError, Sampler
 from genlab.data import Split
 from genlab.measure import quality
@@ -26,7 +27,6 @@ from genlab.measure.quality import LEAST, Array, Estimate
 from genlab.models import Autoencoder
 from genlab.request.common import (
     at_least,
-    called,
     check_seed,
     check_temperature,
     choose_device,
@@ -137,7 +137,7 @@ def open_eye(config: DictConfig) -> Eye:
         raise RequestError(str(error).replace("ckpt=", "classifier=", 1)) from error
     if not isinstance(found, Classifier):
         raise RequestError(
-            f"classifier={path} is {called(found)}, not a classifier: train one with "
+            f"classifier={path} is {model_name(found)}, not a classifier: train one with "
             "experiment=classifier_mnist, experiment=classifier_cifar10 or model=classifier"
         )
     model: Any = found

@@ -9,12 +9,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from genlab.build.models import model_name
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
+from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
-from genlab.measure.bits import context_of
 from genlab.request.common import (
     at_least,
-    called,
     check_out,
     check_seed,
     data_of,
@@ -75,7 +75,7 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
     if not isinstance(config.corrupted, bool):
         raise RequestError(f"corrupted={config.corrupted}: expected true or false")
     if config.corrupted and not can:
-        raise RequestError(f"corrupted=true: {called(model)} was trained on clean images")
+        raise RequestError(f"corrupted=true: {model_name(model)} was trained on clean images")
     return config.corrupted
 
 

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from genlab.build import find_checkpoint
+from genlab.build.models import model_name
 from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestError, nearest
-from genlab.data.batches import Batch
+from genlab.data.batches import Batch, context_of
 from genlab.data.module import SPLITS
-from genlab.measure.bits import context_of
-from genlab.request.common import at_least, called, data_of, open_model, with_progress, writable
+from genlab.request.common import at_least, data_of, open_model, with_progress, writable
 from genlab.request.compose import Request, split_hydra
 from genlab.viz import looks, plots, save_grid, signed, to_uint8
 
@@ -132,7 +132,7 @@ def filters(subject: Subject) -> Save:
     model = subject.model
     found = model.filters() if isinstance(model, Filters) else None
     if found is None:
-        raise RequestError(f"{called(model)} has no filters to show: its first layer makes no picture")
+        raise RequestError(f"{model_name(model)} has no filters to show: its first layer makes no picture")
     return _tiles(found[: subject.units or TILES])
 
 
@@ -232,7 +232,7 @@ def walk(subject: Subject) -> Save:
     """A row a pair of draws, of the class of that number where the model is told one."""
     model = subject.model
     if not isinstance(model, Pushforward):
-        raise RequestError(f"{called(model)} does not make images from normal numbers: there is no walk")
+        raise RequestError(f"{model_name(model)} does not make images from normal numbers: there is no walk")
     told = getattr(model, "conditioning", "none")
     if told == "image":
         raise RequestError("a walk from image to image needs no second image, and this model is given one")
@@ -267,14 +267,14 @@ def everything(model: Any) -> list[str]:
 
 def _latent(subject: Subject) -> Any:
     if not isinstance(subject.model, Latent):
-        raise RequestError(f"{called(subject.model)} has no posterior over latents to show")
+        raise RequestError(f"{model_name(subject.model)} has no posterior over latents to show")
     return subject.model
 
 
 def _coder(subject: Subject) -> Any:
     if not isinstance(subject.model, Coder):
         rest = "|".join(["filters", *(OF_PRIORS if isinstance(subject.model, Pushforward) else ())])
-        raise RequestError(f"{called(subject.model)} has no code to show: what={rest} is all there is of it")
+        raise RequestError(f"{model_name(subject.model)} has no code to show: what={rest} is all there is of it")
     return subject.model
 
 

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from trainees import Crash, Dots, checkpoint, config, trained
 
 from genlab.core import RequestError
-from genlab.processes import launch
-from genlab.verbs import resume, train
+from genlab.processes import launch, resume, training
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ REFUSED = {
     "checkpoint of another optimiser": (
         state(lambda s: s["optimizer_states"][0]["param_groups"].pop()), [], "does not fit the optimiser",
     ),
-    "checkpoint that Lightning refuses": (state(lambda s: s["loops"].clear()), [], "cannot be gone on from"),
+    "checkpoint that Lightning refuses": (state(lambda s: s["loops"].clear()), [], "cannot be resumed from"),
     "no validation so far": (
         lambda folder, _: (folder / "checkpoints" / "best.ckpt").unlink(), ["trainer.max_steps=5"], "no validation yet",
     ),
@@ -192,11 +191,11 @@ def test_a_moved_folder_goes_on(run, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_test_can_be_made_up_for(run, monkeypatch, error):
-    def judge(*_, **__):
+    def evaluate_split(*_, **__):
         raise error("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "judge", judge)
+        patch.setattr(training, "evaluate_split", evaluate_split)
         with pytest.raises(error):
             resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert not (run / "results.json").exists()
