@@ -1,6 +1,7 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
 from genlab.nets.cached.base import bind
+from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
 from genlab.nets.cached.pixelcnn import PixelCNNCache
 from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
@@ -56,10 +57,7 @@ CONFIGURABLE = {
     "context": ("ImageContext", "LabelContext"),
 }
 
-# A causal net by itself samples by recomputation. Here, and nowhere else, its class gets a cache. Whatever imports a net
-# imports this package first, so there is no way around it.
-CACHES = {
-    PixelCNN: PixelCNNCache,
-}
-for _net, _cache in CACHES.items():
-    bind(_net, _cache)
+# A causal net by itself samples by recomputation. Here, and nowhere else, its class gets a cache. Whatever imports a
+# net imports this package first, so there is no way around it.
+bind(GatedPixelCNN, GatedPixelCNNCache)
+bind(PixelCNN, PixelCNNCache)
