@@ -3,6 +3,8 @@
 from genlab.nets.cached.base import bind
 from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
 from genlab.nets.cached.pixelcnn import PixelCNNCache
+from genlab.nets.cached.pixelcnnpp import PixelCNNppCache
+from genlab.nets.cached.pixelsnail import PixelSNAILCache
 from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
 from genlab.nets.causal.pixel_transformer import PixelTransformer
@@ -61,3 +63,5 @@ CONFIGURABLE = {
 # net imports this package first, so there is no way around it.
 bind(GatedPixelCNN, GatedPixelCNNCache)
 bind(PixelCNN, PixelCNNCache)
+bind(PixelCNNpp, PixelCNNppCache)
+bind(PixelSNAIL, PixelSNAILCache)

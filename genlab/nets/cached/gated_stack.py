@@ -24,12 +24,15 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch._C._nn import elu, elu_, glu
 
 from genlab.nets.cached.base import Cache
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
 Call = Callable[[], Tensor]  # an operation with its operands
+# The operations behind torch.nn.functional, which has them without `out`.
+elu: Callable[..., Tensor] = torch._C._nn.elu
+elu_: Callable[..., Tensor] = torch._C._nn.elu_
+glu: Callable[..., Tensor] = torch._C._nn.glu
 
 
 def run(calls: Sequence[Call]) -> Tensor:
@@ -154,15 +157,15 @@ class Stack(ABC):
     def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
         """Add the convolution of the current row, with weights (taps, k, n), to `total` (…, n)."""
 
-    def begin_row(self, biases: Sequence[Tensor | None]) -> None:
+    def begin_row(self, biases: Sequence[Tensor] | None) -> None:
         """Compute all that the new row reads of the row above, for every pixel and block at once.
 
-        `biases`: what a context adds to the gates of each block in this row, (w or 1, B, 2 F) or None.
+        `biases`: what a context adds to the gates of each block in this row, (w or 1, B, 2 F).
         """
         self.hidden.copy_(self.first_bias)
         self.gates.copy_(self.second_bias)
-        if (maps := [biases[i] for i in self.order if biases[i] is not None]):
-            self.gates += torch.stack(maps)  # type: ignore[arg-type]
+        if biases is not None:
+            self.gates += torch.stack([biases[i] for i in self.order])
         sums = (self.hidden, self.before, self.first[0]), (self.gates, self.read, self.second[0])
         for total, buffer, weights in sums:
             finished = self.by_pixel(buffer).contiguous()
@@ -179,10 +182,10 @@ class Stack(ABC):
             for buffer, conv in ((self.before[i], block.first), (self.read[i], block.second)):
                 self.by_pixel(buffer)[1 : 1 + self.columns] = inputs[conv]
 
-    def _block_calls(self, x: Tensor, gated: Tensor, place: int | slice) -> list[Call]:
-        """The stream x (…, 2, F) through all blocks, in place; `gated` (…, 1, F) is scratch."""
-        calls: list[Call] = [partial(elu, x, out=halves(self._own(self.before[self.order[0]], place)))]  # type: ignore[call-arg]
-        for i in self.order:
+    def _block_calls(self, x: Tensor, gated: Tensor, place: int | slice, order: Sequence[int]) -> list[Call]:
+        """The stream x (…, 2, F) through the blocks `order`, in place; `gated` (…, 1, F) is scratch."""
+        calls: list[Call] = [partial(elu, x, out=halves(self._own(self.before[order[0]], place)))]
+        for i in order:
             hidden, gates = self.hidden[i, place], self.gates[i, place]
             calls += [
                 *self._products(hidden, self.before[i], self.own_first[i], place),
@@ -203,7 +206,8 @@ class Rows(Stack):
     def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool) -> None:
         super().__init__(cache, blocks, columns, back=back)
         self.x = cache.buffer(columns, cache.batch, 2, self.width, images=1)
-        self.calls = self._block_calls(self.x, cache.zeros(columns, cache.batch, 1, self.width), slice(None))
+        gated = cache.zeros(columns, cache.batch, 1, self.width)
+        self.calls = self._block_calls(self.x, gated, slice(None), self.order)
 
     def _row_buffer(self, cache: Cache, count: int) -> Tensor:
         return cache.buffer(count, self.columns + 2, cache.batch, 2 * self.width, images=2)
@@ -229,9 +233,9 @@ class Pixels(Stack):
         super().__init__(cache, blocks, columns, back=back)
         self.gated = cache.zeros(cache.batch, 1, self.width)
 
-    def calls(self, x: Tensor, column: int) -> list[Call]:
-        """Take the stream x (B, 2, F) of the pixel in that column through all blocks, in place."""
-        return self._block_calls(x, self.gated, column)
+    def calls(self, x: Tensor, column: int, order: Sequence[int] | None = None) -> list[Call]:
+        """Take the stream x (B, 2, F) of the pixel in that column through all blocks, or those of `order`, in place."""
+        return self._block_calls(x, self.gated, column, order or self.order)
 
     def _row_buffer(self, cache: Cache, count: int) -> Tensor:
         return cache.buffer(count, cache.batch, self.columns + 1, 2 * self.width, images=1)

@@ -108,7 +108,7 @@ class Level:
         """Stream ul of a pixel on the way back, to two pixels of the finer resolution."""
         back, x = self.ul_back, self.x_back[:, column + 1]
         skips = self.ul_there.streams[: len(back.blocks), :, column + 1]  # concat_elu of them (L, B, 2 F)
-        calls = [partial(back.hidden[:, column].baddbmm_, skips, back.sides[1]), *back.calls(x, column)]
+        calls: list[Call] = [partial(back.hidden[:, column].baddbmm_, skips, back.sides[1]), *back.calls(x, column)]
         if finer is None:
             return calls
         fine = finer.x_back[:, 2 * column + 1 : 2 * column + 3].flatten(1)
@@ -138,17 +138,19 @@ class PixelCNNppCache(Cache):
         above[..., 0] += left[:, :, 0]  # both read the upper left pixel
         self.stem_u, self.stem_above = net.stem_u.normed_weight, above
         self.left_ones = left[:, channels, 1, 0] + net.stem_left.bias  # of the left pixel, where there is one
-        stem = mirrored(left[:, :channels, 1, 0].T)
+        self.stem = mirrored(left[:, :channels, 1, 0].T)
 
-        there = [[self.levels[0].calls_there(j, self.line[:, j], stem) for j in range(self.columns)]]
+    def make_steps(self, colour: int) -> list[list[Call]]:
+        there = [[self.levels[0].calls_there(j, self.line[:, j], self.stem) for j in range(self.columns)]]
         back = [[self.levels[0].calls_back(j, None) for j in range(self.columns)]]
         for finer, level in pairwise(self.levels):
             windows = [finer.x_there[:, 2 * j : 2 * j + 2].flatten(1) for j in range(level.columns)]
             there.append([level.calls_there(j, x, level.shrink_ul[1]) for j, x in enumerate(windows)])
             back.append([level.calls_back(j, finer) for j in range(level.columns)])
         self.steps_by_active = [self._steps(there[:active], back[:active]) for active in range(1, len(there) + 1)]
+        return self.steps_by_active[0]
 
-    def _steps(self, there: list[list[list[Call]]], back: list[list[list[Call]]]) -> list[Call]:
+    def _steps(self, there: list[list[list[Call]]], back: list[list[list[Call]]]) -> list[list[Call]]:
         """The steps of a row in which the finest resolutions alone are active, as many as in the lists."""
         coarsest, steps = self.levels[-1], []
         for column in range(self.columns):
@@ -159,7 +161,7 @@ class PixelCNNppCache(Cache):
                 calls.append(partial(coarsest.x_back[:, turn].copy_, coarsest.x_there[:, turn]))
             calls += [call for k in reversed(here) for call in back[k][column >> k]]
             features = self.levels[0].ul_back.streams[0, :, column + 1, : self.net.width]
-            steps.append(partial(run, [*calls, features.clone]))
+            steps.append([*calls, features.clone])
         return steps
 
     def begin_row(self) -> None:
@@ -169,9 +171,8 @@ class PixelCNNppCache(Cache):
         active, self.steps = levels[:count], self.steps_by_active[count - 1]
         for k, level in enumerate(active):
             maps = self.contexts[k].at(row >> k)
-            u, ul = maps[::2], maps[1::2]
-            for stack, biases in zip(level.stacks, (u[:depth], u[depth:], ul[:depth], ul[depth:]), strict=True):
-                stack.begin_row(biases)
+            for stack, start in zip(level.stacks, (0, 2 * depth, 1, 2 * depth + 1), strict=True):  # u and ul in turn
+                stack.begin_row(None if maps is None else maps[start:][: 2 * len(stack.blocks) : 2])
         for finer, level in reversed(list(pairwise(active))):
             level.ul_from_above(finer)  # the coarsest first: the finer one's finished row is overwritten next
         self._first_layer()
@@ -196,7 +197,9 @@ class PixelCNNppCache(Cache):
         if self.row:
             self.above[:, :, 0].copy_(self.above[:, :, 1])
             self._see(self.line[:, 1:].transpose(1, 2))
-            finest.enter(finest.u_there.x, F.conv2d(self.above, self.stem_u, self.net.stem_u.bias)[:, :, 0].permute(2, 0, 1))
+            finest.enter(
+                finest.u_there.x, F.conv2d(self.above, self.stem_u, self.net.stem_u.bias)[:, :, 0].permute(2, 0, 1)
+            )
             ul += F.conv2d(self.above[:, :, 1:], self.stem_above, self.net.stem_above.bias)[:, :, 0].transpose(1, 2)
         ul[:, 1:] += self.left_ones
         finest.enter(finest.pixels_there, ul)
@@ -205,6 +208,9 @@ class PixelCNNppCache(Cache):
         """Values (B, C, W) as the newest row above, with ones beside them."""
         self.above[:, :-1, 1, 1:-1] = values
         self.above[:, -1, 1, 1:-1] = 1
+
+    def compute(self, step: list[Call]) -> Tensor:
+        return run(step)
 
     def prefill(self, x: Tensor) -> None:
         net, rows = self.net, x.shape[2]

@@ -18,16 +18,26 @@ T pixels. A context with places gives every column biases of its own (w = W); ot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._nn import elu
 
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.gated_stack import Call, Pixels, concat_elu_calls, gated_calls, halves, matrix, mirrored, run
+from genlab.nets.cached.gated_stack import (
+    Call,
+    Pixels,
+    concat_elu_calls,
+    elu,
+    gated_calls,
+    halves,
+    matrix,
+    mirrored,
+    run,
+)
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
@@ -43,14 +53,21 @@ class GateBiases:
         self.row.copy_(self.own)
         self.now = self.row[0] if columns == 1 else cache.zeros(*self.row.shape[1:])  # of one pixel (L, B, 2 n)
 
-    def begin_row(self, maps: list[Tensor | None]) -> None:
-        """Add what a context gives to each block, (w, B, 2 n)."""
-        if maps[0] is not None:
-            self.row.copy_(self.own + torch.stack(maps, 1))  # type: ignore[arg-type]
+    def begin_row(self, maps: list[Tensor]) -> None:
+        """Take what the context adds to each block in this row, (w, B, 2 n)."""
+        self.row.copy_(self.own + torch.stack(maps, 1))
 
     def calls(self, column: int) -> list[Call]:
         """Turn to the pixel in that column."""
         return [partial(self.now.copy_, self.row[column])] if len(self.row) > 1 else []
+
+
+@dataclass(slots=True)
+class ColumnStep:
+    """What is particular to the step of one column."""
+
+    begin: list[Call]  # the first layer, and the biases of the gates if they differ by column
+    convs: list[list[Call]]  # the 2x2 convolutions of every block
 
 
 class PixelSNAILCache(Cache):
@@ -73,8 +90,8 @@ class PixelSNAILCache(Cache):
         # Of one pixel: colours, stream and place, and their negatives.
         self.joined = self.buffer(depth + 1, batch, 2, channels + net.width + 2, images=1)
         self.streams, self.place = self.joined[..., channels:-2], self.joined[..., -2:]
-        self.places = halves(mirrored(net.place.flatten(1).T))  # (T, 2, 2)
-        self.stacks = [Pixels(self, block.convs, columns) for block in net.blocks]
+        self.places = halves(mirrored(net.place.flatten(1).T)).unbind()  # T times (2, 2)
+        self.convs = Pixels(self, [conv for block in net.blocks for conv in block.convs], columns)
         self.keys = self.buffer(depth, batch, self.heads, key_width, pixels, images=1)
         self.keys[:, :, :, -1] = UNKNOWN
         self.values = self.buffer(depth, batch, self.heads, pixels, one.values // self.heads, images=1)
@@ -91,16 +108,24 @@ class PixelSNAILCache(Cache):
         self.biases = [GateBiases(self, part, 1 if context is None else context.shape[3]) for part in parts]
         self.memory_calls = self._memory_calls()
         self.block_calls = [self._attending_calls(i, block) for i, block in enumerate(net.blocks)]
-        left, weight = self.zeros(batch, 1, net.width), net.left.normed_weight[:, :channels, 1, 0].T.contiguous()
-        self.column_calls: list[tuple[list[Call], list[list[Call]]]] = []  # the stream, then the stacks of all blocks
+
+    def make_steps(self, colour: int) -> list[ColumnStep]:
+        left = self.zeros(self.batch, 1, self.net.width)
+        weight = self.net.left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
+        each = len(self.net.blocks[0].convs)
+        orders = [range(i * each, (i + 1) * each) for i in range(len(self.net.blocks))]
+        steps = []
         for j, first in enumerate(self.first):
             begin: list[Call] = [
                 partial(torch.addmm, first, self.line[:, j], weight, out=left[:, 0]),
                 partial(torch.mul, left, self.signs, out=self.streams[0]),
+                *self.biases[1].calls(j),
+                *self.biases[2].calls(j),
             ]
-            begin += self.biases[1].calls(j) + self.biases[2].calls(j)
-            stacks = [stack.calls(stream, j) for stack, stream in zip(self.stacks, self.streams, strict=False)]
-            self.column_calls.append((begin, stacks))
+            # Without its last call, concat_elu of the stream, which no convolution reads.
+            convs = [self.convs.calls(x, j, order)[:-1] for x, order in zip(self.streams, orders, strict=False)]
+            steps.append(ColumnStep(begin, convs))
+        return steps
 
     def take_in(self, values: Tensor, place: int) -> None:
         super().take_in(values, place)
@@ -114,16 +139,16 @@ class PixelSNAILCache(Cache):
         values = torch.cat([values, torch.zeros_like(values)][not row :], 2)  # colours of the new row come in later
         self.first.copy_(net.stem(values)[:, :, -1].permute(2, 0, 1))
         maps = self.contexts[0].at(row)
-        for i, stack in enumerate(self.stacks):
-            stack.begin_row(maps[i * net.layers : (i + 1) * net.layers - 3])
-        for kind, biases in enumerate(self.biases):
-            biases.begin_row(maps[net.layers - 3 + kind :: net.layers])
+        self.convs.begin_row(maps and [m for i, m in enumerate(maps) if i % net.layers < net.layers - 3])
+        if maps is not None:
+            for kind, biases in enumerate(self.biases):
+                biases.begin_row(maps[net.layers - 3 + kind :: net.layers])
 
-        start, end = row * columns, (row + 1) * columns
+        end = (row + 1) * columns
         keys, values = self.keys.flatten(1, 2)[..., :end], self.values.flatten(1, 2)[:, :, :end]
         scores, weights = (x[: len(self.answer) * end].view(-1, 1, end) for x in (self.scores, self.weights))
         question = self.question.view(len(self.answer), 1, -1)
-        attention = [
+        self.attention: list[list[Call]] = [
             [
                 *before,
                 partial(torch.bmm, question, block_keys, out=scores),
@@ -133,12 +158,14 @@ class PixelSNAILCache(Cache):
             ]
             for (before, after), block_keys, block_values in zip(self.block_calls, keys, values, strict=True)
         ]
-        self.steps = []
-        for place, (begin, stacks) in zip(self.places[start:end], self.column_calls, strict=True):
-            calls = [partial(self.place.copy_, place), *begin]
-            for stack_calls, attention_calls in zip(stacks, attention, strict=True):
-                calls += stack_calls + attention_calls
-            self.steps.append(partial(run, [*calls, partial(F.elu, self.streams[-1, :, 0])]))
+
+    def compute(self, step: ColumnStep) -> Tensor:
+        self.place.copy_(self.places[self.t - 1])
+        run(step.begin)
+        for convs, attention in zip(step.convs, self.attention, strict=True):
+            run(convs)
+            run(attention)
+        return F.elu(self.streams[-1, :, 0])
 
     def prefill(self, x: Tensor) -> None:
         net, context, t = self.net, self.contexts[0].context, x.shape[2] * self.columns
@@ -149,8 +176,7 @@ class PixelSNAILCache(Cache):
             gated_stack.recorded(to_memory, lambda _, result: result) as results,
         ):
             net.forward(x, None if context is None else context[:, :, : x.shape[2]])
-        for stack in self.stacks:
-            stack.take_in(inputs)
+        self.convs.take_in(inputs)
         memory = torch.stack([results[conv] for conv in to_memory]).flatten(3)  # (L, B, keys and values, t)
         keys, values = (part.unflatten(2, (self.heads, -1)) for part in memory.tensor_split([net.blocks[0].keys], 2))
         self.keys[:, :, :, :-1, :t], self.keys[:, :, :, -1, :t] = keys, 0
@@ -165,16 +191,16 @@ class PixelSNAILCache(Cache):
         out, out_bias = (_spread(x, self.heads, blocks[0].keys) for x in _stacked([b.to_memory for b in blocks]))
         hidden, gated = self.zeros(2, *joined[:, :, 0].shape)
         read = self.zeros(*joined.shape[:2], 2 * joined.shape[3])
-        calls = [
+        calls: list[Call] = [
             partial(elu, joined, out=halves(read)),
-            *gated_calls(self, partial(torch.baddbmm, first_bias, read, first, out=hidden), hidden, biases.now, second, gated),
+            *gated_calls(
+                self, partial(torch.baddbmm, first_bias, read, first, out=hidden), hidden, biases.now, second, gated
+            ),
             partial(torch.add, joined[:, :, 0], gated, out=hidden),
             partial(torch.baddbmm, out_bias, hidden, out, out=self.newest),
         ]
         colours, size = joined[..., : self.channels], (len(blocks), -1, -1, -1)
-        take_in = [
-            partial(torch.mul, values[:, None].expand(size), self.signs, out=colours) for values in self.inputs
-        ]
+        take_in = [partial(torch.mul, values[:, None].expand(size), self.signs, out=colours) for values in self.inputs]
         return [[take_in[j], *biases.calls(j % len(biases.row)), *calls] for j in range(self.columns)]
 
     def _attending_calls(self, i: int, block: Block) -> tuple[list[Call], list[Call]]:
@@ -192,7 +218,7 @@ class PixelSNAILCache(Cache):
         ask_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
         ask_bias.view(block.heads, -1)[:, -1] = 1
         product = partial(torch.addmm, block.query.first.bias, asked, matrix(block.query.first), out=hidden)
-        before = [
+        before: list[Call] = [
             partial(elu, x, out=halves(asked)),
             *gated_calls(self, product, hidden, self.biases[1].now[i], matrix(block.query.second), gated),
             partial(torch.add, x[:, 0], gated, out=hidden),
@@ -205,7 +231,7 @@ class PixelSNAILCache(Cache):
         weight[2 * queries :] = matrix(beside)  # type: ignore[arg-type]
         bias = block.out.first.bias + beside.bias  # type: ignore[union-attr]
         product = partial(torch.addmm, bias, read, weight, out=hidden)
-        after = [
+        after: list[Call] = [
             *concat_elu_calls(self.answer.view(batch, -1), self.signs, answered),
             *gated_calls(self, product, hidden, self.biases[2].now[i], matrix(block.out.second), gated),
             partial(torch.addcmul, self.streams[i], gated[:, None], self.signs, out=self.streams[i + 1]),

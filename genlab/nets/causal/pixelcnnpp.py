@@ -34,7 +34,9 @@ from genlab.nets.layers.values import Values
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
 Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)
-Biases = list[tuple[Tensor | None, Tensor | None]]  # for every block, of u and ul: (B, 2 F, h, w), (B, 2 F, 1, 1) or None
+Biases = list[
+    tuple[Tensor | None, Tensor | None]
+]  # for every block, of u and ul: (B, 2 F, h, w), (B, 2 F, 1, 1) or None
 Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
 
 
@@ -111,7 +113,8 @@ class PixelCNNpp(nn.Module, Recompute):
         )
         self.shrink: Sequence[Resize[ShiftedConv2d]] = shrink  # type: ignore[assignment]
         self.grow: Sequence[Resize[ShiftedUp2d]] = grow  # type: ignore[assignment]
-        self.biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        self.biases: Sequence[LayerBiases] = biases  # type: ignore[assignment]
 
     def size(self, level: int) -> tuple[int, int]:
         """Rows and columns at a resolution, 0 the finest."""
