@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
 from genlab.nets.layers.values import Values
@@ -141,16 +140,13 @@ class GatedLayer(nn.Module):
         return v if last else gate(a), added if self.first else added.add_(h)
 
 
-class GatedPixelCNN(nn.Module, Cached):
+class GatedPixelCNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: p, channels of each stack; `depth`: layers; `kernel`: odd, 3 or more; `dilations`: distance of the taps,
     one per layer in turn, None for 1; `feature_width`: D, features per step that the head gets; `value_width`: numbers
     that stand for a value at the input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
-
-    cache, advance = GatedPixelCNNState, staticmethod(advance)
-    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
         self,

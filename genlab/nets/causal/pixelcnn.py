@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixelcnn import PixelCNNState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d
 from genlab.nets.layers.values import Values
@@ -48,16 +47,13 @@ class Bottleneck(nn.Module):
         return h + self.expand(middle.relu_())
 
 
-class PixelCNN(nn.Module, Cached):
+class PixelCNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: channels of the residual stream; `depth`: blocks; `kernel`: of the first layer;
     `feature_width`: D, features per step that the head gets; `value_width`: numbers that stand for a value at the
     input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
-
-    cache, advance = PixelCNNState, staticmethod(advance)
-    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
         self,

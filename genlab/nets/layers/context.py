@@ -79,10 +79,14 @@ class LayerBiases(nn.Module):
         self.widths = widths
         self.maps = nn.Conv2d(context_width, sum(widths), 1, bias=False) if context_width else None
 
-    def forward(self, context: Tensor | None) -> list[Tensor | None]:
-        """(B, E, h, w) or None -> a bias or None for every layer."""
+    def check(self, context: Tensor | None) -> None:
+        """Raise ValueError for context features where the net has none, and for missing ones where it has."""
         if (context is None) != (self.maps is None):
             raise ValueError("a net made with a context needs one, a net made without takes none")
+
+    def forward(self, context: Tensor | None) -> list[Tensor | None]:
+        """(B, E, h, w) or None -> a bias or None for every layer."""
+        self.check(context)
         if context is None or self.maps is None:
             return [None] * len(self.widths)
         return list(self.maps(context).split(self.widths, 1))
