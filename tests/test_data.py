@@ -1,4 +1,4 @@
-"""Data sets: the right integers, splits that never move, a training order that is a function of a number."""
+"""Data sets: the right integers, splits that never change, training batches that are a function of their number."""
 
 import gzip
 import hashlib
@@ -39,7 +39,7 @@ from genlab.data import (
 from genlab.data import cifar10 as cifar10_module
 from genlab.data import mnist as mnist_module
 from genlab.data import svhn as svhn_module
-from genlab.data.binarize import still
+from genlab.data.binarize import static_binarization
 from genlab.data.mnist import IDX_FILES
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
@@ -73,7 +73,7 @@ def toy(**options):
 
 @pytest.fixture
 def as_rank(monkeypatch):
-    """Make `batches` believe that this is process r of w."""
+    """Make `batches` act as process r of w."""
 
     def pretend(rank, world):
         for user in (batches, module):
@@ -290,7 +290,7 @@ def test_static_is_one_draw_for_ever():
     data = mini(binarize="static")
     assert data.name == "mnist_mini_binary-static"
     assert data.spec.levels == 2
-    train = still("static", MNISTMini().load(None).train.images, "train")
+    train = static_binarization("static", MNISTMini().load(None).train.images, "train")
     assert md5(train.numpy().tobytes()) == "7f64c94e8edb48af27a01a1385e5e5a6"
     for name in SPLITS:
         assert set(data.split(name).images.unique().tolist()) == {0, 1}
@@ -299,7 +299,7 @@ def test_static_is_one_draw_for_ever():
 
 def test_a_pixel_is_one_with_probability_of_its_grey():
     grey = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
-    drawn = still("static", grey.repeat(100_000, 1), "train").double().mean(0)
+    drawn = static_binarization("static", grey.repeat(100_000, 1), "train").double().mean(0)
     assert drawn[0] == 0
     assert drawn[-1] == 1
     p = grey.double() / 255
@@ -358,7 +358,7 @@ def idx(values):
 
 @pytest.fixture
 def fake_mnist(monkeypatch):
-    """Four tiny IDX files, {name: bytes}, whose md5s and mirrors are the published ones for this test."""
+    """Four tiny IDX files, {name: bytes}. For this test they are the published ones."""
     rng = np.random.RandomState(0)
     shapes = [(20, 28, 28), (20,), (6, 28, 28), (6,)]
     arrays = [rng.randint(0, 256 if len(shape) > 1 else 10, shape).astype(np.uint8) for shape in shapes]
@@ -621,7 +621,7 @@ def test_a_damaged_file_is_named(tmp_path, fake_mnist, network):
 
 @pytest.fixture
 def fake_cifar(monkeypatch):
-    """Two batches in the published format, {name: bytes}."""
+    """Two batches in the published format: `arrays` and the `content` of their files, {name: bytes}."""
     rng = np.random.RandomState(0)
     arrays = {
         name: (rng.randint(0, 256, (8, 3072)).astype(np.uint8), [*range(8)]) for name in ("data_batch_1", "test_batch")
