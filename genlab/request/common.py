@@ -63,7 +63,7 @@ def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> An
     """The data set the checkpoint was trained on, from where it is on this machine.
 
     Where it is not what the run had, of `split` or of any split, that is told on standard error if `warn`, and kept in
-    the attribute `others` (`fingerprint.others`).
+    the attribute `others` (`fingerprint.differences`).
     """
     data = dict(run["data"])
     if isinstance(data.get("root"), str) and not Path(data["root"]).expanduser().is_dir():
@@ -86,7 +86,7 @@ def data_of(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> An
         )
     splits = [config.split] if "split" in config else SPLITS
     card = read_checkpoint(config.ckpt)[0]["genlab"]
-    made.others = fingerprint.others(card, made, splits, fewer=config.data.limit is not None)
+    made.others = fingerprint.differences(card, made, splits, fewer=config.data.limit is not None)
     if warn:
         for split, counts in made.others.items():
             print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)
