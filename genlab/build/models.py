@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from genlab.build import untrusted
+from genlab.build.gate import Gate
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.system.failures import explained
-from genlab.build.gate import Gate
 
 PARTS = 5_000  # modules of a model; PixelCNN++ has 200
 

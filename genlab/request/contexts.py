@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from genlab.build import build_data
 from genlab.core import ImageSpec, RequestError, nearest
 from genlab.data.context import SecondImage
-from genlab.request.common import called
+from genlab.request.checkpoints import model_name
 from genlab.request.pictures import context_image
 
 TAKES = {
@@ -63,7 +63,7 @@ def given(config: DictConfig, model: nn.Module, run: dict[str, Any], *, any_labe
     """
     spec: ImageSpec = model.spec  # type: ignore[assignment]
     n = config.n if n is None else n
-    takes, name = str(getattr(model, "conditioning", "none")), called(model)
+    takes, name = str(getattr(model, "conditioning", "none")), model_name(model)
     classes = Classes.of(run, spec)
     label = config.label if config.label in (None, "all") else classes.number(config.label)
     for key, fits in (("label", "label"), ("context", "image")):

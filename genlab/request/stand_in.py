@@ -23,7 +23,9 @@ from genlab.core import Completer, Completion, RequestError, Sampler, nearest
 from genlab.models import Autoencoder
 from genlab.models.chains import STEP, langevin, walk
 from genlab.models.densities import Mixture, fit_gaussian, fit_mixture
-from genlab.request.common import at_least, called, data_of, with_progress
+from genlab.request.checkpoints import model_name, open_data
+from genlab.request.numbers import check_at_least
+from genlab.request.progress import with_progress
 
 CODES, CHAINS = ("gaussian", "gmm"), ("walkback", "langevin")
 COMPONENTS, STEPS = 10, 200  # where nothing else is asked for
@@ -106,7 +108,7 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
     if isinstance(model, Sampler):
         keys = [f"{key}={config[key]}" for key in ("code", "components", "chain", "steps") if config[key] is not None]
         for given in keys + data:
-            raise RequestError(f"{given}: {called(model)} draws images by itself, this is for autoencoders")
+            raise RequestError(f"{given}: {model_name(model)} draws images by itself, this is for autoencoders")
         return model, ""
     _check_ways(config, model)
     if config.chain is not None:
@@ -120,9 +122,13 @@ def completer_of(config: DictConfig, model: Any) -> Completer:
     """The model if it completes images, else what stands in for it; a RequestError otherwise."""
     if isinstance(model, Completer):
         if config.steps is not None:
-            raise RequestError(f"steps={config.steps}: {called(model)} completes without a chain of denoising steps")
+            raise RequestError(
+                f"steps={config.steps}: {model_name(model)} completes without a chain of denoising steps"
+            )
+                f"steps={config.steps}: {model_name(model)} completes without a chain of denoising steps"
+            )
         if config.particles is not None and model.completion not in ("ordered", "weighted"):
-            raise RequestError(f"particles={config.particles}: {called(model)} completes without particles")
+            raise RequestError(f"particles={config.particles}: {model_name(model)} completes without particles")
         return model
     if model.corruption is None:
         raise RequestError(
@@ -187,9 +193,9 @@ def _codes(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -> tuple
     components = 1
     if config.code == "gmm":
         if config.components is not None:
-            at_least(config, "components", 1)
+            check_at_least(config, "components", 1)
         components = config.components or COMPONENTS
-    data = data_of(config, run)
+    data = open_data(config, run)
     total = len(data.split("train").labels)
     if components > total:
         raise RequestError(f"components={components}: there are only {total} training images to fit them to")
@@ -221,7 +227,7 @@ def _codes(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -> tuple
 
 def _steps(config: DictConfig) -> int:
     if config.steps is not None:
-        at_least(config, "steps", 1)
+        check_at_least(config, "steps", 1)
     return config.steps or STEPS
 
 

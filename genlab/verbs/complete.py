@@ -9,11 +9,14 @@ from torch import Tensor
 
 from genlab.core import Completer, ImageSpec, RequestError
 from genlab.models import Autoencoder
-from genlab.request.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import Given, given
 from genlab.request.masks import known_mask
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import check_drawing, save_images
 from genlab.request.pictures import partial_image
+from genlab.request.progress import with_progress
 from genlab.request.stand_in import completer_of
 
 PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
@@ -25,7 +28,7 @@ def command(request: Request) -> None:
     config, _ = split_hydra(request.config())
     out = check_drawing(config)
     if config.particles is not None:
-        at_least(config, "particles", 1)
+        check_at_least(config, "particles", 1)
     model, run, spec = open_model(config, Completer, "complete images", Autoencoder)
     what = given(config, model, run, any_label=False)
     completer = completer_of(config, model)
@@ -73,7 +76,7 @@ def command(request: Request) -> None:
 
     images, effective = with_progress("completing", what.n, draw)
     shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
-    save_drawing(out, images, spec, shown, shown_spec, columns)
+    save_images(out, images, spec, shown, shown_spec, columns)
     if weighted:
         how = f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
     else:

@@ -24,19 +24,13 @@ from genlab.data import Split
 from genlab.measure import quality
 from genlab.measure.quality import LEAST, Array, Estimate
 from genlab.models import Autoencoder
-from genlab.request.common import (
-    at_least,
-    called,
-    check_seed,
-    check_temperature,
-    choose_device,
-    data_of,
-    open_model,
-    with_progress,
-    writable,
-)
+from genlab.request.checkpoints import model_name, open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least, check_seed, check_temperature
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.request.stand_in import sampler_of
+from genlab.system.device import choose_device
 from genlab.train.accuracy_score import accuracy_score
 from genlab.train.checkpoint import write_json
 
@@ -86,13 +80,13 @@ def command(request: Request) -> None:
 def report(config: DictConfig) -> None:
     """Check everything, then draw and measure, then write and print."""
     out = writable("out", config.out, ".json")
-    at_least(config, "n", LEAST)
-    at_least(config, "batch_size", 1)
+    check_at_least(config, "n", LEAST)
+    check_at_least(config, "batch_size", 1)
     check_temperature(config)
     check_seed(config)
     model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
     eye = open_eye(config)
-    data = data_of(config, run)
+    data = open_data(config, run)
     given = str(getattr(model, "conditioning", "none"))
     check_fits(config, eye, data, spec, run["names"]["data"], given)
     train, test = data.split("train"), data.split("test")
@@ -137,7 +131,7 @@ def open_eye(config: DictConfig) -> Eye:
         raise RequestError(str(error).replace("ckpt=", "classifier=", 1)) from error
     if not isinstance(found, Classifier):
         raise RequestError(
-            f"classifier={path} is {called(found)}, not a classifier: train one with "
+            f"classifier={path} is {model_name(found)}, not a classifier: train one with "
             "experiment=classifier_mnist, experiment=classifier_cifar10 or model=classifier"
         )
     model: Any = found

@@ -12,19 +12,13 @@ from torch import Tensor
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
 from genlab.data.module import SPLITS
 from genlab.measure.bits import context_of
-from genlab.request.common import (
-    at_least,
-    called,
-    check_out,
-    check_seed,
-    data_of,
-    open_model,
-    save_drawing,
-    with_progress,
-)
+from genlab.request.checkpoints import model_name, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import given as conditioned_on
+from genlab.request.numbers import check_at_least, check_seed
+from genlab.request.outputs import check_out, save_images
 from genlab.request.pictures import whole_image
+from genlab.request.progress import with_progress
 
 GROUPS = 4  # images in a row of the grid
 
@@ -32,7 +26,7 @@ GROUPS = 4  # images in a row of the grid
 def command(request: Request) -> None:
     """Check everything, then reconstruct, then write."""
     config, _ = split_hydra(request.config())
-    at_least(config, "n", 1)
+    check_at_least(config, "n", 1)
     check_seed(config)
     out = check_out(config)
     if config.split not in SPLITS:
@@ -57,7 +51,7 @@ def command(request: Request) -> None:
     with torch.no_grad():
         groups = with_progress("reconstructing", len(x), work)  # (N, 2 or 3, C, H, W)
     columns = groups.shape[1] * min(GROUPS, len(x))
-    save_drawing(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns=columns)
+    save_images(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns=columns)
     what = "clean, corrupted, denoised" if corrupted else "given, reconstructed"
     print(f"{out} ({what}) and {out.with_suffix('.npy').name}: {of}")
 
@@ -75,7 +69,7 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
     if not isinstance(config.corrupted, bool):
         raise RequestError(f"corrupted={config.corrupted}: expected true or false")
     if config.corrupted and not can:
-        raise RequestError(f"corrupted=true: {called(model)} was trained on clean images")
+        raise RequestError(f"corrupted=true: {model_name(model)} was trained on clean images")
     return config.corrupted
 
 
@@ -91,7 +85,7 @@ def _images(config: DictConfig, model: Any, run: dict[str, Any], spec: ImageSpec
     for key in ("label", "context"):
         if config[key] is not None:
             raise RequestError(f"{key}={config[key]} goes with image=: the images of a split bring their own")
-    data = data_of(config, run)
+    data = open_data(config, run)
     total = len(data.split(config.split).labels)
     if config.n > total:
         raise RequestError(f"n={config.n}: the {config.split} split has {total} images")

@@ -8,9 +8,12 @@ import torch
 
 from genlab.core import Sampler
 from genlab.models import Autoencoder
-from genlab.request.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import given
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import check_drawing, save_images
+from genlab.request.progress import with_progress
 from genlab.request.stand_in import sampler_of
 
 
@@ -18,7 +21,7 @@ def command(request: Request) -> None:
     """Check everything, then draw, then write."""
     config, _ = split_hydra(request.config())
     out = check_drawing(config)
-    at_least(config, "batch_size", 1)
+    check_at_least(config, "batch_size", 1)
     model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
     what = given(config, model, run, any_label=True)
     started = time.perf_counter()
@@ -37,5 +40,5 @@ def command(request: Request) -> None:
 
     images = with_progress("sampling", what.n, draw)
     seconds = time.perf_counter() - started
-    save_drawing(out, images, spec, *what.shown(images), columns=what.columns)
+    save_images(out, images, spec, *what.shown(images), columns=what.columns)
     print(f"{out} and {out.with_suffix('.npy').name}: {what.n} images{what.says} in {seconds:.1f} s{how}")

@@ -37,8 +37,11 @@ from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestE
 from genlab.data.batches import Batch
 from genlab.data.module import SPLITS
 from genlab.measure.bits import context_of
-from genlab.request.common import at_least, called, data_of, open_model, with_progress, writable
+from genlab.request.checkpoints import model_name, open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.viz import looks, plots, save_grid, signed, to_uint8
 
 TILES, ROWS = 100, 12  # units in a picture of one tile each, of a row each
@@ -100,14 +103,14 @@ def command(request: Request) -> None:
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     if config.units is not None:
-        at_least(config, "units", 1)
+        check_at_least(config, "units", 1)
     folder = Path(str(config.out)).expanduser()
     for name in ALL if config.what == "all" else (str(config.what),):
         writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
     names = everything(model) if config.what == "all" else [str(config.what)]
     metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
-    subject = Subject(model, data_of(config, run), str(config.split), metrics, config.units)
+    subject = Subject(model, open_data(config, run), str(config.split), metrics, config.units)
     drawn, left_out = draw(subject, names, folder)
     if not drawn:
         raise RequestError("; ".join(left_out))
@@ -132,7 +135,7 @@ def filters(subject: Subject) -> Save:
     model = subject.model
     found = model.filters() if isinstance(model, Filters) else None
     if found is None:
-        raise RequestError(f"{called(model)} has no filters to show: its first layer makes no picture")
+        raise RequestError(f"{model_name(model)} has no filters to show: its first layer makes no picture")
     return _tiles(found[: subject.units or TILES])
 
 
@@ -232,7 +235,7 @@ def walk(subject: Subject) -> Save:
     """A row a pair of draws, of the class of that number where the model is told one."""
     model = subject.model
     if not isinstance(model, Pushforward):
-        raise RequestError(f"{called(model)} does not make images from normal numbers: there is no walk")
+        raise RequestError(f"{model_name(model)} does not make images from normal numbers: there is no walk")
     told = getattr(model, "conditioning", "none")
     if told == "image":
         raise RequestError("a walk from image to image needs no second image, and this model is given one")
@@ -267,14 +270,14 @@ def everything(model: Any) -> list[str]:
 
 def _latent(subject: Subject) -> Any:
     if not isinstance(subject.model, Latent):
-        raise RequestError(f"{called(subject.model)} has no posterior over latents to show")
+        raise RequestError(f"{model_name(subject.model)} has no posterior over latents to show")
     return subject.model
 
 
 def _coder(subject: Subject) -> Any:
     if not isinstance(subject.model, Coder):
         rest = "|".join(["filters", *(OF_PRIORS if isinstance(subject.model, Pushforward) else ())])
-        raise RequestError(f"{called(subject.model)} has no code to show: what={rest} is all there is of it")
+        raise RequestError(f"{model_name(subject.model)} has no code to show: what={rest} is all there is of it")
     return subject.model
 
 

@@ -25,8 +25,9 @@ from genlab.data import fingerprint
 from genlab.measure.judge import judge
 from genlab.processes import launch
 from genlab.request import start_from
-from genlab.request.common import called, check_seed
+from genlab.request.checkpoints import model_name
 from genlab.request.compose import Request, check_sections, split_hydra
+from genlab.request.numbers import check_seed
 from genlab.system import signals
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
@@ -113,7 +114,7 @@ def prepare(config: DictConfig, init: str | None = None) -> tuple[Any, nn.Module
     if fits_itself(model):
         check_fitted(config.data, Plan.of(config.trainer))
     if config.compile and not networks(model):
-        raise RequestError(f"compile=true needs a model with a network, and {called(model)} has none")
+        raise RequestError(f"compile=true needs a model with a network, and {model_name(model)} has none")
     if init is not None:
         start_from.load(model, init, config.trust)
     return data, model
@@ -121,7 +122,7 @@ def prepare(config: DictConfig, init: str | None = None) -> tuple[Any, nn.Module
 
 def check_players(config: DictConfig, model: nn.Module) -> None:
     """RequestError for what only training in turns can do, or cannot."""
-    name, lr = called(model), config.optim.get("discriminator_lr")
+    name, lr = model_name(model), config.optim.get("discriminator_lr")
     if not isinstance(model, Adversarial):
         if lr is not None:
             raise RequestError(f"optim.discriminator_lr={lr}: {name} has no discriminator; use optim=adamw")
@@ -145,7 +146,7 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
         return
     given, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
     raise RequestError(
-        f"data/context={given} gives every image a {what} to be conditioned on, which {called(model)} does "
+        f"data/context={given} gives every image a {what} to be conditioned on, which {model_name(model)} does "
         f"not look at: add model/context={context.kind}"
     )
 
