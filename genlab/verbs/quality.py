@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed, check_temperature
 from genlab.request.outputs import writable
 from genlab.request.progress import with_progress
-from genlab.request.stand_in import sampler_of
+from genlab.request.samplers import sampler_of
 from genlab.system.device import choose_device
 from genlab.train.accuracy_score import accuracy_score
 from genlab.train.checkpoint import write_json
@@ -92,7 +92,7 @@ def report(config: DictConfig) -> None:
     train, test = data.split("train"), data.split("test")
     check_counts(config, train, test, data.name)
     labelled = given == "label"
-    sampler, how = _sampler(config, model, run)
+    sampler, how = sampler_of(config, model, run)
 
     labels = torch.arange(config.n) % spec.classes if labelled else None
     images, seconds = drawn(config, sampler, spec, labels)
@@ -202,14 +202,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sampler(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str]:
-    """The model, or what stands in for it and what that is. To `sampler_of` the keys under data are those of codes."""
-    codes_alone = {"data": {key: None for key in config.data}} if isinstance(model, Sampler) else {}
-    merged = OmegaConf.merge(config, codes_alone)
-    assert isinstance(merged, DictConfig)
-    return sampler_of(merged, model, run)
 
 
 def _read(eye: Eye, images: Tensor, labels: Tensor | None) -> Set:
