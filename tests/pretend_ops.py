@@ -31,7 +31,7 @@ import genlab.models.flow
 import genlab.models.gan
 from genlab.core import Coder, Completer, Denoiser, Features, RunError, Sampler
 from genlab.data import ImageData
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.train import callbacks, fit, learner
 from genlab.train.checkpoint import read
 from genlab.train.plan import Plan
@@ -175,7 +175,7 @@ def operations(model: Any, data: ImageData, device: torch.device) -> dict[str, C
 
     def evaluate() -> Any:
         data.move_to(device)
-        return judge(model, data, "test", weights="raw", seed=0).details
+        return evaluate_split(model, data, "test", weights="raw", seed=0).details
 
     ops["eval"] = evaluate
     return ops

@@ -74,11 +74,11 @@ class Asked(nn.Module):
 def test_judging_is_in_true_float32_and_says_so(settings):
     from trainees import DotsData
 
-    from genlab.measure.judge import judge
+    from genlab.measure.evaluation import evaluate_split
 
     torch.set_float32_matmul_precision("medium")
     model = Asked()
-    found = judge(model, DotsData(validation=16), "test", weights="raw", seed=0)
+    found = evaluate_split(model, DotsData(validation=16), "test", weights="raw", seed=0)
     assert model.seen == {("highest", False)}
     assert found.details["precision"] == "32"
 

@@ -70,13 +70,13 @@ def test_validation_and_test_use_the_average(tmp_path):
     best = checkpoint(folder, "best")
     from trainees import DotsData
 
-    from genlab.measure.judge import judge
+    from genlab.measure.evaluation import evaluate_split
 
     data = DotsData(validation=16, batch_size=8, eval_batch_size=5, seed=3)
     values = {}
     for weights in ("ema", "raw"):
         model, _ = restore(folder, weights=weights, trust=["trainees"])
-        values[weights] = judge(model, data, "valid", weights=weights, seed=3).value
+        values[weights] = evaluate_split(model, data, "valid", weights=weights, seed=3).value
     assert best["callbacks"]["Validation"]["value"] == values["ema"] != values["raw"]
     assert best["callbacks"]["Validation"]["details"]["weights"] == "ema"
     assert {key.split(".")[0] for key in best["state_dict"]} == {"model", "ema"}

@@ -16,7 +16,7 @@ import genlab
 from genlab import cli
 from genlab.build import build_data
 from genlab.core import RunError
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.train.checkpoint import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -119,7 +119,7 @@ def test_a_term_that_is_not_finite_is_an_error_that_names_it_and_the_image(train
     objective = model.objective
     model.objective = lambda x, context=None: objective(x) | {"penalty": torch.full((len(x),), torch.nan)}
     with pytest.raises(RunError, match="penalty is not finite for 100 of 100 images, first image 0"):
-        judge(model, data, "test", weights="ema", seed=0)
+        evaluate_split(model, data, "test", weights="ema", seed=0)
 
 
 # ---- genlab eval

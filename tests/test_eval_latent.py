@@ -11,7 +11,7 @@ import torch
 
 import genlab
 from genlab import cli
-from genlab.measure.judge import of_latents
+from genlab.measure.evaluation import latent_usage
 
 FAST = [
     "trainer=smoke",
@@ -105,9 +105,9 @@ def test_active_units_are_those_whose_mean_varies():
         def batches(self, split):
             return [Batch]
 
-    found = of_latents(Model(1, 1), Data(), "valid", 0)
+    found = latent_usage(Model(1, 1), Data(), "valid", 0)
     assert found["active_units"] == 1
     assert found["distortion"] == 5
     assert found["kl_per_unit"] == [4.5, 1.75]
     assert found["rate"] == 6.25
-    assert of_latents(torch.nn.Linear(1, 1), Data(), "valid", 0) == {}
+    assert latent_usage(torch.nn.Linear(1, 1), Data(), "valid", 0) == {}

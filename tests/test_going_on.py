@@ -192,11 +192,11 @@ def test_a_moved_folder_goes_on(run, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_test_can_be_made_up_for(run, monkeypatch, error):
-    def judge(*_, **__):
+    def evaluate_split(*_, **__):
         raise error("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "judge", judge)
+        patch.setattr(train, "evaluate_split", evaluate_split)
         with pytest.raises(error):
             resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert not (run / "results.json").exists()

@@ -87,10 +87,10 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     from trainees import DotsData
 
     from genlab.build import restore
-    from genlab.measure.judge import judge
+    from genlab.measure.evaluation import evaluate_split
 
     model, _ = restore(folder, trust=["trainees"])
-    alone = judge(model, DotsData(validation=16, eval_batch_size=5, seed=3), "valid", weights="ema", seed=3)
+    alone = evaluate_split(model, DotsData(validation=16, eval_batch_size=5, seed=3), "valid", weights="ema", seed=3)
     with open(folder / "metrics.csv", newline="") as file:
         logged = [row["valid/bits_per_dim"] for row in csv.DictReader(file) if row["valid/bits_per_dim"]]
     assert float(logged[-1]) == pytest.approx(alone.value, rel=1e-12)

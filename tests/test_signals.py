@@ -86,7 +86,7 @@ def test_wherever_training_is(tmp_path, whole, monkeypatch, when):
     same(outcome(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize(("owner", "name", "at"), [(Checkpoints, "act", 3), (train, "judge", 1)])
+@pytest.mark.parametrize(("owner", "name", "at"), [(Checkpoints, "act", 3), (train, "evaluate_split", 1)])
 def test_after_the_last_step_only_the_test_is_left(tmp_path, whole, monkeypatch, owner, name, at):
     during(monkeypatch, owner, name, signal.SIGHUP, at)
     with pytest.raises(Interrupted, match=r"SIGHUP .*(only the test left|a test that is not done)"):

@@ -100,6 +100,12 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: 
     return restore(path, weights=weights, trust=trust)[0].to(device)
 
 
+def model_name(model: Any) -> str:
+    """The name of a model in messages: `model=NAME` as its user chose it, otherwise its class."""
+    name = getattr(model, "chosen_as", None)
+    return f"model={name}" if name else f"this {type(model).__name__}"
+
+
 def _build(
     config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str], check: Callable[[nn.Module], None]
 ) -> nn.Module:

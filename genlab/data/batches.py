@@ -105,3 +105,9 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def context_of(model: object, batch: Batch) -> Tensor | None:
+    """What the model is conditioned on, out of a batch: labels (B,), second images (B, C', H', W') or nothing."""
+    kind = getattr(model, "conditioning", "none")
+    return {"label": batch.labels, "image": batch.context}[kind] if kind != "none" else None

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import ImageSpec, Likelihood, RunError
+from genlab.data.batches import context_of
 from genlab.system.device import moved, precision_used, true_float32
 
 
@@ -172,9 +173,3 @@ def seed_for(seed: int, batch: Any) -> None:
     """Seed torch's noise for a batch of a split, which its first image stands for, whichever process has it."""
     mixed = hashlib.blake2b(f"{seed} {int(batch.index[0])}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(mixed, "big"))
-
-
-def context_of(model: object, batch: Any) -> Tensor | None:
-    """What the model is conditioned on, out of a batch: labels (B,), second images (B, C', H', W') or nothing."""
-    kind = getattr(model, "conditioning", "none")
-    return {"label": batch.labels, "image": batch.context}[kind] if kind != "none" else None

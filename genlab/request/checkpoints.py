@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from genlab.build import build_data, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
 from genlab.data import fingerprint
 from genlab.data.module import SPLITS
@@ -65,12 +66,6 @@ def open_data(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> 
         for split, counts in data.others.items():
             print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)
     return data
-
-
-def model_name(model: Any) -> str:
-    """The name of a model in messages: `model=pixelcnn` as its user chose it, or else "this PixelCNN", its class."""
-    name = getattr(model, "chosen_as", None)
-    return f"model={name}" if name else f"this {type(model).__name__}"
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from genlab.build import build_data
+from genlab.build.models import model_name
 from genlab.core import ImageSpec, RequestError, nearest
 from genlab.data.context import SecondImage
-from genlab.request.checkpoints import model_name
 from genlab.request.pictures import context_image
 
 CONDITIONING = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from genlab.build.models import model_name
 from genlab.codes import Gaussian, support
 from genlab.core import Completer, RequestError, Sampler, nearest
 from genlab.models import Autoencoder
@@ -19,7 +20,7 @@ from genlab.models.chain_sampler import ChainSampler
 from genlab.models.chains import STEP
 from genlab.models.code_sampler import CodeSampler
 from genlab.models.densities import fit_gaussian, fit_mixture
-from genlab.request.checkpoints import model_name, open_data
+from genlab.request.checkpoints import open_data
 from genlab.request.numbers import check_at_least
 from genlab.request.progress import with_progress
 

@@ -19,7 +19,7 @@ from genlab import viz
 from genlab.build import build, restore
 from genlab.core import ImageSpec
 from genlab.data import ImageData, Split, Splits
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.measure.quality import Estimate
 from genlab.processes import launch
 from genlab.system.device import choose_device
@@ -71,5 +71,5 @@ def accuracy_score(run: dict[str, Any], spec: ImageSpec, train: Split, test: Spl
         # Nothing of it is kept, so a signal ends it at once.
         fit(model, data, settings, plan, folder, card=card, draw=viz.save_grid, environment=launch.environment())
         judged, _ = restore(folder, trust=config.trust)
-        found = judge(judged.to(device), data, "test", weights=str(judged.weights), seed=config.seed).details
+        found = evaluate_split(judged.to(device), data, "test", weights=str(judged.weights), seed=config.seed).details
     return Estimate(found["accuracy"], found["standard_error"])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.measure.bits import context_of
+from genlab.data.batches import context_of
 from genlab.train import ema
 from genlab.train.learner import Learner, step_seed
 

@@ -18,8 +18,8 @@ import pytorch_lightning as pl
 import torch
 
 from genlab.core import Coder, Completer, Denoiser, ImageSpec, Sampler
-from genlab.measure.bits import context_of
-from genlab.measure.judge import judge
+from genlab.data.batches import context_of
+from genlab.measure.evaluation import evaluate_split
 from genlab.system import signals
 from genlab.train.learner import Learner
 
@@ -76,11 +76,11 @@ class Validation(Periodic):
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Validate; write best.ckpt on a new best."""
         with learner.judged() as model:
-            judgement = judge(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
-        write(trainer, {f"valid/{name}": value for name, value in judgement.terms.items()}, step)
-        value = self.state["value"] if judgement.value is None else judgement.value
-        if judgement.value is None or value < self.state["value"]:
-            self.state = {"value": value, "step": step, "stale": 0, "details": judgement.details}
+            evaluation = evaluate_split(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
+        write(trainer, {f"valid/{name}": value for name, value in evaluation.terms.items()}, step)
+        value = self.state["value"] if evaluation.value is None else evaluation.value
+        if evaluation.value is None or value < self.state["value"]:
+            self.state = {"value": value, "step": step, "stale": 0, "details": evaluation.details}
             trainer.save_checkpoint(self.best)
             learner.last_good = str(self.best)
         else:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from genlab.core import ImageSpec, Likelihood, RunError
-from genlab.measure.bits import bits_per_dim, context_of
+from genlab.data.batches import context_of
+from genlab.measure.bits import bits_per_dim
 from genlab.system.device import moved, true_float32
 from genlab.train import ema
 from genlab.train.checkpoint import check_moments

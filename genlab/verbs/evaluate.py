@@ -14,13 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure import bits
-from genlab.measure.judge import judge, of_latents
+from genlab.measure.evaluation import evaluate_split, latent_usage
 from genlab.processes import launch
-from genlab.request.checkpoints import model_name, open_data
+from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed
 from genlab.request.outputs import writable
@@ -97,13 +98,13 @@ def work(settings: Any) -> None:
     def evaluate(advance):  # type: ignore[no-untyped-def]
         """(content of the file, line for the user)"""
         if not isinstance(model, Likelihood):
-            judgement = judge(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
-            return judgement.details, judgement.text
+            evaluation = evaluate_split(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
+            return evaluation.details, evaluation.text
         result = bits.evaluate(
             model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
             weights=weights, expected=total, seed=config.seed, on_batch=advance,
         )  # fmt: skip
-        return {**result.as_dict(), **of_latents(model, data, config.split, config.seed)}, f"bits/dim {result}"
+        return {**result.as_dict(), **latent_usage(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
     details, text = with_progress("evaluating", total, evaluate) if launch.is_zero() else evaluate(lambda done: None)
     if launch.is_zero():

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from genlab.core import Features, RequestError, nearest
+from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
 from genlab.measure import probe
-from genlab.measure.bits import context_of
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.outputs import writable

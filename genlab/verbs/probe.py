@@ -19,9 +19,9 @@ from torch import nn
 
 from genlab.build import build, find_checkpoint, read_checkpoint
 from genlab.core import Features, RequestError
+from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
 from genlab.measure import probe
-from genlab.measure.bits import context_of
 from genlab.measure.probe import Array, Labelled, Probe
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra

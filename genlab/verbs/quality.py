@@ -19,12 +19,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from genlab.build import build_data, find_checkpoint, read_checkpoint, restore
+from genlab.build.models import model_name
 from genlab.core import Classifier, ImageSpec, RequestError, Sampler
 from genlab.data import Split
 from genlab.measure import quality
 from genlab.measure.quality import LEAST, Array, Estimate
 from genlab.models import Autoencoder
-from genlab.request.checkpoints import model_name, open_data, open_model
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed, check_temperature
 from genlab.request.outputs import writable

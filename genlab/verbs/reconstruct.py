@@ -13,10 +13,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from genlab.build.models import model_name
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
+from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
-from genlab.measure.bits import context_of
-from genlab.request.checkpoints import model_name, open_data, open_model
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import read_contexts
 from genlab.request.numbers import check_at_least, check_seed

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from genlab.build import find_checkpoint
+from genlab.build.models import model_name
 from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestError, nearest
-from genlab.data.batches import Batch
+from genlab.data.batches import Batch, context_of
 from genlab.data.module import SPLITS
-from genlab.measure.bits import context_of
-from genlab.request.checkpoints import model_name, open_data, open_model
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
 from genlab.request.outputs import writable

@@ -20,12 +20,12 @@ from torch import nn
 
 from genlab import viz
 from genlab.build import build, build_data, restore, untrusted
+from genlab.build.models import model_name
 from genlab.core import Adversarial, Interrupted, Primed, RequestError
 from genlab.data import fingerprint
-from genlab.measure.judge import judge
+from genlab.measure.evaluation import evaluate_split
 from genlab.processes import launch
 from genlab.request import start_from
-from genlab.request.checkpoints import model_name
 from genlab.request.compose import Request, check_sections, split_hydra
 from genlab.request.numbers import check_seed
 from genlab.system import signals
@@ -245,9 +245,9 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
     weights: str = judged.weights  # type: ignore[assignment]
     device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
     with torch.no_grad():
-        judgement = judge(judged.to(device), data, "test", weights=weights, seed=config.seed)
+        evaluation = evaluate_split(judged.to(device), data, "test", weights=weights, seed=config.seed)
     results = {
-        "test": judgement.details,
+        "test": evaluation.details,
         "valid": outcome.valid,
         **OmegaConf.to_container(config.names),  # type: ignore[dict-item]
         "parameters": sum(p.numel() for p in judged.parameters()),
@@ -266,6 +266,6 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
         if config.train.sample_every:
             subject = show.Subject(judged, data, "valid", folder / "metrics.csv")
             show.draw(subject, show.everything(judged), folder / "pictures")
-        print(f"test {judgement.text}")
+        print(f"test {evaluation.text}")
         print(folder)
     return results

@@ -28,14 +28,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import Adversarial, Classifier, Coder, Latent, Likelihood
-from genlab.measure.bits import Tally, context_of, evaluate, seed_for
+from genlab.data.batches import context_of
+from genlab.measure.bits import Tally, evaluate, seed_for
 from genlab.system.device import moved, precision_used, true_float32
 
 ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats;
     None where there is no such number (a GAN).
 
@@ -51,9 +52,9 @@ class Judgement:
 
 @torch.no_grad()
 @true_float32()
-def judge(
+def evaluate_split(
     model: Any, data: Any, split: str, *, weights: str, seed: int, on_batch: Callable[[int], None] | None = None
-) -> Judgement:
+) -> Evaluation:
     """The model on every image of a split, in float32; call it on every rank with the same arguments.
 
     Models that draw noise draw the same at every call. RunError when a term is not finite.
@@ -64,9 +65,9 @@ def judge(
             model, data.batches(split), data.spec, split=split, data=data.name, weights=weights,
             expected=expected, seed=seed, on_batch=on_batch,
         )  # fmt: skip
-        value, latent = result.bits_per_dim, of_latents(model, data, split, seed)
+        value, latent = result.bits_per_dim, latent_usage(model, data, split, seed)
         terms = {"bits_per_dim": value, **{name: each for name, each in latent.items() if name != "kl_per_unit"}}
-        return Judgement("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
+        return Evaluation("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
     values, ever_on = _over(model, data, split, expected, seed, on_batch)
     terms = {name: each.mean().item() for name, each in values.items()}
     n = expected
@@ -76,17 +77,17 @@ def judge(
         # The players' losses are relative to each other: neither says how good the samples are.
         details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
         listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
-        return Judgement("none", None, f"{listed} ({n:,} images)", details, terms)
+        return Evaluation("none", None, f"{listed} ({n:,} images)", details, terms)
     if isinstance(model, Classifier):
         error = math.sqrt(terms["accuracy"] * (1 - terms["accuracy"]) / n)
         text = f"accuracy {terms['accuracy']:.2%} ± {error:.2%}, cross entropy {terms['loss']:.4f} nats ({n:,} images)"
-        return Judgement(
+        return Evaluation(
             "loss", terms["loss"], text,
             {"kind": "classification", **terms, "standard_error": error, **described}, terms,
         )  # fmt: skip
     if ever_on is None:
         details = {"loss": terms["loss"], **terms, **described}
-        return Judgement("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
+        return Evaluation("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
     dead, units = int((~ever_on).sum()), len(ever_on)
     terms |= {f"asked_{name}": asked for name, asked in model.asked.items()}
     terms |= {"dead_units": dead, "dead_share": dead / units}
@@ -96,12 +97,12 @@ def judge(
         f"reconstruction {terms['reconstruction']:.4f} ± {error:.4f} {model.measured_in} ({n:,} images), "
         f"squared error {terms['squared_error']:.5f} a value, {terms['active']:.1%} of {units} units on, {dead} dead"
     )
-    return Judgement("loss", terms["loss"], text, {**terms, **what, **described}, terms)
+    return Evaluation("loss", terms["loss"], text, {**terms, **what, **described}, terms)
 
 
 @torch.no_grad()
 @true_float32()
-def of_latents(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
+def latent_usage(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
     """How a `core.Latent` uses its units on a split, over all processes; nothing for another model."""
     if not isinstance(model, Latent):
         return {}
