@@ -14,7 +14,7 @@ from genlab.core import ImageSpec, RequestError, RunError
 from genlab.request.compose import Request
 from genlab.request.contexts import Classes
 from genlab.request.folders import configs_folder, groups
-from genlab.request.values import shown
+from genlab.request.values import format_value
 from genlab.system.failures import LONGEST, explained, shortened
 from genlab.train.loggers import MetricsFile
 
@@ -121,7 +121,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("word", WRONG, ids=shown)
+@pytest.mark.parametrize("word", WRONG, ids=format_value)
 def test_a_word_that_makes_no_sense(word, here, capsys):
     assert WRONG[word] in refused(["train", word], capsys)
     assert list(here.iterdir()) == []
@@ -306,6 +306,6 @@ def test_a_model_that_has_gone_wrong_draws_nothing(damage, says, runs, here, cap
 
 
 def test_values_are_shown_as_they_are_typed():
-    assert shown([1, None, {"a": True}]) == "[1,null,{a:true}]"
-    assert len(shown("x" * 1000)) < 100
-    assert OmegaConf.create({"x": shown(3)}).x == "3"
+    assert format_value([1, None, {"a": True}]) == "[1,null,{a:true}]"
+    assert len(format_value("x" * 1000)) < 100
+    assert OmegaConf.create({"x": format_value(3)}).x == "3"

@@ -16,8 +16,8 @@ from genlab.build.gate import trusted
 from genlab.core import RequestError, nearest
 from genlab.data.fingerprint import check_same
 from genlab.processes import launch
-from genlab.request.compose import Request, shown_error
-from genlab.request.values import shown
+from genlab.request.compose import Request, format_error
+from genlab.request.values import format_value
 from genlab.system import signals
 from genlab.train.checkpoint import atomically, write_text
 from genlab.train.claim import claimed
@@ -132,7 +132,7 @@ def apply(config: DictConfig, override: str) -> None:
     try:
         node[name] = OmegaConf.from_dotlist([f"value={value}"]).value
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"cannot read {shown(override)}: {shown_error(error)}") from error
+        raise RequestError(f"cannot read {format_value(override)}: {format_error(error)}") from error
 
 
 def record(folder: Path, config: DictConfig, changed: bool, command: str) -> None:
