@@ -188,9 +188,9 @@ def traversal(subject: Subject) -> Save:
 def plane(subject: Subject) -> Save:
     """A point for each image."""
     _coder(subject)
-    points, share = representations.plane(subject.codes)
+    points, variance_share = representations.plane(subject.codes)
     labels = subject.data.split(subject.split).labels.cpu()
-    return _figure(plots.scatter(points, share, labels, subject.data.class_names, subject.split))
+    return _figure(plots.scatter(points, variance_share, labels, subject.data.class_names, subject.split))
 
 
 def between(subject: Subject) -> Save:
