@@ -21,7 +21,7 @@ from genlab.build import build, build_data, load, read_checkpoint, restore, untr
 from genlab.build import models as building
 from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
-from genlab.request.common import data_of
+from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
 from genlab.request.folders import configs_folder
 from genlab.system.atomic import atomically, write_text
@@ -499,7 +499,7 @@ def test_a_config_of_wrong_parts_is_one_sentence(tmp_path):
             OmegaConf.update(config, path, value, merge=False, force_add=True)
             checkpoint(tmp_path / "x.ckpt", OmegaConf.to_yaml(config))
             with pytest.raises(RequestError):  # of a good one the images do not fit the model
-                data_of(asked, restore(tmp_path / "x.ckpt")[1])
+                open_data(asked, restore(tmp_path / "x.ckpt")[1])
 
 
 @pytest.fixture(scope="module")

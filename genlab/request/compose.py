@@ -59,7 +59,7 @@ class Request:
                     f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help"
                 )
             else:
-                self.overrides.append(_quoted(word))
+                self.overrides.append(quoted(word))
 
     def config(self) -> DictConfig:
         """The composed config of the verb, with Hydra's own part under `hydra`. Raises RequestError."""
@@ -229,7 +229,7 @@ _TEXTS = {"ckpt", "classifier", "init", "image", "context", "known", "out", "lab
 _TEXTS |= {"data.path", "data.root", "hydra.run.dir", "hydra.sweep.dir"}
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """A word with its value quoted, where the value is a text."""
     key, equals, value = word.partition("=")
     if key not in _TEXTS or not value or value == "null" or value[0] in "'\"":

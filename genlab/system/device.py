@@ -18,6 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.core import RequestError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one. RequestError for one that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"device={name} is not known: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device=cuda: this machine has no usable CUDA device; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on `device`. A copy to a GPU goes through pinned memory and is queued, so the host does not wait."""

@@ -2,7 +2,7 @@
 
 A function that works through many images takes an argument `with_progress` and calls `with_progress(title, total,
 work)`. That calls `work(advance)` and returns its result; `work` calls `advance(n)` whenever n more images are done.
-The verbs pass a `with_progress` that draws a progress bar (`genlab.request.common`). The default shows nothing.
+The verbs pass a `with_progress` that draws a progress bar (`genlab.request.progress`). The default shows nothing.
 """
 
 from __future__ import annotations

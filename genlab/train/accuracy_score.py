@@ -22,7 +22,7 @@ from genlab.data import ImageData, Split, Splits
 from genlab.measure.evaluation import evaluate_split
 from genlab.measure.quality import Estimate
 from genlab.processes import launch
-from genlab.request.common import choose_device
+from genlab.system.device import choose_device
 from genlab.train import provenance
 from genlab.train.fit import fit
 from genlab.train.plan import Plan

@@ -21,8 +21,11 @@ from genlab.data.module import SPLITS
 from genlab.measure import bits
 from genlab.measure.evaluation import evaluate_split, latent_usage
 from genlab.processes import launch
-from genlab.request.common import at_least, check_seed, data_of, with_progress, writable
+from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least, check_seed
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.train.checkpoint import write_json
 from genlab.train.plan import Plan
@@ -38,10 +41,10 @@ def command(request: Request) -> None:
     config, _ = split_hydra(request.config())
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
-    at_least(config, "draws", 1)
+    check_at_least(config, "draws", 1)
     check_seed(config)
     if config.batch_size is not None:
-        at_least(config, "batch_size", 1)
+        check_at_least(config, "batch_size", 1)
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     launch.check_cores(plan.devices, plan.accelerator)
@@ -67,7 +70,7 @@ def command(request: Request) -> None:
             asked[key] = config[key]
         quality.report(asked)
         return
-    data_of(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
+    open_data(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
     if launch.world() == 1 and plan.devices > 1:
         settings = OmegaConf.to_container(config)
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=settings)
@@ -83,7 +86,7 @@ def work(settings: Any) -> None:
     plan = Plan.of(config.trainer)
     launch.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    data = data_of(config, run, warn=False)
+    data = open_data(config, run, warn=False)
     other = data.others.get(config.split)
     if plan.accelerator == "gpu":
         device = torch.device("cuda", torch.cuda.current_device())

@@ -12,8 +12,10 @@ from genlab.core import Features, RequestError, nearest
 from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
 from genlab.measure import probe
-from genlab.request.common import data_of, open_model, with_progress, writable
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.train.checkpoint import atomically
 
 
@@ -24,7 +26,7 @@ def command(request: Request) -> None:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     out = writable("out", config.out, ".npz")
     model, run, _ = open_model(config, Features, "show its features")
-    data = data_of(config, run)
+    data = open_data(config, run)
     names = layers(model, data)
     layer = check_layer(config.layer, names, ("all",)) or natural(names)
     labels = data.split(config.split).labels

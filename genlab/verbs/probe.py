@@ -23,8 +23,11 @@ from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
 from genlab.measure import probe
 from genlab.measure.probe import Array, Labelled, Probe
-from genlab.request.common import at_least, data_of, open_model, with_progress, writable
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.train.checkpoint import write_json
 from genlab.verbs.features import check_layer, layers
 
@@ -91,14 +94,14 @@ def command(request: Request) -> None:
     out = writable("out", config.out, ".json")
     for key in ("seeds", "per_class", "train", "batch_size"):
         if config[key] is not None:
-            at_least(config, key, 1)
+            check_at_least(config, key, 1)
     if config.per_class is not None and config.train is not None:
         raise RequestError(f"per_class={config.per_class} and train={config.train} both say how many labels: give one")
     model, run, spec = open_model(config, Features, "show its features")
     given = getattr(model, "conditioning", "none")
     if given == "label":
         raise RequestError("this model is given the label of an image: a probe of it would only read that back")
-    data = data_of(config, run)
+    data = open_data(config, run)
     if not data.class_names:
         raise RequestError(f"{data.name} has no labels: there is nothing to predict from features")
     labels = {split: data.split(split).labels.cpu().numpy() for split in SPLITS}

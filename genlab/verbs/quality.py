@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -25,18 +25,13 @@ from genlab.data import Split
 from genlab.measure import quality
 from genlab.measure.quality import LEAST, Array, Estimate
 from genlab.models import Autoencoder
-from genlab.request.common import (
-    at_least,
-    check_seed,
-    check_temperature,
-    choose_device,
-    data_of,
-    open_model,
-    with_progress,
-    writable,
-)
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
-from genlab.request.stand_in import sampler_of
+from genlab.request.numbers import check_at_least, check_seed, check_temperature
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
+from genlab.request.samplers import sampler_of
+from genlab.system.device import choose_device
 from genlab.train.accuracy_score import accuracy_score
 from genlab.train.checkpoint import write_json
 
@@ -86,19 +81,19 @@ def command(request: Request) -> None:
 def report(config: DictConfig) -> None:
     """Check everything, then draw and measure, then write and print."""
     out = writable("out", config.out, ".json")
-    at_least(config, "n", LEAST)
-    at_least(config, "batch_size", 1)
+    check_at_least(config, "n", LEAST)
+    check_at_least(config, "batch_size", 1)
     check_temperature(config)
     check_seed(config)
     model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
     eye = open_eye(config)
-    data = data_of(config, run)
+    data = open_data(config, run)
     given = str(getattr(model, "conditioning", "none"))
     check_fits(config, eye, data, spec, run["names"]["data"], given)
     train, test = data.split("train"), data.split("test")
     check_counts(config, train, test, data.name)
     labelled = given == "label"
-    sampler, how = _sampler(config, model, run)
+    sampler, how = sampler_of(config, model, run)
 
     labels = torch.arange(config.n) % spec.classes if labelled else None
     images, seconds = drawn(config, sampler, spec, labels)
@@ -208,14 +203,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sampler(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str]:
-    """The model, or what stands in for it and what that is. To `sampler_of` the keys under data are those of codes."""
-    codes_alone = {"data": {key: None for key in config.data}} if isinstance(model, Sampler) else {}
-    merged = OmegaConf.merge(config, codes_alone)
-    assert isinstance(merged, DictConfig)
-    return sampler_of(merged, model, run)
 
 
 def _read(eye: Eye, images: Tensor, labels: Tensor | None) -> Set:

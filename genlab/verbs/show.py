@@ -9,8 +9,11 @@ from torch import nn
 from genlab.build import find_checkpoint
 from genlab.core import RequestError, nearest
 from genlab.data.module import SPLITS
-from genlab.request.common import at_least, data_of, open_model, with_progress, writable
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
 from genlab.viz.pictures import PICTURES, Subject, draw, everything
 
 
@@ -22,14 +25,14 @@ def command(request: Request) -> None:
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     if config.units is not None:
-        at_least(config, "units", 1)
+        check_at_least(config, "units", 1)
     folder = Path(str(config.out)).expanduser()
     for name in PICTURES if config.what == "all" else (str(config.what),):
         writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
     names = everything(model) if config.what == "all" else [str(config.what)]
     metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
-    subject = Subject(model, data_of(config, run), str(config.split), metrics, config.units, with_progress)
+    subject = Subject(model, open_data(config, run), str(config.split), metrics, config.units, with_progress)
     written, reasons = draw(subject, names, folder)
     if not written:
         raise RequestError("; ".join(reasons))

@@ -26,8 +26,9 @@ from genlab.data import fingerprint
 from genlab.measure.evaluation import evaluate_split
 from genlab.processes import launch
 from genlab.request import start_from
-from genlab.request.common import check_seed, with_progress
 from genlab.request.compose import Request, check_sections, split_hydra
+from genlab.request.numbers import check_seed
+from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
