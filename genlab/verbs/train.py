@@ -28,6 +28,7 @@ from genlab.processes import launch
 from genlab.request import start_from
 from genlab.request.compose import Request, check_sections, split_hydra
 from genlab.request.numbers import check_seed
+from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.train import loggers, provenance
 from genlab.train.checkpoint import read, write_json, write_text
@@ -37,7 +38,7 @@ from genlab.train.fitting import check_fitted, fits_itself
 from genlab.train.learner import networks
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
-from genlab.verbs import show
+from genlab.viz import pictures
 
 
 def command(request: Request) -> int:
@@ -264,8 +265,8 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, model: nn.
     if launch.is_zero():
         write_json(folder / "results.json", results)
         if config.train.sample_every:
-            subject = show.Subject(judged, data, "valid", folder / "metrics.csv")
-            show.draw(subject, show.everything(judged), folder / "pictures")
+            subject = pictures.Subject(judged, data, "valid", folder / "metrics.csv", with_progress=with_progress)
+            pictures.draw(subject, pictures.everything(judged), folder / "pictures")
         print(f"test {evaluation.text}")
         print(folder)
     return results
