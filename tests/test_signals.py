@@ -172,7 +172,7 @@ def test_two_ranks_are_told(tmp_path, number):
     """The process that started them passes it on, and ends with the status of the signal."""
     folder = tmp_path / "run"
     program = (
-        "import sys; from pathlib import Path; from genlab import cli, signals; signals.install()\n"
+        "import sys; from pathlib import Path; from genlab import cli; from genlab.system import signals; signals.install()\n"
         "def dispatch(words):\n"
         "    from trainees import config; from genlab.verbs import train\n"
         "    asked = config(trainer__devices=2, trainer__strategy='ddp', data__sleep=0.3)\n"

@@ -22,6 +22,7 @@ from genlab.core import Features, RequestError
 from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
 from genlab.measure import probe
+from genlab.measure.layers import check_layer, layer_names
 from genlab.measure.probe import Array, Labelled, Probe
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
@@ -29,7 +30,6 @@ from genlab.request.numbers import check_at_least
 from genlab.request.outputs import writable
 from genlab.request.progress import with_progress
 from genlab.train.checkpoint import write_json
-from genlab.verbs.features import check_layer, layers
 
 EVERY = ("best", "all")
 
@@ -110,7 +110,8 @@ def command(request: Request) -> None:
         for seed in range(config.seeds)
     ]
     images = Images(data, labels, drawn)
-    layer = check_layer(config.layer, layers(model, data), EVERY)
+    layer = config.layer
+    check_layer(layer, layer_names(model, data), EVERY)
     only = None if layer in EVERY else layer
 
     def fresh(seed: int) -> Represented:
