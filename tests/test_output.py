@@ -36,7 +36,8 @@ def test_writes_succeed(case):
     print("a line\n" * 10_000, file=made)
     print("another", file=made, flush=True)
     assert (
-        made.buffer.raw.lost.errno == {"no reader": errno.EPIPE, "full disk": errno.ENOSPC, "closed": errno.EBADF}[case]
+        made.buffer.raw.error.errno
+        == {"no reader": errno.EPIPE, "full disk": errno.ENOSPC, "closed": errno.EBADF}[case]
     )
 
 
@@ -52,7 +53,7 @@ def test_a_full_pipe_that_does_not_block_is_waited_for():
     made = stream(writer)
     print("x" * 499_999, file=made, flush=True)
     assert os.waitpid(child, 0)[1] == 0
-    assert made.buffer.raw.lost is None
+    assert made.buffer.raw.error is None
 
 
 def test_streams_that_were_replaced_are_left_alone(capsys):
