@@ -45,7 +45,7 @@ genlab VERB --help explains the keys of a verb. First steps, which download noth
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a verb and exit with status 0, 1 (a run failed), 2 (the request was wrong) or 128 + the number of a signal."""
+    """Run a verb and exit with status 0, 1 (a run failed), 2 (the request was wrong) or 128 + a signal's number."""
     signals.install()
     output.steady()
     words = sys.argv[1:] if arguments is None else arguments
