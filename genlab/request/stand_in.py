@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from genlab.codes import Gaussian, support
-from genlab.core import Completer, Completion, RequestError, Sampler, nearest
+from genlab.core import Completer, Completion, Draw, RequestError, Sampler, nearest
 from genlab.models import Autoencoder
-from genlab.models.chains import STEP, langevin, walk
+from genlab.models.chains import STEP, denoising_langevin, walkback_chain
 from genlab.models.densities import Mixture, fit_gaussian, fit_mixture
 from genlab.request.common import at_least, called, data_of, with_progress
 
@@ -37,9 +37,10 @@ class FromCodes:
     density: Mixture
     fits: Callable[[Tensor], Tensor]
 
-    def sample(self, n: int, *, context=None, temperature=1.0, generator=None) -> Tensor:  # type: ignore[no-untyped-def]
-        """As `core.Sampler`; the temperature scales the covariance of the codes."""
-        return self.model.draw(self.codes(n, temperature, generator), generator)
+    def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """As `core.Sampler`. The temperature is that of the codes and of the pixels given a code."""
+        draw = Draw.of(draw, **keywords)
+        return self.model.draw(self.codes(n, draw.temperature, draw.generator), draw.generator, draw.temperature)
 
     def codes(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """(n, L), what the decoder gets."""
@@ -63,27 +64,33 @@ class FromNoise:
             "put the known pixels back; not a conditional distribution of the model, which has none"
         )
 
-    def sample(self, n: int, *, context=None, temperature=1.0, generator=None) -> Tensor:  # type: ignore[no-untyped-def]
-        """As `core.Sampler`, without a temperature."""
+    def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """As `core.Sampler`. RequestError for a temperature: a chain has no distribution to temper."""
+        generator = self._generator(Draw.of(draw, **keywords))
         x = self.noise(n, generator)
         if not self.score:
             return self.model.quantised(self.walked(x, generator))
         corruption: Any = self.model.corruption
-        y = langevin(
+        y = denoising_langevin(
             corruption(x, generator)[0], denoise=self.model.denoise, sigma=corruption.sigma, steps=self.steps,
             generator=generator,
         )  # fmt: skip
         return self.model.quantised(self.model.denoise(y))
 
-    def complete(  # type: ignore[no-untyped-def]
-        self, x: Tensor, known: Tensor, *, context=None, particles=1, temperature=1.0, generator=None
-    ) -> Completion:
-        """As `core.Completer`, but approximate: nothing is weighted, so there are 0 effective particles."""
+    def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
+        """As `core.Completer`, but approximate: nothing is weighted. RequestError for a temperature."""
+        generator = self._generator(Draw.of(draw, **keywords))
         known = known[:, None].to(next(self.model.parameters()).device)
         x = x.to(known.device)
         start = torch.where(known, self.model.scaled(x), self.noise(len(x), generator))
         filled = self.model.quantised(self.walked(start, generator, known))
-        return Completion(torch.where(known, x, filled), torch.zeros(len(x)))
+        return Completion(torch.where(known, x, filled), None)
+
+    @staticmethod
+    def _generator(draw: Draw) -> torch.Generator | None:
+        if draw.temperature != 1:
+            raise RequestError(f"temperature={draw.temperature:g}: the chain of an autoencoder has none")
+        return draw.generator
 
     def noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         """Images (n, C, H, W) of uniformly random levels, scaled."""
@@ -94,7 +101,7 @@ class FromNoise:
     def walked(self, x: Tensor, generator: torch.Generator | None, known: Tensor | None = None) -> Tensor:
         """The end of a chain of corrupting and denoising."""
         corruption: Any = self.model.corruption
-        return walk(
+        return walkback_chain(
             x, corrupt=lambda y: corruption(y, generator)[0], renew=partial(self.model.renew, generator=generator),
             steps=self.steps, known=known,
         )  # fmt: skip

@@ -67,15 +67,16 @@ def command(request: Request) -> None:
                 particles=particles, temperature=config.temperature, generator=generator,
             )  # fmt: skip
             images.append(done.images.cpu())
-            effective.append(done.effective_particles.cpu())
+            if done.effective_particles is not None:
+                effective.append(done.effective_particles.min().item())
             advance(n)
-        return torch.cat(images), torch.cat(effective)
+        return torch.cat(images), min(effective, default=None)
 
-    images, effective = with_progress("completing", what.n, draw)
+    images, fewest = with_progress("completing", what.n, draw)
     shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
     save_drawing(out, images, spec, shown, shown_spec, columns)
-    if weighted:
-        how = f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
+    if weighted and fewest is not None:
+        how = f"{particles} particles, at worst {fewest:.1f} of them effective"
     else:
         how = "exact: the known pixels come first" if prefix else kind
     print(f"{out} and {out.with_suffix('.npy').name}: {what.n} completions{what.says} ({how})")
