@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.core import Completion
+from genlab.core import Completion, Draw, RequestError
 from genlab.models import chains
 from genlab.models.autoencoder import Autoencoder
 
@@ -48,27 +48,27 @@ class ChainSampler:
             return "take the expected clean image"
         return "draw a clean image from p(x | corrupted)"
 
-    def sample(self, n: int, *, context=None, temperature=1.0, generator=None) -> Tensor:  # type: ignore[no-untyped-def]
-        """n images (n, C, H, W), integers. A chain has no temperature: the argument changes nothing."""
+    def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """n images (n, C, H, W), integers. RequestError for a temperature: a chain has no distribution to temper."""
+        generator = _generator(Draw.of(draw, **keywords))
         x = self.noise(n, generator)
         if not self.langevin:
             return self.model.quantised(self.walkback(x, generator))
         corruption: Any = self.model.corruption
-        y = chains.langevin(
+        y = chains.denoising_langevin(
             corruption(x, generator)[0], denoise=self.model.denoise, sigma=corruption.sigma, steps=self.steps,
             generator=generator,
         )  # fmt: skip
         return self.model.quantised(self.model.denoise(y))
 
-    def complete(  # type: ignore[no-untyped-def]
-        self, x: Tensor, known: Tensor, *, context=None, particles=1, temperature=1.0, generator=None
-    ) -> Completion:
-        """As `core.Completer.complete`, by walk-back chains. There are no particles and there is no temperature."""
+    def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
+        """As `core.Completer.complete`, by walk-back chains without particles. RequestError for a temperature."""
+        generator = _generator(Draw.of(draw, **keywords))
         known = known[:, None].to(next(self.model.parameters()).device)
         x = x.to(known.device)
         start = torch.where(known, self.model.scaled(x), self.noise(len(x), generator))
         filled = self.model.quantised(self.walkback(start, generator, known))
-        return Completion(torch.where(known, x, filled), torch.zeros(len(x)))
+        return Completion(torch.where(known, x, filled), None)
 
     def noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         """n images (n, C, H, W) of uniformly random levels, scaled to [0, 1]."""
@@ -79,7 +79,14 @@ class ChainSampler:
     def walkback(self, x: Tensor, generator: torch.Generator | None, known: Tensor | None = None) -> Tensor:
         """The last images (B, C, H, W) in [0, 1] of walk-back chains from x; pixels in known (B, 1, H, W) are kept."""
         corruption: Any = self.model.corruption
-        return chains.walk(
+        return chains.walkback_chain(
             x, corrupt=lambda y: corruption(y, generator)[0], renew=partial(self.model.renew, generator=generator),
             steps=self.steps, known=known,
         )  # fmt: skip
+
+
+def _generator(draw: Draw) -> torch.Generator | None:
+    """The generator of a drawing. RequestError for a temperature other than 1."""
+    if draw.temperature != 1:
+        raise RequestError(f"temperature={draw.temperature:g}: the chain of an autoencoder has none")
+    return draw.generator

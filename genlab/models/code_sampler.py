@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from genlab.core import Draw
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.densities import Mixture
 
@@ -31,9 +33,10 @@ class CodeSampler:
     density: Mixture
     to_codes: Callable[[Tensor], Tensor]
 
-    def sample(self, n: int, *, context=None, temperature=1.0, generator=None) -> Tensor:  # type: ignore[no-untyped-def]
-        """n images (n, C, H, W), integers. The temperature T turns the density p(h) into p(h)^(1/T), normalised."""
-        return self.model.draw(self.codes(n, temperature, generator), generator)
+    def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """n images (n, C, H, W), integers. The temperature is that of codes and of pixels given a code (`core.Draw`)."""
+        draw = Draw.of(draw, **keywords)
+        return self.model.draw(self.codes(n, draw.temperature, draw.generator), draw.generator, draw.temperature)
 
     def codes(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """n codes (n, L) for the decoder."""

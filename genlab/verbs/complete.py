@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from genlab.core import Completer, ImageSpec, RequestError
+from genlab.core import Completer, Draw, ImageSpec, RequestError
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
@@ -50,21 +50,19 @@ def command(request: Request) -> None:
         images, effective = [], []
         for start in range(0, contexts.n, batch):
             n = min(batch, contexts.n - start)
-            completion = completer.complete(
-                image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=contexts.part(start, n),
-                particles=particles, temperature=config.temperature, generator=generator,
-            )  # fmt: skip
+            drawing = Draw(contexts.part(start, n), config.temperature, generator, particles)
+            completion = completer.complete(image.expand(n, -1, -1, -1), known.expand(n, -1, -1), drawing)
             images.append(completion.images.cpu())
-            if weighted:
-                effective.append(completion.effective_particles.cpu())
+            if completion.effective_particles is not None:
+                effective.append(completion.effective_particles.min().item())
             advance(n)
-        return torch.cat(images), torch.cat(effective) if weighted else None
+        return torch.cat(images), min(effective, default=None)
 
-    images, effective = with_progress("completing", contexts.n, draw)
+    images, fewest = with_progress("completing", contexts.n, draw)
     grid, grid_spec, columns = _grid(torch.where(known, image, spec.levels // 2), images, contexts)
     save_images(out, images, spec, grid, grid_spec, columns)
-    if weighted:
-        how = f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
+    if weighted and fewest is not None:
+        how = f"{particles} particles, at worst {fewest:.1f} of them effective"
     else:
         how = "exact: the known pixels come first" if known_first else completer.completion
     print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} completions{contexts.text} ({how})")
