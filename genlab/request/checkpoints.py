@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
         raise RequestError(f"{model_name(model)} cannot {does}: it has no {capability.__name__.lower()} side")
-    model.to(choose_device(config.device))
+    model.to(choose_device(config.get("device", "auto")))
     _check_finite_outputs(model, config.ckpt)
     return model, run, model.spec  # type: ignore[return-value]
 
 
-def open_data(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> Any:
+def open_data(
+    config: DictConfig, run: dict[str, Any], *, splits: Sequence[str] | None = None, warn: bool = True
+) -> Any:
     """The data module of a checkpoint's run, read from where the data is on this machine (`data.root`, `data.path`).
 
-    The images may differ from those of the run, in `split` or, for a verb without that key, in any split. The
+    The images may differ from those of the run in the `splits` (by default `split`, or all for a verb without it). The
     differences are in the attribute `others` (see `fingerprint.others`). If `warn`, they are also told on standard
     error. Raises RequestError for data of another shape or number of levels.
     """
@@ -59,7 +62,7 @@ def open_data(config: DictConfig, run: dict[str, Any], *, warn: bool = True) -> 
             f"the data has images of {data.spec.shape} (channels, height, width) with {data.spec.levels} levels, and "
             f"this checkpoint is for {spec.shape} with {spec.levels}"
         )
-    splits = [config.split] if "split" in config else SPLITS
+    splits = splits or ([config.split] if "split" in config else SPLITS)
     card = read_checkpoint(config.ckpt)[0]["genlab"]
     data.others = fingerprint.others(card, data, splits, fewer=config.data.limit is not None)
     if warn:
