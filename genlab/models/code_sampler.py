@@ -34,7 +34,7 @@ class CodeSampler:
     to_codes: Callable[[Tensor], Tensor]
 
     def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """n images (n, C, H, W), integers. The temperature is that of codes and of pixels given a code (`core.Draw`)."""
+        """n images (n, C, H, W), integers. The temperature is that of codes and of pixels given one (`core.Draw`)."""
         draw = Draw.of(draw, **keywords)
         return self.model.draw(self.codes(n, draw.temperature, draw.generator), draw.generator, draw.temperature)
 

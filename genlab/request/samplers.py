@@ -99,7 +99,7 @@ def _check_choice(config: DictConfig, model: Autoencoder) -> None:
     if config.steps is not None and chain is None:
         raise RequestError(f"steps={config.steps}: only chain=walkback|langevin has steps")
     if config.temperature != 1 and code != "gaussian":
-        raise RequestError(f"temperature={config.temperature}: only code=gaussian has one, which scales the covariance")
+        raise RequestError(f"temperature={config.temperature}: only code=gaussian has one")
     if chain is not None and not denoises:
         raise RequestError(
             f"chain={chain} repeats denoising, and this autoencoder was trained on clean images: use code=gaussian|gmm"
