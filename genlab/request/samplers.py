@@ -28,9 +28,10 @@ CODES, CHAINS = ("gaussian", "gmm"), ("walkback", "langevin")
 COMPONENTS, STEPS = 10, 200  # where the request does not say how many
 
 
-def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str]:
-    """(the model, "") if it draws images itself. For an autoencoder: (a sampler of `code=` or `chain=`, a description
-    of it in brackets). RequestError for keys of autoencoders with another model, and for a choice that is not possible.
+def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str | None]:
+    """(the model, None) if it draws images itself; for an autoencoder (a sampler, a description of it in words).
+
+    RequestError for keys of autoencoders with another model, and for a choice that is not possible.
     """
     if isinstance(model, Sampler):
         for key in ("code", "components", "chain", "steps"):
@@ -38,7 +39,7 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
                 raise RequestError(
                     f"{key}={config[key]}: {model_name(model)} draws images by itself, this is for autoencoders"
                 )
-        return model, ""
+        return model, None
     _check_choice(config, model)
     return _chain_sampler(config, model) if config.chain is not None else _code_sampler(config, model, run)
 
@@ -124,7 +125,7 @@ def _chain_sampler(config: DictConfig, model: Autoencoder) -> tuple[ChainSampler
             f"{sampler.denoising}, again"
         )
     caution = "not a distribution the model has: it has none, and nothing says that the chains have settled"
-    return sampler, f" ({how}; {caution})"
+    return sampler, f"{how}; {caution}"
 
 
 def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -> tuple[CodeSampler, str]:
@@ -161,7 +162,7 @@ def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -
         trial = sampler.codes(1000, generator=torch.Generator().manual_seed(config.seed))
         notes.append(f"{(trial != 0).double().mean().item():.0%} of the units on, {active:.0%} in training images")
     notes.append("the expected image rounded" if model.head is None else "pixels drawn from p(x | code)")
-    return sampler, f" ({'; '.join(notes)})"
+    return sampler, "; ".join(notes)
 
 
 def _steps(config: DictConfig) -> int:

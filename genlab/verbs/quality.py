@@ -49,7 +49,7 @@ def command(request: Request) -> None:
     )
     quality = sample_quality(
         model, sampler, extractor, data, Sampling(config.n, config.seed, config.temperature, config.batch_size),
-        stand_in=stand_in.strip(" ()") or None, accuracy_score=score if config.cas else None,
+        stand_in=stand_in, accuracy_score=score if config.cas else None,
         with_progress=with_progress,
     )  # fmt: skip
     write_json(out, {**origin(config.ckpt), "weights": str(model.weights), **quality.as_dict()})

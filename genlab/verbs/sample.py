@@ -29,7 +29,7 @@ def command(request: Request) -> None:
     contexts = read_contexts(config, model, run, label_required=False)
     check_data_is_read(config, model)
     started = time.perf_counter()
-    sampler, how = sampler_of(config, model, run)
+    sampler, description = sampler_of(config, model, run)
 
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device gets the same noise
 
@@ -45,4 +45,5 @@ def command(request: Request) -> None:
     images = with_progress("sampling", contexts.n, draw)
     seconds = time.perf_counter() - started
     save_images(out, images, spec, *contexts.grid(images), columns=contexts.columns)
+    how = f" ({description})" if description else ""
     print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{how}")
