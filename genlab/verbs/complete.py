@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from genlab.core import Completer, Draw, ImageSpec, RequestError
+from genlab.core import Completer, ImageSpec, RequestError
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
@@ -50,8 +50,10 @@ def command(request: Request) -> None:
         images, effective = [], []
         for start in range(0, contexts.n, batch):
             n = min(batch, contexts.n - start)
-            drawing = Draw(contexts.part(start, n), config.temperature, generator, particles)
-            completion = completer.complete(image.expand(n, -1, -1, -1), known.expand(n, -1, -1), drawing)
+            completion = completer.complete(
+                image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=contexts.part(start, n),
+                particles=particles, temperature=config.temperature, generator=generator,
+            )  # fmt: skip
             images.append(completion.images.cpu())
             if completion.effective_particles is not None:
                 effective.append(completion.effective_particles.min().item())

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from genlab.core import Draw, Sampler
+from genlab.core import Sampler
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
@@ -37,8 +37,9 @@ def command(request: Request) -> None:
         parts = []
         for start in range(0, contexts.n, config.batch_size):
             n = min(config.batch_size, contexts.n - start)
-            drawing = Draw(contexts.part(start, n), config.temperature, generator)
-            parts.append(sampler.sample(n, drawing).cpu())
+            context = contexts.part(start, n)
+            images = sampler.sample(n, context=context, temperature=config.temperature, generator=generator)
+            parts.append(images.cpu())
             advance(n)
         return torch.cat(parts)
 
