@@ -28,7 +28,7 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
     """
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     if not isinstance(model, (capability, *others)):
-        raise RequestError(f"{model_name(model)} cannot {does}: it has no {capability.__name__.lower()} side")
+        raise RequestError(f"{model_name(model)} cannot {does}: its class is no genlab.core.{capability.__name__}")
     model.to(choose_device(config.get("device", "auto")))
     _check_finite_outputs(model, config.ckpt)
     return model, run, model.spec  # type: ignore[return-value]
