@@ -289,7 +289,7 @@ def test_the_verbs(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "trainer.accelerator=cpu"]) == 0
     out = capsys.readouterr().out
-    assert evaluate.INSTEAD_ADVERSARIAL in out
+    assert evaluate.NOTE_GAN in out
     assert "a GAN has no likelihood" in out
     assert json.loads((tmp_path / "eval.json").read_text())["kind"] == "adversarial"
     assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "draws=2"]) == 2

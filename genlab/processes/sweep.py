@@ -32,7 +32,7 @@ from genlab.core import Interrupted, RequestError, RunError
 from genlab.processes import group, resume, sweep_overrides, sweep_table, sweep_workers, training
 from genlab.processes.sweep_table import FAILED
 from genlab.processes.sweep_workers import signal_listener
-from genlab.request.compose import Request, _quoted, check_trust, split_hydra
+from genlab.request.compose import Request, check_trust, quoted, split_hydra
 from genlab.system import signals
 from genlab.system.atomic import write_text
 from genlab.system.failures import explained, shortened
@@ -180,7 +180,7 @@ def _hand_over(request: Request, folder: Path) -> None:
     words = [word for word in request.overrides if not word.startswith("hydra.sweep.dir=")]
     GlobalHydra.instance().clear()
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["genlab", *words, *request.compose_arguments(), _quoted(f"hydra.sweep.dir={folder}"), "-m"]
+    sys.argv = ["genlab", *words, *request.compose_arguments(), quoted(f"hydra.sweep.dir={folder}"), "-m"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(request.folders[0]), config_name="train")(job)()
