@@ -1,4 +1,4 @@
-"""The average is the weighted sum it claims to be, and it is what is judged."""
+"""The averaged weights follow their formula, and they are the ones that are evaluated."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_judged_is_the_average_in_evaluation_mode():
 
 
 def test_validation_and_test_use_the_average(tmp_path):
-    """The recorded number is the average's, and differs from the raw weights'."""
+    """The recorded number is that of the averaged weights, and differs from that of the raw weights."""
     folder = trained(tmp_path / "run", trainer__max_steps=5, train__ema=0.9)
     best = checkpoint(folder, "best")
     from trainees import DotsData

@@ -1,4 +1,4 @@
-"""What a run was trained, validated and tested on is known to its checkpoint; other data is said or refused."""
+"""A checkpoint knows what data its run had. Other data is reported by evaluation and refused by resume."""
 
 from __future__ import annotations
 
