@@ -18,7 +18,8 @@ from trainees import DotsData, Tiny, checkpoint, config, environment, same, trai
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.measure.bits import bits_per_dim
 from genlab.processes.preparation import check_config
-from genlab.train.checkpoint import AtomicCheckpointIO, write_text
+from genlab.system.atomic import write_text
+from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
