@@ -37,8 +37,8 @@ class Progress(Periodic):
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
         """Print what data was found, and start the clock. All checks that could refuse the run are done by now."""
-        if trainer.is_global_zero and hasattr(trainer.datamodule, "found"):
-            print(trainer.datamodule.found, file=sys.stderr)
+        if trainer.is_global_zero and hasattr(trainer.datamodule, "summary"):
+            print(trainer.datamodule.summary, file=sys.stderr)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
