@@ -242,8 +242,8 @@ def same_everywhere(folder):
     learner = fit.AdversarialLearner
     fit.AdversarialLearner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
     training.work(folder, trust=["trainees"])
-    with kept[0].judged() as judged:
-        state = [*judged.state_dict().values(), *kept[0].model.parameters()]
+    with kept[0].evaluation_model() as model:
+        state = [*model.state_dict().values(), *kept[0].model.parameters()]
         mine = torch.cat([value.detach().float().flatten() for value in state])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)

@@ -14,6 +14,8 @@ from trainees import Crash, Dots, checkpoint, config, trained
 
 from genlab.core import RequestError
 from genlab.processes import launch, resume, training
+from genlab.train import resume_state
+from genlab.train.checkpoint import read
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,14 @@ def test_an_incomplete_last_row_is_dropped(run, tail):
         file.write(tail)
     resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()][-3:] == ["9", "10", "12"]
+
+
+def test_the_last_checkpoint_is_read_once(run, monkeypatch):
+    """It is as large as model and optimiser together."""
+    names = []
+    monkeypatch.setattr(resume_state, "read", lambda path: names.append(path.name) or read(path))
+    resume.run(run, ["trust=[trainees]"], "genlab resume")
+    assert names == ["last.ckpt"]
 
 
 # ---- changed
