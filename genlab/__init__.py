@@ -1,4 +1,4 @@
-"""genlab: a laboratory for generative image models, with numbers that can be trusted.
+"""genlab: a laboratory for generative image models with likelihoods that can be trusted.
 
 >>> import genlab
 >>> model = genlab.load("outputs/…")        # a run folder or a checkpoint file
@@ -18,7 +18,7 @@ __all__ = ["ImageSpec", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `ImageSpec`, once somebody asks: they import torch, and the command line has to be ready before."""
+    """Import `load` and `ImageSpec` at first use. They import torch, and the command line installs handlers before."""
     if name == "load":
         from genlab.build import load
 
@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'genlab' has no attribute {name!r}")
 
 
-# Hydra 1.4 warns of what 1.5 will refuse, which pyproject.toml excludes.
+# Hydra 1.4 warns that 1.5 will refuse this parameter. pyproject.toml excludes 1.5.
 warnings.filterwarnings("ignore", message="The version_base parameter", module="genlab")

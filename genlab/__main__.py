@@ -1,4 +1,4 @@
-"""`python -m genlab` is `genlab`."""
+"""`python -m genlab` does the same as the command `genlab`."""
 
 from genlab.cli import main
 

@@ -1,8 +1,9 @@
-"""The command line: `genlab VERB key=value …`. Everything after the verb is Hydra.
+"""The command line: `genlab VERB key=value …`. Everything after the verb is in the syntax of Hydra.
 
-A wrong request is one sentence on standard error and status 2; a failed run one sentence and status 1; nothing is
-created before the request is understood. A signal (`signals.py`) is status 128 + its number. GENLAB_DEBUG=1 shows the
-traceback instead. Nothing heavy is imported up here: the handlers of signals come first.
+A wrong request ends with one sentence on standard error and exit status 2, a failed run with one sentence and status 1,
+and a signal (`system/signals.py`) with status 128 + its number. Nothing is created before the request has been checked.
+GENLAB_DEBUG=1 shows the traceback instead of the sentence. Handlers of signals must be installed before torch is
+imported, so this file imports nothing at its top that imports torch.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from pathlib import Path
 from genlab.system import output, signals
 
 VERBS = {
-    "train": "train a model on data, then evaluate its best weights once on the test split",
-    "resume": "go on with a run in its folder, as if it had never stopped",
-    "eval": "likelihood of a checkpoint over a whole split",
-    "sample": "draw images",
-    "complete": "fill in the unknown part of an image",
+    "train": "train a model, then evaluate its best weights once on the test split",
+    "resume": "continue a run in its folder, as if it had never stopped",
+    "eval": "compute the likelihood of a whole split, or the reconstruction error of an autoencoder",
+    "sample": "draw images from a model",
+    "complete": "draw the unknown part of an image",
     "reconstruct": "show images beside their reconstructions",
-    "show": "pictures of what a model has learnt: filters, codes, traversals",
-    "features": "what a model makes of every image of a data set, as numbers",
-    "probe": "what those features are worth to a linear classifier, beside controls",
-    "quality": "how like test images samples are, in the features of a classifier",
-    "list": "what there is: models, data sets, experiments",
+    "show": "draw pictures of what a model has learnt: filters, codes, traversals",
+    "features": "compute the features of every image of a split",
+    "probe": "train a linear classifier on the features, and on others for comparison",
+    "quality": "measure how closely samples resemble test images",
+    "list": "list the models, data sets and experiments",
 }
-WORKING = set(VERBS) - {"list"}  # what they are called for is in files; what they print is beside it
+WRITE_FILES = set(VERBS) - {"list"}  # the result of these verbs is in files, not in what they print
 USAGE = """\
 genlab: generative image models, exact, fast and safe.
 
@@ -37,14 +38,14 @@ usage: genlab VERB key=value …
 
 {verbs}
 
-genlab VERB --help explains a verb's keys. First steps, with nothing to download:
+genlab VERB --help explains the keys of a verb. First steps, which download nothing:
   genlab train
   genlab sample ckpt=outputs/DATE/RUN n=64
 """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run the verb and exit with 0, 1 (a run failed), 2 (the request was wrong) or 128 + a signal."""
+    """Run a verb and exit with status 0, 1 (a run failed), 2 (the request was wrong) or 128 + a signal's number."""
     signals.install()
     output.steady()
     words = sys.argv[1:] if arguments is None else arguments
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     lost = output.lost()
     if lost is not None:
         print(f"genlab: standard output was cut short: {lost.strerror}", file=sys.stderr)
-        if not words or words[0] not in WORKING:
+        if not words or words[0] not in WRITE_FILES:
             status = status or 1
     sys.exit(status)
 
@@ -82,7 +83,7 @@ def run(arguments: list[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = (f"  {verb:<10}{what}" for verb, what in VERBS.items())
+        lines = (f"  {verb:<13}{what}" for verb, what in VERBS.items())
         print(USAGE.format(verbs="\n".join(lines)), end="")
         return 0
     if arguments[0] == "--version":
@@ -103,8 +104,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         catalogue.run(rest)
         return 0
+    # These import Hydra and torch, which takes seconds, so they are imported only by the verbs that need them.
     from genlab.processes import group
-    from genlab.request.compose import Request  # Hydra takes a moment to import, so only for those who need it
+    from genlab.request.compose import Request
 
     task = importlib.import_module(f"genlab.verbs.{'evaluate' if verb == 'eval' else verb}")
     command = shlex.join(["genlab", *arguments])
@@ -112,7 +114,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _explain(verb: str) -> None:
-    """What a verb does and its keys: the verb's own config, comments and all."""
+    """Print what a verb does and its keys: the verb's own config with its comments."""
     from genlab.request.folders import configs_folder
 
     print(f"genlab {verb}: {VERBS[verb]}.\n")
@@ -127,8 +129,8 @@ def _explain(verb: str) -> None:
         print("keys and defaults (key=value to change, group=choice to swap a part, see genlab list):\n")
         print(textwrap.indent(text, "  "))
         if verb == "train":
-            print("  -m key=a,b …    run every combination; sweep=joblib | optuna for other ways of running them")
-        print("  --config-dir D  look for configs in D as well")
+            print("  -m key=a,b …    run every combination; sweep=joblib or optuna runs them in another way")
+        print("  --config-dir D  also read configs from the folder D")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the parts of genlab agree on: the image, the protocols, the two ways to fail.
+"""What the parts of genlab agree on: the image, what a drawing needs, the protocols, the two ways to fail.
 
 B images, C channels, H x W pixels, K levels, D features; T steps of c values each, T * c = C * H * W.
 An image is an integer tensor (B, C, H, W) with values in 0..K-1, into and out of every public method.
@@ -7,9 +7,11 @@ Log-probabilities are nats, summed over the dimensions of an image: one number p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -17,16 +19,16 @@ from torch import Tensor, nn
 
 
 class RequestError(ValueError):
-    """The request was wrong: one sentence for the user; the command line prints it and exits with status 2."""
+    """The request was wrong: one sentence for the user, which the command line prints before it exits with status 2."""
 
 
 class RunError(RuntimeError):
-    """A run failed: one sentence for the user; the command line prints it and exits with status 1."""
+    """A run failed: one sentence for the user, which the command line prints before it exits with status 1."""
 
 
 class Interrupted(RunError):
-    """A run was asked to stop by a signal, and says how to go on; the command line exits with status 128 + number, as
-    a shell does, so that a script can tell a run to be continued from one that has failed.
+    """A signal asked a run to stop; the sentence says how to continue it. The command line exits with status
+    128 + `number` of the signal, as a shell does, so that scripts can tell such a run from one that has failed.
     """
 
     def __init__(self, sentence: str, number: int = 0) -> None:
@@ -34,16 +36,17 @@ class Interrupted(RunError):
         self.number = number
 
 
-# What an image may be, so that a spec out of a file cannot ask for more memory than there is: 3344 x 3344 in colour.
+# Bounds of an image (3344 x 3344 in colour), so that the spec in a file cannot ask for more memory than there is.
 MOST_VALUES, MOST_LEVELS, MOST_CLASSES = 2**25, 2**16, 10**6
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The one object that crosses from data to model: shape and alphabet of an image.
+    """Shape and alphabet of an image: all that a model learns about the data before training.
 
     `levels` K: pixel values are the integers 0..K-1. `classes`: number of labels, 0 without labels.
-    `context`: shape and alphabet of the second image that comes with each image, if one does.
+    `context`: the spec of the second image that comes with each image, or None.
+    RequestError for sizes that are not possible.
     """
 
     channels: int
@@ -76,11 +79,14 @@ class ImageSpec:
 
     @property
     def dims(self) -> int:
-        """C * H * W: what bits/dim divides by."""
+        """C * H * W, the number of values of an image."""
         return self.channels * self.height * self.width
 
     def check(self, x: Tensor) -> None:
-        """Raise unless x is an integer image batch (B, C, H, W) of this spec. Values are not read (no device sync)."""
+        """Raise TypeError or ValueError unless x is a batch of integer images (B, C, H, W) of this spec.
+
+        Values are not read, because the host would have to wait for a GPU.
+        """
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise TypeError(
                 f"expected integer images in 0..{self.levels - 1}, got {x.dtype}; scaling belongs inside the model"
@@ -89,44 +95,80 @@ class ImageSpec:
             raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What every drawing needs, the same in every family.
+
+    `context`: what the images are conditioned on, one for each image, or None. `generator`: the source of random
+    numbers, on any device; None for torch's own. `particles`: number of weighted particles of a completion; drawings
+    without weights ignore it.
+
+    `temperature` T: every distribution that is drawn from becomes proportional to p^(1/T). Below 1, images vary less.
+
+        latents z ~ N(0, I)             N(0, T I): deviations are multiplied by sqrt(T)
+        any other Gaussian              its covariance is multiplied by T
+        a pixel value with K levels     p(x)^(1/T), normalised over the K levels
+        the component z of a mixture    p(z)^(1/T), normalised over the components
+
+    If several distributions are drawn from in turn (z, then pixels given z; one pixel after another), each of them is
+    tempered given what was drawn before. The images then do not follow p(x)^(1/T) as a whole. A sampler without a
+    distribution to temper raises RequestError for T other than 1.
+    """
+
+    context: Tensor | None = None
+    temperature: float = 1.0
+    generator: torch.Generator | None = None
+    particles: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise RequestError(f"temperature={self.temperature}: expected a number above 0 (1 is the model's own)")
+        if self.particles < 1:
+            raise RequestError(f"particles={self.particles}: expected at least 1")
+
+    @classmethod
+    def of(cls, draw: Draw | None = None, *, seed: int | None = None, **fields: Any) -> Draw:
+        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. TypeError for a keyword
+        that is not a field, RequestError for a seed and a generator.
+        """
+        if seed is not None:
+            if fields.get("generator") is not None:
+                raise RequestError("give a seed or a generator, not both")
+            fields["generator"] = torch.Generator().manual_seed(seed)
+        return replace(cls() if draw is None else draw, **fields)
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """Something with a loss."""
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Per-image training loss under the key "loss" (B,), in nats, beside anything worth plotting, each (B,)."""
-        ...
+        """Training loss of every image, "loss" (B,) in nats, and other numbers worth plotting, (B,) each."""
 
 
 @runtime_checkable
 class Primed(Protocol):
-    """Something that looks at the training images before its first step."""
+    """Something that chooses its initial weights from the training images."""
 
     def check_images(self, n: int) -> None:
-        """RequestError where n training images are too few to start from."""
-        ...
+        """RequestError if n training images are too few for that."""
 
     def prime(self, x: Tensor, *, seed: int) -> None:
-        """Choose where to start from, by all training images (N, C, H, W), on the CPU; a function of them, the weights
-        and the seed.
-        """
-        ...
+        """Set the initial weights by all training images (N, C, H, W), on the CPU. The same seed does the same."""
 
 
 @runtime_checkable
 class Fitted(Protocol):
-    """Something that can be trained by steps of its own on all training images, in place of an optimiser on batches.
-
-    `fitted`: whether it is to be; a model may leave the choice to its config.
+    """Something with training steps of its own on all training images, instead of an optimiser's steps on batches.
+    `fitted`: True if it is trained by these steps; a model may leave the choice to its config.
     """
 
     fitted: bool
 
     def fit_step(self, x: Tensor, *, seed: int) -> dict[str, Tensor]:
-        """One step, on all training images (N, C, H, W); `seed` is the same at every step. Terms as of `objective`,
-        (N,) each, of the model before the step.
+        """One step on all training images (N, C, H, W); `seed` is the same at every step. Returns the terms of
+        `objective` before the step, (N,) each.
         """
-        ...
 
 
 @runtime_checkable
@@ -137,30 +179,23 @@ class Likelihood(Protocol):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Nats per image (B,). If not `exact`: one draw of log w with E[w] = p(x)."""
-        ...
 
 
 @runtime_checkable
 class Sampler(Protocol):
     """Something that makes images."""
 
-    def sample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """n images (n, C, H, W), integers."""
-        ...
+    def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """n images (n, C, H, W), integers. `keywords` are those of `Draw.of`, for example seed=0."""
 
 
 class Completion(NamedTuple):
-    """Completed images (B, C, H, W) and, per image, the smallest effective number of particles on the way (B,)."""
+    """Completed images (B, C, H, W), and of each the smallest effective number of particles, (B,), which for weights w
+    is (sum w)^2 / sum w^2; None if nothing was weighted.
+    """
 
     images: Tensor
-    effective_particles: Tensor
+    effective_particles: Tensor | None
 
 
 @runtime_checkable
@@ -169,24 +204,15 @@ class Completer(Protocol):
 
     @property
     def completion(self) -> str:
-        """How far to trust it: "ordered" (exact where the known pixels come first in raster order, weighted particles
-        elsewhere), "weighted" (particles, right as they grow), "exact" (always, without particles), or a sentence that
-        begins "approximate: " (nor are there particles).
-        """
-        ...
+        """How far completions can be trusted.
 
-    def complete(
-        self,
-        x: Tensor,
-        known: Tensor,
-        *,
-        context: Tensor | None = None,
-        particles: int = 1,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Completion:
-        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the rest given it."""
-        ...
+        "exact": they follow the conditional distribution. "weighted": they tend to it as the number of particles grows.
+        "ordered": exact if the known pixels come first in raster order, else weighted. Otherwise a sentence that begins
+        with "approximate: ".
+        """
+
+    def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
+        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the rest given it. `keywords` as of `sample`."""
 
 
 @runtime_checkable
@@ -195,15 +221,14 @@ class Features(Protocol):
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Named representations of the images, each (B, ...)."""
-        ...
 
 
 @runtime_checkable
 class Coder(Protocol):
-    """Something that writes an image as a vector and reads it back. `latent_dim`: L numbers.
+    """Something that encodes an image as a vector of L numbers and decodes it again. `latent_dim`: L.
 
-    `on`: a number h of a code counts as on where |h| > on. `asked`: what its "active" or "mean_activation" should be.
-    `measured_in`: the unit of its objective's "reconstruction".
+    `on`: a unit h of a code is active if |h| > on. `asked`: the values that the config asks for, by the name of the
+    measure ("active", "mean_activation"). `measured_in`: the unit of the objective's "reconstruction".
     """
 
     latent_dim: int
@@ -211,21 +236,18 @@ class Coder(Protocol):
     asked: Mapping[str, float]
     measured_in: str
 
-    def encode(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) -> codes (B, L); `corrupted`: of copies corrupted as in training."""
-        ...
+    def encode(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> codes (B, L). `corrupted`: of copies that are corrupted as in training."""
 
     def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
-        ...
 
-    def reconstruct(self, x: Tensor, *, corrupted: bool = False, context: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) -> the integers nearest to what their codes decode to."""
-        ...
+    def reconstruct(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> the integers nearest to the decoded images of their codes."""
 
 
 class Repair(NamedTuple):
-    """Corrupted copies of images, and what became of them: integers (B, C, H, W) each."""
+    """Corrupted copies of images and their reconstructions, integers (B, C, H, W) each."""
 
     corrupted: Tensor
     repaired: Tensor
@@ -242,22 +264,20 @@ class Latent(Protocol):
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> mean and log-variance of q(z | x), (B, L) each."""
-        ...
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A coder that may have been trained to undo a corruption; `corruption` is None if it was not."""
+    """A coder that may be trained to undo a corruption. `corruption`: None if it is not."""
 
     corruption: Any
 
     def repair(self, x: Tensor) -> Repair:
-        """Corrupt images (B, C, H, W) as in training, then reconstruct the clean ones; torch's own noise."""
-        ...
+        """Corrupt images (B, C, H, W) as in training and reconstruct them. Noise from torch's own generator."""
 
 
 class Reading(NamedTuple):
-    """What a classifier makes of images: the features (B, D) that it reads labels off, log p(label | image) (B, M)."""
+    """Output of a classifier: the features (B, D) before its last layer, and log p(label | image) in nats (B, M)."""
 
     features: Tensor
     log_probs: Tensor
@@ -265,39 +285,35 @@ class Reading(NamedTuple):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Something that says which of M classes an image is of; its objective's terms are "loss" and "accuracy"."""
+    """Something that predicts the class of an image, out of M. Its objective's terms are "loss" and "accuracy"."""
 
     def read(self, x: Tensor) -> Reading:
-        """Images (B, C, H, W) -> features and log-probabilities, nats."""
-        ...
+        """Images (B, C, H, W) -> features (B, D) and log-probabilities (B, M), nats."""
 
 
 @runtime_checkable
 class Pushforward(Protocol):
-    """Something whose images are made from independent normal numbers z (B, L)."""
+    """Something that draws latents z (B, L) from N(0, I) and decodes them to images."""
 
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of z (n, L), N(0, I) at temperature 1."""
-        ...
+    def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """n draws of z (n, L) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """z (B, L) -> images (B, C, H, W) in [0, 1]: what they become, or its mean where that is random."""
-        ...
+        """z (B, L) -> images (B, C, H, W) in [0, 1]; the expected images if pixels are random given z."""
 
 
 @runtime_checkable
 class Filters(Protocol):
-    """Something whose first layer can be looked at."""
+    """Something whose first layer can be shown as pictures."""
 
     def filters(self) -> Tensor | None:
-        """Weights of the first layer as images (N, C, h, w); None where it has none that make a picture."""
-        ...
+        """Weights of the first layer as images (N, C, h, w); None if they are not pictures."""
 
 
 @runtime_checkable
 class Adversarial(Protocol):
-    """Two players with a loss each (Goodfellow et al. 2014, arXiv:1406.2661), trained in turns: `critic_steps` of the
-    discriminator's, then one of the generator's. Each player owns its weights; there is no loss of the two together.
+    """Two players with their own weights and losses (Goodfellow et al. 2014, arXiv:1406.2661), trained in turns:
+    `critic_steps` turns of the discriminator, then one of the generator.
     """
 
     generator: nn.Module
@@ -305,10 +321,9 @@ class Adversarial(Protocol):
     critic_steps: int
 
     def turn(self, player: str, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss "loss" (B,) that "generator" or "discriminator" descends on images x, beside anything worth
-        plotting, each (B,). Noise is torch's own.
+        """Loss of a player ("generator" or "discriminator") on images x (B, C, H, W), "loss" (B,), and other numbers
+        worth plotting, (B,) each. Noise from torch's own generator.
         """
-        ...
 
 
 def to_steps(x: Tensor, step_channels: int) -> Tensor:
@@ -321,8 +336,15 @@ def from_steps(steps: Tensor, spec: ImageSpec) -> Tensor:
     return steps.reshape(len(steps), spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
 
 
+def declared(part: Callable[..., Any], name: str, default: Any = False) -> Any:
+    """The attribute `name` of a class that arrives unfinished (the class, or `functools.partial` of it): so a part says
+    what it needs before it is made; a head, for example, that it chains the colours of a pixel.
+    """
+    return getattr(part.func if isinstance(part, partial) else part, name, default)
+
+
 def nearest(name: object, choices: Iterable[str]) -> str:
-    """`; did you mean …?` with the closest choice, or the whole list when nothing is close."""
+    """The question whether the closest choice was meant, or the list of choices if none is close."""
     options = sorted(choices)
-    close = get_close_matches(str(name), options, n=1, cutoff=0.5)  # 0 is a word, too, on the command line
+    close = get_close_matches(str(name), options, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"

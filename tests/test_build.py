@@ -1,4 +1,4 @@
-"""Configs and checkpoints become models through one gate: strangers' files compute, they never execute."""
+"""Configs and checkpoints become models through one gate, which lets no file of a stranger run code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genlab.build import build, build_data, load
 from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
 
-public("model")  # its imports are done before a test takes builtins away
+public("model")  # imported now, before a test replaces builtins
 
 SPEC = ImageSpec(1, 4, 4, 2)
 GOOD = {
@@ -22,7 +22,7 @@ GOOD = {
 
 
 def checkpoint(path, config="", **changes):
-    """A file like genlab's, with a hand-made description."""
+    """A checkpoint file with this config and other changes of its content."""
     from omegaconf import OmegaConf
 
     model = build(GOOD, SPEC)
@@ -39,7 +39,7 @@ def checkpoint(path, config="", **changes):
 
 
 def with_target(target):
-    """The good config with another net."""
+    """The good config with another target of its net."""
     return {**GOOD, "net": {**GOOD["net"], "_target_": target}}
 
 
@@ -63,7 +63,7 @@ def test_targets_outside_genlab_are_refused_and_run_nothing(target, monkeypatch,
 
 
 @pytest.mark.parametrize("place", ["model", "net", "hidden"])
-def test_a_strangers_checkpoint_computes_but_does_not_execute(place, tmp_path):
+def test_a_strangers_checkpoint_runs_no_code(place, tmp_path):
     marker = tmp_path / "executed"
     call = f"{{_target_: os.system, command: 'touch {marker}'}}"
     text = {
@@ -82,10 +82,10 @@ def test_interpolations_in_a_checkpoint_are_refused(tmp_path):
 
 
 class Payload:
-    """A pickle that would run a command."""
+    """Its pickle would run a command."""
 
     def __reduce__(self):
-        """What unpickling would call."""
+        """The call that unpickling makes."""
         import os
 
         return os.system, ("exit 1",)
@@ -116,15 +116,15 @@ def test_damaged_or_foreign_files_are_one_sentence(kind, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["weight", "position", "description"])
-def test_a_flipped_bit_is_no_other_checkpoint(where, tmp_path):
-    """Torch reads the file all the same: it does not look at the checksums in it."""
+def test_a_flipped_bit_is_noticed(where, tmp_path):
+    """Torch itself reads such a file, because it does not check the checksums."""
     path = checkpoint(tmp_path / "x.ckpt")
     whole, content = bytearray(path.read_bytes()), torch.load(path, weights_only=True)
     part = content["state_dict"]["model.net.first.weight"]
     sought = {"weight": part.numpy().tobytes(), "position": b"model.net.first.weight", "description": b"PixelCNN"}
-    at = whole.index(sought[where])
-    assert whole.find(sought[where], at + 1) < 0
-    whole[at + 1] ^= 1
+    position = whole.index(sought[where])
+    assert whole.find(sought[where], position + 1) < 0
+    whole[position + 1] ^= 1
     path.write_bytes(whole)
     torch.load(path, weights_only=True)
     with pytest.raises(RequestError, match="not those that were written") as caught:
@@ -133,7 +133,7 @@ def test_a_flipped_bit_is_no_other_checkpoint(where, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_a_name_that_is_twice_in_the_file_is_refused(tmp_path):
+def test_a_file_with_two_entries_of_one_name_is_refused(tmp_path):
     path = checkpoint(tmp_path / "x.ckpt")
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr(next(name for name in file.namelist() if name.endswith("/data/0")), b"another")
@@ -165,7 +165,7 @@ def test_configs_that_do_not_fit_say_why(change, answer):
 
 @pytest.mark.parametrize("target", ["os.system", "genlab.build.load", "genlab.data.files.os.remove", "torch.load"])
 @pytest.mark.parametrize("place", ["top", "source"])
-def test_the_data_section_of_a_strangers_checkpoint_executes_nothing_either(target, place):
+def test_the_data_section_of_a_strangers_checkpoint_runs_no_code_either(target, place):
     good = {"_target_": "genlab.data.ImageData", "source": {"_target_": "genlab.data.MNISTMini"}, "validation": 10}
     bad = {**good, "_target_": target} if place == "top" else {**good, "source": {"_target_": target}}
     with pytest.raises(RequestError, match=r"does not exist|nothing was run"):

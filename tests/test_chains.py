@@ -16,7 +16,7 @@ from PIL import Image
 import genlab
 from genlab import cli
 from genlab.core import Completer, Sampler
-from genlab.models.chains import STEP, langevin, walk
+from genlab.models.chains import STEP, denoising_langevin, walkback_chain
 
 CHAINS = 20000
 SIGMA = 0.5
@@ -49,7 +49,7 @@ def seeded(seed=0):
 def walked(renew, steps=100, x=None, known=None):
     generator = seeded()
     x = torch.zeros(CHAINS, 1, 1, 2, dtype=torch.double) if x is None else x
-    return walk(
+    return walkback_chain(
         x, corrupt=lambda y: corrupt(y, generator), renew=lambda y: renew(y, generator), steps=steps, known=known
     ).flatten(1)
 
@@ -83,7 +83,7 @@ def test_clamped_completion_has_the_mean_of_the_corrupted_density(renewed):
 
 def test_langevin_settles_to_the_smoothed_density_but_for_its_steps():
     """Along an eigenvector of T = S + sigma^2 the variance is T / (1 - e / (4 T)), e the step."""
-    y = langevin(
+    y = denoising_langevin(
         torch.zeros(CHAINS, 1, 1, 2, dtype=torch.double), denoise=denoise, sigma=SIGMA, steps=300, generator=seeded()
     ).flatten(1)
     smooth = COV + SIGMA**2 * torch.eye(2)
@@ -97,7 +97,7 @@ def test_langevin_settles_to_the_smoothed_density_but_for_its_steps():
 def test_a_langevin_step_too_large_shows_its_bias(monkeypatch):
     """One dimension without data, S = 0, and steps of 2 sigma^2: twice the variance, as the formula says."""
     monkeypatch.setattr("genlab.models.chains.STEP", 2.0)
-    y = langevin(
+    y = denoising_langevin(
         torch.zeros(CHAINS, 1, 1, 1), denoise=torch.zeros_like, sigma=SIGMA, steps=50, generator=seeded()
     )  # fmt: skip
     assert y.var().item() == pytest.approx(2 * SIGMA**2, rel=0.05)
@@ -257,7 +257,7 @@ def test_a_chain_never_leaves_the_range_of_images(runs):
             p.mul_(10)
     x = torch.rand(4, 1, 28, 28, generator=seeded())
     for renewed in (model.renew, model.denoise):
-        y = walk(x, corrupt=lambda y: model.corruption(y, seeded())[0], renew=renewed, steps=20)
+        y = walkback_chain(x, corrupt=lambda y: model.corruption(y, seeded())[0], renew=renewed, steps=20)
         assert 0 <= y.min() <= y.max() <= 1
-    y = langevin(x, denoise=model.denoise, sigma=model.corruption.sigma, steps=200, generator=seeded())
+    y = denoising_langevin(x, denoise=model.denoise, sigma=model.corruption.sigma, steps=200, generator=seeded())
     assert y.abs().max() < 4

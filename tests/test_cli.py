@@ -1,4 +1,4 @@
-"""The command line: requests are checked before anything is made, and answered in one sentence."""
+"""The command line: requests are checked before anything is written, and wrong ones are answered in one sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
 
 
 def pictures(here):
-    """Pictures of MNIST's size, and half of one."""
+    """Write pictures of MNIST's size, of other sizes and a corrupt one. Returns the pixels of the grey one."""
     x = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(x).save(here / "whole.png")
     Image.fromarray(x[:14]).save(here / "half.png")
@@ -139,7 +139,7 @@ WRONG_WITH_CHECKPOINT = [
 @pytest.mark.parametrize(
     ("words", "answer"), WRONG_WITH_CHECKPOINT, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
-def test_wrong_requests_of_a_checkpoint(words, answer, run_folder, here, capsys):
+def test_wrong_requests_about_a_checkpoint_get_one_sentence_and_leave_nothing(words, answer, run_folder, here, capsys):
     pictures(here)
     before = sorted(here.iterdir())
     assert cli.run([words[0], f"ckpt={run_folder}", *words[1:]]) == 2
@@ -149,7 +149,7 @@ def test_wrong_requests_of_a_checkpoint(words, answer, run_folder, here, capsys)
     assert sorted(here.iterdir()) == before
 
 
-def test_a_run_folder_holds_what_the_design_lists(run_folder):
+def test_a_run_folder_holds_its_config_checkpoints_curves_and_results(run_folder):
     for name in ("config.yaml", "command.txt", "versions.txt", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
                  "metrics.csv", "results.json"):  # fmt: skip
         assert (run_folder / name).stat().st_size > 0
@@ -179,7 +179,7 @@ def test_sampling_twice_gives_the_same_files(run_folder, here, capsys):
         (["image=whole.png", "known=left:0.5", "particles=2"], 28, 14),
     ],
 )
-def test_completion_keeps_what_is_given(words, rows, columns, run_folder, here):
+def test_completion_keeps_the_known_pixels(words, rows, columns, run_folder, here):
     x = pictures(here)
     assert cli.run(["complete", f"ckpt={run_folder}", "n=2", *words]) == 0
     images = np.load(here / "completion.npy")
@@ -188,7 +188,7 @@ def test_completion_keeps_what_is_given(words, rows, columns, run_folder, here):
     assert (here / "completion.png").exists()
 
 
-def test_file_names_may_hold_what_hydra_reads_as_grammar(run_folder, here):
+def test_file_names_may_hold_characters_of_hydras_grammar(run_folder, here):
     pictures(here)
     os.rename("half.png", "step=1, (a)'s {half}.png")
     assert cli.run(["complete", f"ckpt={run_folder}", "image=step=1, (a)'s {half}.png", "n=1", "out=b c.png"]) == 0
@@ -205,7 +205,7 @@ def test_evaluation_repeats_the_test_number_of_the_run(run_folder, here, capsys)
 
 @pytest.mark.slow
 def test_evaluation_is_the_same_on_one_two_and_three_processes(run_folder, here, capfd):
-    """61 images in batches of 7: no number of processes divides anything."""
+    """61 images in batches of 7: neither can be divided by 2 or 3 processes."""
     values = []
     for devices in (1, 2, 3):
         words = [

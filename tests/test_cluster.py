@@ -1,4 +1,4 @@
-"""Who has started this process, told by the environment; ranks that find one another, and end together."""
+"""Rank and group from the environment of torchrun and srun; ranks find one another, and end together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STEP = {
     ],
     ids=["alone", "batch", "batch per node", "one task", "step", "ranks in a step", "torchrun of one"],
 )
-def test_the_step_counts_and_not_the_job(env, expected):
+def test_variables_of_the_step_count_and_not_those_of_the_job(env, expected):
     here = rank_info(env)
     assert (here.rank, here.world_size, here.local_rank, here.local_world_size) == expected
 
@@ -63,7 +63,7 @@ def test_rank_zero_is_on_the_first_machine():
     assert rank_info({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8"}).address == "127.0.0.1"  # whatever names resolve to
 
 
-def test_no_two_steps_look_at_the_same_ports():
+def test_two_steps_use_different_ports():
     keys = {rank_info({**STEP, **change}).key for change in ({}, {"SLURM_STEP_ID": "4"}, {"SLURM_JOB_ID": "17"})}
     keys.add(rank_info({**STEP, "SLURM_RESTART_COUNT": "1"}).key)
     assert len({tuple(ports(key)) for key in keys}) == 4
@@ -71,14 +71,14 @@ def test_no_two_steps_look_at_the_same_ports():
     assert all(15000 <= port < 32000 for key in keys for port in ports(key))
 
 
-def test_lightning_is_told_and_guesses_nothing():
+def test_lightning_gets_the_ranks():
     ranks = RankEnvironment(rank_info(STEP))
     assert (ranks.world_size(), ranks.global_rank(), ranks.local_rank(), ranks.node_rank()) == (8, 5, 1, 1)
     assert ranks.creates_processes_externally
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0, (1, 4)), (1, (0, 1)), (4, (1, 4))])
-def test_a_task_that_sees_one_gpu_takes_that(monkeypatch, gpus, expected):
+def test_a_task_that_sees_one_gpu_uses_it(monkeypatch, gpus, expected):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
@@ -101,7 +101,7 @@ def test_more_ranks_than_cores(tmp_path, monkeypatch, capsys):
     launch.check_cores(99, "cpu")  # srun has started them
 
 
-def test_one_process_is_no_team(monkeypatch, capsys):
+def test_a_verb_of_one_process_refuses_ranks(monkeypatch, capsys):
     for name, value in {**STEP, "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert cli.run(["sample", "ckpt=x"]) == 2
@@ -132,8 +132,8 @@ def meet(keys):
     return lines
 
 
-def test_two_steps_on_the_same_ports_find_their_own(monkeypatch):
-    """The worst case: every port of the one is a port of the other, and a stranger has the first."""
+def test_ranks_of_two_steps_on_the_same_ports_find_their_own(monkeypatch):
+    """The worst case: both steps have the same ports, and another program listens on the first of them."""
     wanted = list(ports("somebody"))[:4]
     monkeypatch.setattr(failure_detector, "ports", lambda key, preferred: wanted)
     stranger = failure_detector._listen_on_first_free(wanted)

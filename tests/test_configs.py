@@ -1,4 +1,4 @@
-"""Every config composes, says what it is, and builds what it names."""
+"""Every config begins with a description, composes and can be built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES = [(group, name) for group, names in GROUPS.items() for name in names]
 
 
 @pytest.mark.parametrize(("group", "name"), FILES, ids=lambda v: v)
-def test_a_config_opens_with_what_it_is(group, name):
+def test_a_config_begins_with_its_description(group, name):
     lines = (configs_folder() / group / f"{name}.yaml").read_text().splitlines()
     comments = [line for line in lines[:2] if line.startswith("# ") and "@package" not in line]
     assert comments

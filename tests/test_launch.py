@@ -69,7 +69,7 @@ def test_a_failing_rank_is_one_sentence(tmp_path, capfd, how, kind, sentence):
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_rank_zero_speaks_for_all():
+def test_an_error_of_rank_zero_reaches_all_ranks():
     with pytest.raises(RequestError, match="zero says no"):
         launch.ranks(2, "jobs:fail_on_zero")
 
@@ -96,7 +96,7 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
 
 
 def test_guard_on_two_ranks(tmp_path):
-    """One rank's poison skips the step on both; too much of it stops both with one sentence."""
+    """A non-finite loss on one rank skips the step on both; too many of them stop both with one sentence."""
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"stopped at step 10: 3 steps .* came first out of trap; .*last\.ckpt"):
         trained(folder, **TWO, data__poison=[2, 6, 9], data__poisoned_rank=1)
@@ -147,7 +147,7 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
 
 
 def rank_of_torchrun(config_file, folder):
-    """What each process of `torchrun … genlab train` does; folders differ, as clocks do."""
+    """What each process of `torchrun … genlab train` does. The folders differ, as names made from clocks do."""
     from genlab.processes import training
 
     training.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
@@ -180,7 +180,7 @@ def test_started_by_torchrun(tmp_path):
 
 @pytest.mark.slow
 def test_sharded_training_equals_replicated_and_resumes(tmp_path):
-    """FSDP2 over two CPU ranks: the checkpoint is one whole file, with the numbers of DDP."""
+    """FSDP2 over two CPU ranks: the checkpoint is one file with all weights, and they are those of DDP."""
     options = {**TWO, "trainer__gradient_clip_val": None}
     replicated = trained(tmp_path / "ddp", **options)
     sharded = trained(tmp_path / "fsdp", **{**options, "trainer__strategy": "fsdp"})

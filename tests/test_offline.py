@@ -1,7 +1,8 @@
-"""Nothing but a download that was asked for and a tracker that was chosen gets at the network, imports included.
+"""genlab uses the network only to download data that is asked for and for a tracker that is chosen.
 
-A process in which every look-up of a name and every connection to another machine is an error trains, draws, evaluates
-and lists; then it asks for data that is not there, which is the error's turn.
+In a process, every look-up of a host name and every connection to another machine is made an error. There genlab
+trains, samples, evaluates and lists without an error. Then it is asked for data that must be downloaded, to see that
+the error would have been raised.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def watch(event, arguments):
         raise OSError("no network")
 sys.addaudithook(watch)
 
-import torch, torchvision, pytorch_lightning, hydra, wandb, sklearn, matplotlib  # they greet nobody
+import torch, torchvision, pytorch_lightning, hydra, wandb, sklearn, matplotlib  # none of them connects
 from genlab import cli
 torch.set_num_threads(1)
 small = ["model.net.width=4", "model.net.depth=1", "model.net.feature_width=4"]
@@ -42,20 +43,20 @@ for words in (
     assert cli.run(words) == 0, words
     assert not tried, (words, tried)
 assert cli.run(["train", "data=mnist", "trainer=smoke", *small, "hydra.run.dir=other"]) == 2
-assert tried, "the watch does not see a download"
+assert tried, "a download was not noticed"
 assert not os.path.exists("other")
 """
 
 
 @pytest.mark.slow
-def test_no_network_but_for_downloads(tmp_path):
+def test_the_network_is_used_for_downloads_only(tmp_path):
     env = environment() | {"GENLAB_DATA": str(tmp_path / "data")}
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):
         env.pop(name, None)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("genlab: ")]
-    assert len(said) == 1
-    assert "unexpected" not in said[0]
+    assert process.returncode == 0, process.stderr
+    messages = [line for line in process.stderr.splitlines() if line.startswith("genlab: ")]
+    assert len(messages) == 1
+    assert "unexpected" not in messages[0]

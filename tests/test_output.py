@@ -1,4 +1,4 @@
-"""What becomes of standard output and error never decides what becomes of the work."""
+"""Standard output and standard error that cannot be written never stop the work."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ TWO = "trainer.devices=2 trainer.strategy=ddp"
 
 
 def stream(descriptor, **options):
-    """Text on a descriptor, as `steady` makes it."""
+    """A text stream on a descriptor, like those of `output.steady`."""
     return io.TextIOWrapper(io.BufferedWriter(output.Dropping(descriptor, "w", closefd=False)), **options)
 
 
 @pytest.mark.parametrize("case", ["no reader", "full disk", "closed"])
-def test_writes_succeed(case):
+def test_writes_that_fail_are_dropped(case):
     if case == "no reader":
         reader, descriptor = os.pipe()
         os.close(reader)
     else:
         descriptor = os.open("/dev/full" if case == "full disk" else os.devnull, os.O_WRONLY)
-    made = stream(descriptor)
+    output_stream = stream(descriptor)
     if case == "closed":
         os.close(descriptor)
-    print("a line\n" * 10_000, file=made)
-    print("another", file=made, flush=True)
+    print("a line\n" * 10_000, file=output_stream)
+    print("another", file=output_stream, flush=True)
     assert (
-        made.buffer.raw.lost.errno == {"no reader": errno.EPIPE, "full disk": errno.ENOSPC, "closed": errno.EBADF}[case]
+        output_stream.buffer.raw.error.errno
+        == {"no reader": errno.EPIPE, "full disk": errno.ENOSPC, "closed": errno.EBADF}[case]
     )
 
 
@@ -49,13 +50,13 @@ def test_a_full_pipe_that_does_not_block_is_waited_for():
         while total < 500_000:
             total += len(os.read(reader, 1000))
         os._exit(0)
-    made = stream(writer)
-    print("x" * 499_999, file=made, flush=True)
+    output_stream = stream(writer)
+    print("x" * 499_999, file=output_stream, flush=True)
     assert os.waitpid(child, 0)[1] == 0
-    assert made.buffer.raw.lost is None
+    assert output_stream.buffer.raw.error is None
 
 
-def test_streams_that_were_replaced_are_left_alone(capsys):
+def test_streams_that_were_replaced_are_not_touched(capsys):
     before = sys.stdout
     output.steady()
     assert sys.stdout is before
@@ -63,7 +64,7 @@ def test_streams_that_were_replaced_are_left_alone(capsys):
 
 
 def shell(line, **env):
-    """A line of shell in which $GENLAB is the command; (status, standard output, standard error)."""
+    """Run a line of shell in which $GENLAB is the command. Returns (status, standard output, standard error)."""
     python = f"{sys.executable} -m genlab"
     ended = subprocess.run(
         ["sh", "-c", line], env={**environment(), "GENLAB": python, **env}, capture_output=True, text=True, timeout=300
@@ -81,7 +82,7 @@ def shell(line, **env):
         ("PYTHONIOENCODING=ascii $GENLAB --help | head -3 | tail -1", "", "usage: genlab VERB key=value ?\n"),
     ],
 )  # fmt: skip
-def test_the_command_line(line, status, printed):
+def test_the_exit_status_is_that_of_the_work(line, status, printed):
     _, out, err = shell(line)
     assert err == status
     assert printed is None or out == printed
@@ -99,7 +100,7 @@ def test_the_command_line(line, status, printed):
         f"LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $GENLAB train $WORDS {TWO} 2>&1 | head -1",
     ],
 )  # fmt: skip
-def test_a_run_ends_well(tmp_path, line):
+def test_a_run_is_finished_without_its_output(tmp_path, line):
     shell(f"cd {tmp_path}; {line}", WORDS=f"{SMALL} hydra.run.dir={tmp_path}/run")
     assert (tmp_path / "run" / "results.json").exists()
     assert not (tmp_path / "status").exists() or (tmp_path / "status").read_text() == "0\n"

@@ -1,4 +1,4 @@
-"""Pictures and masks: what is known of an image, and grids whose pixels are the images'."""
+"""Pictures and masks that users give, and the grids that genlab writes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ GREY, RGB, BINARY = ImageSpec(1, 6, 8), ImageSpec(3, 6, 8), ImageSpec(1, 6, 8, 2
 
 
 def known(text, spec=GREY):
-    """The mask of a description."""
+    """The mask of a text."""
     return known_mask(text, spec, torch.Generator().manual_seed(0))
 
 
-def test_masks_know_what_they_say():
+def test_masks_are_known_where_their_text_says():
     assert known("top:0.5")[:3].all()
     assert not known("top:0.5")[3:].any()
     assert known("left:0.25").sum(1).tolist() == [2] * 6
@@ -32,7 +32,7 @@ def test_masks_know_what_they_say():
 
 
 @pytest.mark.parametrize("text", ["tpo:0.5", "top", "top:x", "top:-1", "box:0,0,9,9", "box:a,b,c,d", "nowhere.png"])
-def test_masks_that_mean_nothing_are_refused(text):
+def test_texts_that_describe_no_mask_are_refused(text):
     with pytest.raises(RequestError):
         known(text)
 
@@ -63,7 +63,7 @@ def test_a_grid_holds_the_images_pixel_for_pixel(tmp_path):
     scale = 64 // 8
     small = picture[::scale, ::scale]
     for i in range(5):
-        top, left = i // 3 * 8 + 2, i % 3 * 10 + 2
+        top, left = i // 3 * 8 + 2, i % 3 * 10 + 2  # 2 pixels lie between images
         assert (small[top : top + 6, left : left + 8] == x[i, 0].numpy()).all()
     save_grid(tmp_path / "a" / "b.png", x, GREY)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.png"]

@@ -1,4 +1,4 @@
-"""`genlab reconstruct`: what stands beside what, and which requests are refused."""
+"""`genlab reconstruct`: the order of the images in its grid, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def denoising(tmp_path_factory):
-    """A smoke run of one that undoes masking."""
+    """A smoke run of a denoising autoencoder with masking noise."""
     folder = tmp_path_factory.mktemp("runs") / "denoising"
     words = ["model=denoising_ae", "model/corruption=masking", "train.sample_every=2"]
     assert cli.run(["train", *words, *MLP, f"hydra.run.dir={folder}"]) == 0
@@ -58,29 +58,29 @@ def first(n, split="valid"):
 
 def test_an_image_stands_before_its_reconstruction(plain, here):
     assert cli.run(["reconstruct", f"ckpt={plain}", "n=5", *FIRST]) == 0
-    shown, x = tiles(here / "reconstructions.png", 10), first(5)
-    found = genlab.load(plain).reconstruct(x)
-    assert (shown[::2] == x[:, 0].numpy()).all()
-    assert (shown[1::2] == found[:, 0].numpy()).all()
+    grid, x = tiles(here / "reconstructions.png", 10), first(5)
+    reconstructions = genlab.load(plain).reconstruct(x)
+    assert (grid[::2] == x[:, 0].numpy()).all()
+    assert (grid[1::2] == reconstructions[:, 0].numpy()).all()
     saved = np.load(here / "reconstructions.npy")
     assert saved.dtype == np.uint8
-    assert (saved == found.numpy()).all()
+    assert (saved == reconstructions.numpy()).all()
     assert {path.name for path in here.iterdir()} == {"reconstructions.png", "reconstructions.npy"}
 
 
 def test_a_denoising_model_shows_clean_corrupted_denoised(denoising, here, capsys):
     assert cli.run(["reconstruct", f"ckpt={denoising}", "n=3", "seed=4", "out=a.png", *FIRST]) == 0
     assert "clean, corrupted, denoised" in capsys.readouterr().out
-    shown, x, model = tiles(here / "a.png", 9), first(3), genlab.load(denoising)
+    grid, x, model = tiles(here / "a.png", 9), first(3), genlab.load(denoising)
     torch.manual_seed(4)
     corrupted, repaired = model.repair(x)
-    assert (shown[0::3] == x[:, 0].numpy()).all()
-    assert (shown[1::3] == corrupted[:, 0].numpy()).all()
-    assert (shown[2::3] == repaired[:, 0].numpy()).all()
+    assert (grid[0::3] == x[:, 0].numpy()).all()
+    assert (grid[1::3] == corrupted[:, 0].numpy()).all()
+    assert (grid[2::3] == repaired[:, 0].numpy()).all()
     assert (np.load(here / "a.npy") == repaired.numpy()).all()
 
 
-def test_what_is_corrupted_is_what_is_repaired(denoising):
+def test_repair_reconstructs_the_corrupted_copies(denoising):
     model, x = genlab.load(denoising), first(4)
     assert isinstance(model.corruption, Masking)
     torch.manual_seed(1)
@@ -92,7 +92,7 @@ def test_what_is_corrupted_is_what_is_repaired(denoising):
     assert not torch.equal(repaired, model.reconstruct(x))
 
 
-def test_the_seed_decides_about_the_noise_and_clean_images_can_be_asked_for(denoising, here):
+def test_the_seed_sets_the_noise_and_corrupted_false_uses_clean_images(denoising, here):
     for name, words in {"a": ["seed=1"], "b": ["seed=1"], "c": ["seed=2"], "d": ["corrupted=false"]}.items():
         assert cli.run(["reconstruct", f"ckpt={denoising}", "n=2", f"out={name}.png", *words, *FIRST]) == 0
     assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
@@ -103,7 +103,7 @@ def test_the_seed_decides_about_the_noise_and_clean_images_can_be_asked_for(deno
     assert (tiles(here / "d.png", 4)[::2] == x[:, 0].numpy()).all()
 
 
-def test_pictures_of_ones_own(plain, here):
+def test_the_users_own_picture(plain, here):
     x = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(x).save("mine.png")
     assert cli.run(["reconstruct", f"ckpt={plain}", "image=mine.png", "out=out.png"]) == 0
@@ -111,10 +111,10 @@ def test_pictures_of_ones_own(plain, here):
     assert np.load(here / "out.npy").shape == (1, 1, 28, 28)
 
 
-def test_training_shows_reconstructions_on_the_way(denoising):
-    shown, x = tiles(denoising / "reconstructions" / "step=000002.png", 12), first(4)
-    assert (shown[0::3] == x[:, 0].numpy()).all()
-    assert (shown[1::3] != x[:, 0].numpy()).any()
+def test_training_writes_grids_of_reconstructions(denoising):
+    grid, x = tiles(denoising / "reconstructions" / "step=000002.png", 12), first(4)
+    assert (grid[0::3] == x[:, 0].numpy()).all()
+    assert (grid[1::3] != x[:, 0].numpy()).any()
 
 
 WRONG = [

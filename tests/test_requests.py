@@ -1,4 +1,4 @@
-"""Requests that make no sense, kind by kind: one sentence, the right status, nothing left behind. And names."""
+"""Wrong requests of every kind: one sentence, the right exit status, no files left. And the names of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genlab.core import ImageSpec, RequestError, RunError
 from genlab.request.compose import Request
 from genlab.request.contexts import Classes
 from genlab.request.folders import configs_folder, groups
-from genlab.request.values import shown
+from genlab.request.values import format_value
 from genlab.system.failures import LONGEST, explained, shortened
 from genlab.train.loggers import MetricsFile
 
@@ -24,7 +24,7 @@ TINY = ["trainer=smoke", "trainer.max_steps=1", "trainer.accelerator=cpu", "data
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A model of nothing, and a latent one given the label with all its pictures."""
+    """Two runs: an unconditional PixelCNN, and a latent model conditioned on the label, with all pictures."""
     folder = tmp_path_factory.mktemp("runs")
     small = ["model.net.width=8", "model.net.depth=1", "train.sample_every=0"]
     assert cli.run(["train", *TINY, *small, f"hydra.run.dir={folder / 'none'}"]) == 0
@@ -42,7 +42,7 @@ def here(tmp_path, monkeypatch):
 
 
 def refused(words, capsys, status=2):
-    """The one sentence."""
+    """Run a command that must fail with one sentence, and return the sentence."""
     capsys.readouterr()
     assert cli.run(words) == status, words
     err = capsys.readouterr().err
@@ -54,9 +54,9 @@ def refused(words, capsys, status=2):
 
 
 WRONG = {
-    # a user that is not there
+    # a home folder of nobody
     "--config-dir=~nobody-of-that-name": "no user of that name",
-    # a section, a part, a list replaced by something else
+    # something else in place of a section, a part, a list
     "optim=null": "choose from adamw",
     "model=null": "genlab list model",
     "logger=[]": "choose from csv",
@@ -91,7 +91,7 @@ WRONG = {
     "optim.discriminator_lr=text": "no key",
     "compile=3": "true or false",
     "data.binarize=null": "a word",
-    # keys that nothing reads, however they are spelled
+    # keys that do not exist, in every spelling
     "foo=1": "no key 'foo'",
     "+foo=1": "no key 'foo'",
     "++foo=1": "no key 'foo'",
@@ -112,7 +112,7 @@ WRONG = {
     "model/head=null": "choose from bernoulli",
     "model/head=none": "needs a model/head",
     "model.head=null": "needs a model/head",
-    # what cannot be read
+    # words that cannot be parsed
     "seed=[1,2": "brackets",
     "seed=ä": "quotes",
     "seed=${nope}": "does not resolve",
@@ -121,13 +121,13 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("word", WRONG, ids=shown)
-def test_a_word_that_makes_no_sense(word, here, capsys):
+@pytest.mark.parametrize("word", WRONG, ids=format_value)
+def test_a_wrong_word_is_one_sentence(word, here, capsys):
     assert WRONG[word] in refused(["train", word], capsys)
     assert list(here.iterdir()) == []
 
 
-OF_A_RUN = {
+WRONG_ABOUT_A_RUN = {
     "sample temperature=1e20": "from 1e-09",
     "sample n=text": "a whole number",
     "sample n=null": "a whole number",
@@ -150,32 +150,32 @@ OF_A_RUN = {
 }
 
 
-@pytest.mark.parametrize("request_", OF_A_RUN)
-def test_a_word_that_makes_no_sense_to_a_run(request_, runs, here, capsys):
+@pytest.mark.parametrize("request_", WRONG_ABOUT_A_RUN)
+def test_a_wrong_word_about_a_run_is_one_sentence(request_, runs, here, capsys):
     verb, *words = request_.split(" ")
     run = runs / "none"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     err = refused([verb, f"{'run' if verb == 'resume' else 'ckpt'}={run}", *words], capsys)
-    assert OF_A_RUN[request_] in err
+    assert WRONG_ABOUT_A_RUN[request_] in err
     assert list(here.iterdir()) == []
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_too_few_images_for_a_mixture_are_told_before_a_folder_is_made(here, capsys):
+def test_too_few_images_for_a_mixture_are_refused_before_a_folder_is_made(here, capsys):
     err = refused(["train", "model=gaussian_mixture", "trainer=smoke", "data.limit=50"], capsys)
     assert "model.components=50 or fewer" in err
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_smoke_wins_over_every_experiment(name):
+def test_trainer_smoke_shortens_every_experiment(name):
     config = Request("train", [], command="")._compose([f"experiment={name}", "trainer=smoke"])
     assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)
     assert config.train.sample_every == 6
     assert config.optim.warmup == 2
 
 
-def test_explicit_words_win_over_an_experiment_or_it_is_refused(here):
+def test_the_command_line_wins_over_an_experiment_or_is_refused(here):
     def composed(*words):
         return Request("train", ["experiment=pixelcnn_cifar10", *words], command="").config()
 
@@ -195,7 +195,7 @@ def test_explicit_words_win_over_an_experiment_or_it_is_refused(here):
     assert composed(*mine, "trainer.max_steps=7").trainer.max_steps == 7
 
 
-def test_a_file_of_the_user_may_not_hold_what_nothing_reads(here, capsys):
+def test_a_file_of_the_user_may_not_have_unknown_keys(here, capsys):
     (here / "experiment").mkdir()
     for text, answer in (("train: {emma: 1}", "train.emma"), ("trianer: {max_steps: 1}", "'trianer'")):
         (here / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
@@ -219,7 +219,7 @@ def test_a_class_has_a_name_and_a_number():
         digits.number("china")
 
 
-def test_a_class_is_asked_for_and_shown_by_its_name(runs, here, capsys):
+def test_a_class_is_chosen_and_printed_by_its_name(runs, here, capsys):
     checkpoint = torch.load(runs / "label" / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["genlab"]["class_names"] = ["cat", "china, old", *(f"class {i}" for i in range(2, 10))]
     torch.save(checkpoint, "named.ckpt")
@@ -268,7 +268,7 @@ def test_a_latent_model_given_the_label_goes_through_every_verb(runs, here, caps
     ],
     ids=str,
 )
-def test_what_the_machine_refuses_is_no_bug(error, here, capsys, monkeypatch):
+def test_a_failure_of_the_machine_is_no_bug(error, here, capsys, monkeypatch):
     assert isinstance(explained(error), RunError)
     wrapped = ValueError("while handling it")
     wrapped.__cause__ = error
@@ -294,7 +294,7 @@ def test_a_sentence_is_one_short_line():
 
 
 @pytest.mark.parametrize(("damage", "says"), [(float("nan"), "weights that are not finite"), (1e30, "not finite")])
-def test_a_model_that_has_gone_wrong_draws_nothing(damage, says, runs, here, capsys):
+def test_a_model_with_numbers_that_are_not_finite_draws_nothing(damage, says, runs, here, capsys):
     checkpoint = torch.load(runs / "none" / "checkpoints" / "best.ckpt", weights_only=True)
     for weight in checkpoint["state_dict"].values():
         if weight.is_floating_point():
@@ -305,7 +305,7 @@ def test_a_model_that_has_gone_wrong_draws_nothing(damage, says, runs, here, cap
     assert {path.name for path in here.iterdir()} == {"wrong.ckpt"}
 
 
-def test_values_are_shown_as_they_are_typed():
-    assert shown([1, None, {"a": True}]) == "[1,null,{a:true}]"
-    assert len(shown("x" * 1000)) < 100
-    assert OmegaConf.create({"x": shown(3)}).x == "3"
+def test_values_in_messages_look_as_they_are_typed():
+    assert format_value([1, None, {"a": True}]) == "[1,null,{a:true}]"
+    assert len(format_value("x" * 1000)) < 100
+    assert OmegaConf.create({"x": format_value(3)}).x == "3"

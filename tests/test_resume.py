@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is, to the bit, the run that was not."""
+"""A run that was killed and resumed ends exactly, to the bit, as a run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Uninterrupted runs, by how many batches make a step."""
+    """The outcomes of uninterrupted runs, by the number of batches in a step."""
     made = {}
 
     def run(accumulate):
@@ -103,7 +103,7 @@ def test_real_signals(tmp_path, whole, number):
 
 
 def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatch):
-    """The step is finished first: a checkpoint has no half-summed gradients."""
+    """The step is finished first, because a checkpoint has no half-summed gradients."""
     from genlab.train.learner import Learner
 
     terms = Learner._terms
@@ -122,7 +122,7 @@ def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatc
     same(outcome(tmp_path / "run"), whole(2))
 
 
-def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
+def test_a_finished_run_is_refused_unless_it_gets_more_steps(tmp_path, whole):
     folder = trained(tmp_path / "run", optim__schedule="constant")
     with pytest.raises(RequestError, match=r"is finished at step 12: train longer with trainer\.max_steps=24"):
         resume.run(folder, ["trust=[trainees]"], "genlab resume")
@@ -136,7 +136,7 @@ def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
 
 
 def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
-    """The cosine had ended at 0; stretched to 24 steps, step 13 is in its middle."""
+    """The cosine had ended at 0. Stretched to 24 steps, it has step 13 in its middle."""
     folder = trained(tmp_path / "run")
     resume.run(folder, ["trust=[trainees]", "trainer.max_steps=24", "train.log_every=1"], "genlab resume")
     rows = (folder / "metrics.csv").read_text().splitlines()
@@ -146,7 +146,7 @@ def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
     assert rate > 0.02
 
 
-def test_evaluation_missing_from_a_finished_run_is_made_up_for(tmp_path, whole):
+def test_a_missing_evaluation_of_a_finished_run_is_done(tmp_path, whole):
     folder = trained(tmp_path / "run")
     (folder / "results.json").unlink()
     resume.run(folder, ["trust=[trainees]"], "genlab resume")

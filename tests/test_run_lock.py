@@ -1,4 +1,4 @@
-"""A run folder belongs to one process: who makes it, who may go on in it, and for how long."""
+"""A run folder is made by one process, locked by it, and released at its end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sixteen_at_once_get_sixteen_folders(tmp_path):
     assert {folder.name for folder in made} == {"12-00-00-a-b", *(f"12-00-00-a-b-{i}" for i in range(2, 17))}
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path):
     for _ in range(2):
         training.run(config(trainer__max_steps=2), tmp_path / "run", "genlab train", or_next=True)
     same(outcome(tmp_path / "run"), outcome(tmp_path / "run-2"))
@@ -82,7 +82,7 @@ def test_a_run_holds_its_folder_to_its_end(tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_killed_process_locks_nothing_but_its_children_keep_it(tmp_path):
-    """The file is left; the lock is gone with its last owner."""
+    """The lock file stays; the lock ends with the last process that holds it."""
     program = (
         "import os, sys, subprocess; from pathlib import Path\n"
         "from genlab.processes.run_lock import lock_descriptors, locked\n"
@@ -102,7 +102,7 @@ def test_the_lock_of_a_killed_process_locks_nothing_but_its_children_keep_it(tmp
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_folder_that_cannot_be_written_half_is_not_left(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_removed(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

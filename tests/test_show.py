@@ -13,13 +13,12 @@ from genlab.core import Coder, ImageSpec, RequestError
 from genlab.data import Split
 from genlab.data.batches import take
 from genlab.request.compose import Request
-from genlab.verbs import show
-from genlab.viz import looks, plots, signed
+from genlab.viz import pictures, plots, representations, signed
 
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
 MLP = ["model.latent_dim=8", "model.encoder.hidden=[]", "model.decoder.hidden=[]"]
-EIGHT = {f"{name}.png" for name in show.PICTURES}
+EIGHT = {f"{name}.png" for name in pictures.GENERAL}
 CODERS = ["linear_ae", "sparse_ae", "denoising_ae", "conv_ae"]
 
 
@@ -49,7 +48,7 @@ class Data:
 
 
 def subject(made, folder, **options):
-    return show.Subject(made, Data(), "valid", folder / "metrics.csv", **options)
+    return pictures.Subject(made, Data(), "valid", folder / "metrics.csv", **options)
 
 
 def tiles(path, height, width):
@@ -64,7 +63,7 @@ def tiles(path, height, width):
 def test_there_are_as_many_filters_as_units_asked_for_each_by_its_own_largest(tmp_path):
     made = model()
     for asked, shown in ((5, 5), (None, 8), (20, 8)):
-        show.filters(subject(made, tmp_path, units=asked))(tmp_path / "f.png")
+        pictures.filters(subject(made, tmp_path, units=asked))(tmp_path / "f.png")
         found = tiles(tmp_path / "f.png", 6, 5)
         there = (found != 128).flatten(1).any(1)
         assert there.sum() == shown
@@ -86,8 +85,8 @@ def test_zero_is_mid_grey_whatever_the_scale():
 def test_an_atom_of_a_linear_decoder_is_its_column():
     made = model("linear_ae")
     columns = made.decoder.layers[0].weight.T.reshape(8, 1, 6, 5)
-    torch.testing.assert_close(looks.atoms(made, torch.arange(8)), columns)
-    torch.testing.assert_close(looks.atoms(made, torch.tensor([6, 2])), columns[[6, 2]])
+    torch.testing.assert_close(representations.atoms(made, torch.arange(8)), columns)
+    torch.testing.assert_close(representations.atoms(made, torch.tensor([6, 2])), columns[[6, 2]])
 
 
 @pytest.mark.parametrize("net", ["pixelcnn", "row_lstm", "diagonal_bilstm", "pixel_transformer", "gated_pixelcnn"])
@@ -117,40 +116,40 @@ def attention(net):
 
 def test_the_most_activating_image_is_the_argmax_over_the_split():
     made, x = model(), Data().split("valid").images
-    h = looks.codes(made, x)
-    best = looks.most_activating(h, torch.arange(8))
+    h = representations.encode_all(made, x)
+    best = representations.most_activating(h, torch.arange(8))
     assert torch.equal(h.gather(0, best.T)[0], h.max(0).values)
     values = h.gather(0, best.T)
     assert (values[:-1] >= values[1:]).all()
     assert best.shape == (8, 9)
-    assert looks.most_activating(h[:4], torch.arange(8)).shape == (8, 4)
+    assert representations.most_activating(h[:4], torch.arange(8)).shape == (8, 4)
 
 
 @pytest.mark.parametrize("name", CODERS)
 def test_a_traversal_at_the_units_own_value_is_the_reconstruction(name):
     made, x = model(name), Data().split("valid").images
     assert isinstance(made, Coder)
-    h, y = looks.codes(made, x), made.decode(made.encode(x[:1]))
+    h, y = representations.encode_all(made, x), made.decode(made.encode(x[:1]))
     for unit in (0, 5):
         other = h[0, unit] + 1
-        own, moved = looks.traversal(made, h[0], unit, torch.stack([h[0, unit], other]))
+        own, moved = representations.traversal(made, h[0], unit, torch.stack([h[0, unit], other]))
         torch.testing.assert_close(own, y[0])
         assert not torch.allclose(moved, y[0])
 
 
 def test_the_liveliest_units_vary_most_and_dead_ones_are_not_among_them():
     h = torch.tensor([[0.0, 1, 5, 2], [0, 3, 5, 9]])
-    assert looks.liveliest(h, 4).tolist() == [3, 1]
-    assert looks.liveliest(h, 1).tolist() == [3]
+    assert representations.most_varying(h, 4).tolist() == [3, 1]
+    assert representations.most_varying(h, 1).tolist() == [3]
 
 
 def test_a_plane_is_the_code_itself_or_its_principal_components():
     h = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    points, kept = looks.plane(h)
+    points, kept = representations.plane(h)
     assert torch.equal(points, h)
     assert kept is None
     turned, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
-    points, kept = looks.plane(h @ turned[:2] + 3)  # a plane somewhere in 7 dimensions
+    points, kept = representations.plane(h @ turned[:2] + 3)  # a plane somewhere in 7 dimensions
     assert kept == pytest.approx(1)
     distances = torch.nn.functional.pdist
     torch.testing.assert_close(distances(points), distances(h), rtol=1e-4, atol=1e-4)
@@ -158,13 +157,13 @@ def test_a_plane_is_the_code_itself_or_its_principal_components():
     assert covariance[0, 0] >= covariance[1, 1]
     assert abs(covariance[0, 1]) < 1e-5
     with pytest.raises(RequestError, match="at least 2"):
-        looks.plane(h[:, :1])
+        representations.plane(h[:, :1])
 
 
 @pytest.mark.parametrize("name", CODERS)
 def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp_path):
     made = subject(model(name), tmp_path)
-    drawn, left_out = show.draw(made, list(show.PICTURES), tmp_path / "out")
+    drawn, left_out = pictures.draw(made, list(pictures.GENERAL), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == EIGHT - {"sparsity.png"}
     assert len(drawn) == len(EIGHT) - 1
     assert "metrics.csv is not there" in left_out[0]
@@ -172,12 +171,12 @@ def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp
 
 def test_what_a_model_has_nothing_for_is_left_out_with_a_reason(tmp_path):
     narrow = subject(model("linear_ae", "model.latent_dim=1"), tmp_path)
-    assert "at least 2 numbers" in show.draw(narrow, ["plane", "filters"], tmp_path)[1][0]
+    assert "at least 2 numbers" in pictures.draw(narrow, ["plane", "filters"], tmp_path)[1][0]
     still = model()
     still.encoder.layers[0].weight.zero_()
-    assert "no unit of the code changes" in show.draw(subject(still, tmp_path), ["traversal"], tmp_path)[1][0]
+    assert "no unit of the code changes" in pictures.draw(subject(still, tmp_path), ["traversal"], tmp_path)[1][0]
     pixel = model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
-    drawn, left_out = show.draw(subject(pixel, tmp_path), list(show.PICTURES), tmp_path)
+    drawn, left_out = pictures.draw(subject(pixel, tmp_path), list(pictures.GENERAL), tmp_path)
     assert drawn == []
     assert any("first layer makes no picture" in why for why in left_out)
     assert any("has no code" in why for why in left_out)
@@ -277,14 +276,18 @@ LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidd
 
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
-    assert show.everything(made)[-3:] == ["units", "manifold", "walk"]
-    assert show.everything(model()) == list(show.PICTURES)
-    drawn, left_out = show.draw(subject(made, tmp_path), show.everything(made), tmp_path)
+    assert pictures.everything(made)[-3:] == ["units", "manifold", "walk"]
+    assert pictures.everything(model()) == list(pictures.GENERAL)
+    drawn, left_out = pictures.draw(subject(made, tmp_path), pictures.everything(made), tmp_path)
     assert {path.rpartition("/")[2] for path in drawn} == EIGHT - {"sparsity.png"} | OF_LATENT
     assert len(left_out) == 1
     with pytest.raises(RequestError, match="latent_dim=2, and this is of 3"):
-        show.manifold(subject(model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
-    for picture, why in ((show.units, "no posterior"), (show.manifold, "no posterior"), (show.walk, "no walk")):
+        pictures.manifold(subject(model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
+    for picture, why in (
+        (pictures.units, "no posterior"),
+        (pictures.manifold, "no posterior"),
+        (pictures.walk, "no walk"),
+    ):
         with pytest.raises(RequestError, match=why):
             picture(subject(model(), tmp_path))
 
@@ -305,7 +308,7 @@ def test_a_walk_goes_from_draw_to_draw_without_leaving_the_prior(name, words, tm
     images = made.decode(a[:2], None if labels is None else labels[:2])
     decode = made.decode
     made.decode = lambda z, label=None: seen.append((z, label)) or torch.zeros(len(z), *SPEC.shape)
-    looks.walk(made, a, b, 5, labels)
+    representations.prior_interpolation(made, a, b, 5, labels)
     z = seen[0][0].view(n, 5, -1)
     torch.testing.assert_close(z[:, 0], a)
     torch.testing.assert_close(z[:, -1], b)
@@ -317,8 +320,8 @@ def test_a_walk_goes_from_draw_to_draw_without_leaving_the_prior(name, words, tm
     assert images.max() <= 1
     if name != "latent_gaussian":  # which has a code too
         with pytest.raises(RequestError, match=r"what=filters\|walk is all there is"):
-            show.codes(subject(made, tmp_path))
-    show.walk(subject(made, tmp_path))(tmp_path / "walk.png")
+            pictures.codes(subject(made, tmp_path))
+    pictures.walk(subject(made, tmp_path))(tmp_path / "walk.png")
     assert (tmp_path / "walk.png").stat().st_size > 0
 
 
@@ -328,7 +331,7 @@ def test_bars_are_the_kl_of_the_units(tmp_path):
     x = Data().split("valid").images
     mean, log_var = made.posterior(x)
     kl = ((mean.square() + log_var.exp() - 1 - log_var) / 2).mean(0)
-    found = looks.kl_per_unit(made, x)
+    found = representations.kl_per_unit(made, x)
     torch.testing.assert_close(found.float(), kl)
     (axes,) = plots.bars(found, "valid").axes
     heights = [bar.get_height() for bar in axes.patches]
@@ -339,12 +342,12 @@ def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_p
     made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
     seen = []
     made.decode = lambda h, context=None: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
-    show.manifold(subject(made, tmp_path))
-    z = torch.cat(seen).view(show.SIDE, show.SIDE, 2)
+    pictures.manifold(subject(made, tmp_path))
+    z = torch.cat(seen).view(pictures.MANIFOLD_SIDE, pictures.MANIFOLD_SIDE, 2)
     assert (z[:, 1:, 0] > z[:, :-1, 0]).all()
     assert (z[1:, :, 1] < z[:-1, :, 1]).all()
     levels = torch.special.ndtr(z[0, :, 0])
-    torch.testing.assert_close(levels, (torch.arange(show.SIDE) + 0.5) / show.SIDE)
+    torch.testing.assert_close(levels, (torch.arange(pictures.MANIFOLD_SIDE) + 0.5) / pictures.MANIFOLD_SIDE)
 
 
 def test_ways_between_images_begin_and_end_at_their_reconstructions(tmp_path):
@@ -354,10 +357,10 @@ def test_ways_between_images_begin_and_end_at_their_reconstructions(tmp_path):
     keep = plots.labelled_grid
     plots.labelled_grid = lambda sheet, *rest, **more: sheets.append(sheet) or keep(sheet, *rest, **more)
     try:
-        show.between(subject(made, tmp_path))
+        pictures.between(subject(made, tmp_path))
     finally:
         plots.labelled_grid = keep
-    rows = sheets[0].view(show.PAIRS, show.STEPS + 2, *SPEC.shape)
-    expected = (made.decode(made.encode(x[: 2 * show.PAIRS])) * 255).round().clamp(0, 255).long()
+    rows = sheets[0].view(pictures.PAIRS, pictures.STEPS + 2, *SPEC.shape)
+    expected = (made.decode(made.encode(x[: 2 * pictures.PAIRS])) * 255).round().clamp(0, 255).long()
     assert torch.equal(rows[:, 1], expected[::2])
     assert torch.equal(rows[:, -2], expected[1::2])

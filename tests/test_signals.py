@@ -1,4 +1,7 @@
-"""Every signal that ends a process: finish the step, save, stop, say how to go on. Then all is as without it."""
+"""Every signal that ends a process: training finishes the step, saves, stops and says how to resume it.
+
+The resumed run must end as a run that was never interrupted.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from genlab.train.learner import Learner
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run."""
+    """The outcome of an uninterrupted run."""
     return outcome(trained(tmp_path_factory.mktemp("whole") / "run"))
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """No test leaves a handler behind."""
+    """Check that no test leaves a handler behind."""
     before = {number: signal.getsignal(number) for number in signals.ENDING}
     yield
     assert before == {number: signal.getsignal(number) for number in signals.ENDING}
@@ -36,7 +39,7 @@ def handlers():
 
 
 def during(monkeypatch, owner, name, number, at=1, times=1):
-    """Send this process a signal in the `at`-th call of a function, before it does anything."""
+    """Make the `at`-th call of a function begin with a signal to this process."""
     original, calls = getattr(owner, name), []
 
     def wrapped(*arguments, **options):
@@ -74,7 +77,7 @@ WHEN = {
 
 
 @pytest.mark.parametrize("when", WHEN)
-def test_wherever_training_is(tmp_path, whole, monkeypatch, when):
+def test_a_signal_at_any_moment_of_training_loses_nothing(tmp_path, whole, monkeypatch, when):
     owner, name, at = WHEN[when]
     during(monkeypatch, owner, name, signal.SIGUSR1, at)
     with pytest.raises(Interrupted, match="stopped by SIGUSR1 at step"):
@@ -111,7 +114,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, whole, monkeypatch):
     same(outcome(tmp_path / "run"), whole)
 
 
-def test_before_the_folder_nothing_is_made(tmp_path, monkeypatch):
+def test_a_signal_before_the_run_folder_is_made_leaves_none(tmp_path, monkeypatch):
     signals_before = signals.install()
     try:
         during(monkeypatch, Dots, "load", signal.SIGTERM)
@@ -123,8 +126,8 @@ def test_before_the_folder_nothing_is_made(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_ignored_stays_ignored(tmp_path, monkeypatch, whole):
-    """As nohup asks for."""
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path, monkeypatch, whole):
+    """So that nohup works."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         during(monkeypatch, Learner, "_terms", signal.SIGHUP, at=6)
@@ -134,24 +137,24 @@ def test_what_is_ignored_stays_ignored(tmp_path, monkeypatch, whole):
 
 
 @pytest.mark.parametrize(
-    ("raised", "status", "said"),
+    ("raised", "status", "message"),
     [
         (Interrupted("stopped by SIGUSR2 at step 3", signal.SIGUSR2), 140, "stopped by SIGUSR2 at step 3"),
         (signals.Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (signals.Stopped(signal.SIGINT), 130, "stopped by Ctrl-C"),
     ],
 )
-def test_status_is_that_of_a_shell(monkeypatch, capsys, raised, status, said):
+def test_the_exit_status_is_that_of_a_shell(monkeypatch, capsys, raised, status, message):
     def dispatch(arguments):
         raise raised
 
     monkeypatch.setattr(cli, "_dispatch", dispatch)
     assert cli.run(["train"]) == status
-    assert capsys.readouterr().err == f"genlab: {said}\n"
+    assert capsys.readouterr().err == f"genlab: {message}\n"
 
 
-def test_while_imports_run():
-    """The command line listens before it imports torch: a signal is a sentence, and no traceback."""
+def test_a_signal_during_imports_is_one_sentence():
+    """Handlers are installed before torch is imported, so there is no traceback."""
     program = (
         "import os, signal, sys\n"
         "class Finder:\n"
@@ -167,11 +170,12 @@ def test_while_imports_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
-def test_two_ranks_are_told(tmp_path, number):
-    """The process that started them passes it on, and ends with the status of the signal."""
+def test_a_signal_reaches_both_ranks(tmp_path, number):
+    """The process that started them passes it on and exits with the status of the signal."""
     folder = tmp_path / "run"
     program = (
-        "import sys; from pathlib import Path; from genlab import cli, signals; signals.install()\n"
+        "import sys; from pathlib import Path; from genlab import cli\n"
+        "from genlab.system import signals; signals.install()\n"
         "def dispatch(words):\n"
         "    from trainees import config; from genlab.processes import training\n"
         "    asked = config(trainer__devices=2, trainer__strategy='ddp', data__sleep=0.3)\n"
@@ -193,7 +197,7 @@ def test_two_ranks_are_told(tmp_path, number):
 
 
 @pytest.mark.parametrize("job", ["jobs:stop_when_asked", "jobs:stop_at_once"])
-def test_ranks_are_told_what_came_while_they_were_started(job):
+def test_a_signal_that_comes_while_ranks_are_started_reaches_them(job):
     with signals.patiently():
         signal.raise_signal(signal.SIGUSR1)
         with pytest.raises(Interrupted, match="stopped by SIGUSR1") as caught:
@@ -201,7 +205,7 @@ def test_ranks_are_told_what_came_while_they_were_started(job):
     assert caught.value.number == signal.SIGUSR1
 
 
-def test_a_run_stopped_before_its_first_step_goes_on(tmp_path, whole):
+def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path, whole):
     asked = config()
     with signals.patiently():
         signal.raise_signal(signal.SIGXCPU)

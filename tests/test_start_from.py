@@ -1,4 +1,4 @@
-"""`train init=RUN` on the command line: what comes from the run, what from the words, what is refused."""
+"""`train init=RUN`: what is taken from the run, what the command line changes, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu", "trai
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A small run of a model and data that are not the default ones."""
+    """A small run with another model and other data than the defaults."""
     folder = tmp_path_factory.mktemp("source") / "a run, of mine"
     words = ["model=gated_pixelcnn", "model.net.width=8", "model.net.depth=2", "model/head=bernoulli"]
     words += ["data.binarize=static", "data.batch_size=16", "optim.weight_decay=0.25", "seed=4"]
@@ -22,18 +22,18 @@ def source(tmp_path_factory):
     return folder
 
 
-def asked(source, *words):
-    """The config of a run that is to start from `source`."""
+def config_from(source, *words):
+    """The config of `genlab train init=SOURCE` with these words."""
     return split_hydra(start_from.composed(Request("train", [*FAST, f"init={source}", *words], "")))[0]
 
 
-def test_it_runs(tmp_path, source, capsys):
+def test_the_run_folder_holds_the_same_config(tmp_path, source, capsys):
     assert cli.run(["train", *FAST, f"init={source}", f"hydra.run.dir={tmp_path}/run", "seed=4"]) == 0
-    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == asked(source, "seed=4")
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == config_from(source, "seed=4")
 
 
-def test_model_data_and_optimiser_come_along(source):
-    config, before = asked(source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
+def test_model_data_and_optimiser_are_those_of_the_run(source):
+    config, before = config_from(source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
     assert config.model == before.model
     assert config.names.model == "gated_pixelcnn"
     assert {**config.data, "seed": 4} == dict(before.data)
@@ -42,14 +42,14 @@ def test_model_data_and_optimiser_come_along(source):
     assert config.init == str(source / "checkpoints" / "best.ckpt")
 
 
-def test_a_word_changes_what_it_names(source):
-    config = asked(source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
+def test_a_word_changes_the_value_that_it_names(source):
+    config = config_from(source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
     assert (config.data.batch_size, config.data.seed, config.data.limit) == (4, 7, 32)
     assert (config.data.binarize, config.seed) == ("static", 5)
 
 
-def test_a_group_that_is_named_is_taken_whole(source):
-    config = asked(source, "data=mnist_mini", "data.binarize=threshold", "optim=adamw")
+def test_a_group_that_is_chosen_replaces_that_of_the_run(source):
+    config = config_from(source, "data=mnist_mini", "data.binarize=threshold", "optim=adamw")
     assert (config.data.batch_size, config.data.binarize, config.optim.weight_decay) == (32, "threshold", 0.0)
     assert config.model == OmegaConf.load(source / "config.yaml").model
 
@@ -64,7 +64,7 @@ def test_a_group_that_is_named_is_taken_whole(source):
         (["init=null"], None),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(tmp_path, source, capsys, words, answer):
+def test_a_run_that_does_not_fit_is_one_sentence(tmp_path, source, capsys, words, answer):
     words = [f"init={source}", f"hydra.run.dir={tmp_path}/run", *words]
     words = words[1:] if words[-1].startswith("init") else words
     small = ["model.net.width=8", "model.net.depth=1"] if answer is None else []

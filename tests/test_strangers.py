@@ -1,4 +1,4 @@
-"""A file from a stranger can compute, not execute: checkpoints, run folders, configs and shared folders that try."""
+"""A file from a stranger cannot run code: checkpoints, run folders, configs and shared folders that try."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
 from genlab.processes import training
 from genlab.processes.run_folder import open_folder
-from genlab.request.common import data_of
+from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
 from genlab.request.folders import configs_folder
 from genlab.system.atomic import atomically, write_text
@@ -39,7 +39,7 @@ FAST = ["trainer=smoke", "trainer.max_steps=1", "train.sample_every=0", "data.li
 
 
 def content(config=None, **card):
-    """What a checkpoint holds; `config` as text."""
+    """The content of a checkpoint with this text as its config and these other fields."""
     model = build(MODEL, SPEC)
     text = yaml.safe_dump({"model": MODEL, "data": DATA}) if config is None else config
     spec = {"channels": 1, "height": 4, "width": 4, "levels": 2}
@@ -48,7 +48,7 @@ def content(config=None, **card):
 
 
 def checkpoint(path, config=None, **card):
-    """Its file."""
+    """A checkpoint file with `content`."""
     torch.save(content(config, **card), path)
     return path
 
@@ -64,7 +64,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evil(tmp_path, monkeypatch):
-    """A package that leaves a mark when it is imported or called, and the mark."""
+    """A path that exists once the package `evil` has been imported."""
     mark = tmp_path / "executed"
     text = f"""
 import pathlib, torch
@@ -80,16 +80,16 @@ class Callback:
 
 
 def refused(words, capsys, answer=""):
-    """Status 2 and one sentence."""
+    """Run a command that must be refused with status 2 and one sentence, which is returned."""
     assert cli.run([str(word) for word in words]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "genlab: unexpected" not in said
-    assert answer in said
-    return said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "genlab: unexpected" not in message
+    assert answer in message
+    return message
 
 
-# ---- 1: interpolations, however they are spelled
+# ---- 1: interpolations in every spelling
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def refused(words, capsys, answer=""):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["model", "data", "names"])
-def test_no_spelling_of_an_interpolation_gets_in(spelled, place, tmp_path):
+def test_an_interpolation_is_refused_in_every_spelling(spelled, place, tmp_path):
     text = yaml.safe_dump({"model": MODEL, "data": DATA, "names": {}}).replace(
         f"\n{place}:" if place != "data" else "data:",
         f"\n{place}:\n  extra: {spelled}" if place != "data" else f"data:\n  extra: {spelled}",
@@ -144,7 +144,7 @@ def test_plain_values_are_read_as_hydra_reads_them():
     assert ours == theirs
 
 
-# ---- 2: what a config may name
+# ---- 2: the constructors that a config may name
 
 
 PICKLE = pickle.dumps({b"data": b"", b"labels": []})
@@ -173,7 +173,7 @@ def test_only_listed_constructors_of_data(target, place):
 
 
 @pytest.mark.parametrize("part", ["source", "data"])
-def test_a_part_stands_where_it_belongs(part):
+def test_a_part_is_accepted_under_its_own_key_only(part):
     with pytest.raises(RequestError, match="does not exist"):
         build_data({**DATA, "source": DATA} if part == "source" else DATA["source"])
     with pytest.raises(RequestError, match="as head"):
@@ -181,24 +181,27 @@ def test_a_part_stands_where_it_belongs(part):
 
 
 @pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_", "_mode_"])
-def test_hydras_other_words_mean_nothing(key):
+def test_other_special_keys_of_hydra_are_refused(key):
     with pytest.raises(RequestError, match="means nothing"):
         build({**MODEL, "net": {**MODEL["net"], key: [1]}}, SPEC)
 
 
 def test_every_config_names_what_is_listed_and_lists_hold_constructors_alone():
     listed = {
-        name: made for kind in ("model", "data") for found in public(kind).values() for name, made in found.items()
+        name: constructor
+        for kind in ("model", "data")
+        for constructors in public(kind).values()
+        for name, constructor in constructors.items()
     }
     named = set()
     for file in configs_folder().rglob("*.yaml"):
-        if file.name != "train.yaml":  # Hydra's own callback is ours
+        if file.name != "train.yaml":  # it may name a callback of Hydra
             named |= {line.split("_target_:")[1].strip(" }\n") for line in file.open() if "_target_:" in line}
     assert named
     assert named <= set(listed)
-    for name, made in listed.items():
-        assert isinstance(made, type) or name == "genlab.data.folder_data"
-        assert made.__module__.startswith(name.rpartition(".")[0])
+    for name, constructor in listed.items():
+        assert isinstance(constructor, type) or name == "genlab.data.folder_data"
+        assert constructor.__module__.startswith(name.rpartition(".")[0])
 
 
 def test_a_trusted_package_is_trusted_by_the_caller_alone(evil, tmp_path):
@@ -212,12 +215,12 @@ def test_a_trusted_package_is_trusted_by_the_caller_alone(evil, tmp_path):
             load(path, trust=wrong)
 
 
-# ---- 3: whose word trust is
+# ---- 3: who decides which packages are trusted
 
 
 @pytest.fixture
 def run_folder(here):
-    """The beginning of a run, as if it had been killed."""
+    """The folder of a run that was killed at its start."""
     config, _ = split_hydra(Request("train", FAST, command="").config())
     with ExitStack() as claim:
         open_folder(here / "run", config, "genlab train", claim, or_next=False)
@@ -225,7 +228,7 @@ def run_folder(here):
 
 
 def state_of(folder):
-    """Every file below, and its content."""
+    """{path: content} of every file in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -270,7 +273,7 @@ def test_a_run_folder_cannot_trust_itself(change, run_folder, evil, capsys):
         ("hydra/job_logging/x.yaml", "handlers: {a: {(): evil.call}}\n", ["hydra/job_logging=x"]),
     ],
 )  # fmt: skip
-def test_neither_can_a_config_folder(file, text, words, mult, here, evil, capsys):
+def test_a_config_folder_cannot_trust_itself_or_run_code(file, text, words, mult, here, evil, capsys):
     path = here / "conf" / file
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -281,15 +284,15 @@ def test_neither_can_a_config_folder(file, text, words, mult, here, evil, capsys
 
 
 @pytest.mark.parametrize("value", ["0", "true", "[1]", "'a b'", "{a: 1}", "[genlab.data]"])
-def test_trust_is_names_of_packages(value, here, capsys):
+def test_trust_takes_names_of_packages_only(value, here, capsys):
     refused(["train", *FAST, f"trust={value}"], capsys, "trust=")
 
 
-# ---- 4: temporary names
+# ---- 4: temporary files
 
 
 @pytest.mark.parametrize("name", ["command.txt", "a.png", "last.ckpt"])
-def test_nothing_planted_is_written_through(name, tmp_path):
+def test_nothing_is_written_through_a_link(name, tmp_path):
     private, target = tmp_path / "private", tmp_path / "shared" / name
     private.write_text("mine")
     target.parent.mkdir()
@@ -298,11 +301,11 @@ def test_nothing_planted_is_written_through(name, tmp_path):
     target.symlink_to(private)
     write_text(target, "text")
     assert private.read_text() == "mine"
-    assert not target.is_symlink()  # the link gave way to the file
+    assert not target.is_symlink()  # the link has been replaced by the file
     assert target.read_text() == "text"
 
 
-def test_a_temporary_is_new_random_and_as_open_as_the_umask_says(tmp_path):
+def test_a_temporary_file_is_new_has_a_random_name_and_the_permissions_of_the_umask(tmp_path):
     seen = []
     before = os.umask(0o027)
     try:
@@ -316,7 +319,7 @@ def test_a_temporary_is_new_random_and_as_open_as_the_umask_says(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_was_left_behind_goes_and_what_is_in_use_stays(tmp_path):
+def test_old_temporary_files_are_removed_unless_they_are_in_use(tmp_path):
     left, young = tmp_path / f".x.{'0' * 16}.tmp", tmp_path / f".x.{'1' * 16}.tmp"
     other, link = tmp_path / ".x.mine.tmp", tmp_path / f".x.{'2' * 16}.tmp"
     for path in (left, young, other):
@@ -334,12 +337,12 @@ def test_what_was_left_behind_goes_and_what_is_in_use_stays(tmp_path):
     assert link.is_symlink()
 
 
-# ---- 5: bounds
+# ---- 5: limits on size
 
 
 @pytest.fixture
 def frugal():
-    """Fails when a test took memory: 200 MB more than the process ever had."""
+    """Check that a test takes little memory: at most 200 MB more than the process has ever had."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
@@ -357,7 +360,7 @@ def frugal():
         {"channels": 1, "height": 4, "width": 4, "context": {"channels": 1, "height": 10**6, "width": 10**6}},
     ],
 )  # fmt: skip
-def test_bounds_of_an_image(spec, tmp_path, frugal):
+def test_limits_of_an_image(spec, tmp_path, frugal):
     with pytest.raises(RequestError):
         load(checkpoint(tmp_path / "x.ckpt", spec=spec))
 
@@ -371,17 +374,17 @@ def test_bounds_of_an_image(spec, tmp_path, frugal):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("from_file", [True, False])
-def test_bounds_of_a_model(net, from_file, tmp_path, frugal):
+def test_limits_of_a_model(net, from_file, tmp_path, frugal):
     config = {**MODEL, "net": {**MODEL["net"], **net}}
     path = checkpoint(tmp_path / "x.ckpt", yaml.safe_dump({"model": config}))
     with pytest.raises(RequestError):
         load(path) if from_file else build(config, SPEC)
 
 
-@pytest.mark.parametrize("model", zoo.choices("model"))
-def test_a_sketch_has_the_weights_and_takes_no_random_number(model):
-    config = Request("train", [f"model={model}"], command="").config().model
-    other = {"context": ImageSpec(1, 32, 32)} if model == "mixture_density" else {"classes": 10}
+@pytest.mark.parametrize("name", zoo.choices("model"))
+def test_a_sketch_has_the_models_weights_and_draws_no_random_number(name):
+    config = Request("train", [f"model={name}"], command="").config().model
+    other = {"context": ImageSpec(1, 32, 32)} if name == "mixture_density" else {"classes": 10}
     spec = ImageSpec(3, 32, 32, **other)
     sketches, states = [], []
 
@@ -390,15 +393,15 @@ def test_a_sketch_has_the_weights_and_takes_no_random_number(model):
         states.append(torch.get_rng_state())
 
     states.append(torch.get_rng_state())
-    made = building._build(config, spec, (), check)
+    model = building._build(config, spec, (), check)
     assert torch.equal(*states)
     sketch = sketches[0]
-    assert {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in sketch.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in sketch.state_dict().items()}
     assert all(value.is_meta for value in sketch.state_dict().values())
 
 
 def laughs(levels):
-    """YAML of few characters and very many values."""
+    """YAML with few characters and very many values (the billion laughs attack)."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
     return "\n".join(lines)
@@ -412,7 +415,7 @@ def laughs(levels):
     ],
     ids=["laughs", "brackets", "braces", "itself", "long", "digits", "values"],
 )  # fmt: skip
-def test_bounds_of_a_config(text, tmp_path, frugal, here, capsys):
+def test_limits_of_a_config(text, tmp_path, frugal, here, capsys):
     with pytest.raises(RequestError, match="not a config"):
         load(checkpoint(tmp_path / "x.ckpt", text))
     (here / "conf").mkdir()
@@ -421,7 +424,7 @@ def test_bounds_of_a_config(text, tmp_path, frugal, here, capsys):
 
 
 def repacked(path, change, kind=zipfile.ZIP_STORED):
-    """A checkpoint whose entries went through `change(name, bytes)`."""
+    """Rewrite a checkpoint with `change(name, bytes)` applied to every entry."""
     with zipfile.ZipFile(path) as file:
         entries = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", kind) as file:
@@ -431,7 +434,7 @@ def repacked(path, change, kind=zipfile.ZIP_STORED):
 
 
 @pytest.mark.parametrize("kind", ["compressed", "legacy", "stride", "shared", "claim", "meta", "sparse", "pickled"])
-def test_a_checkpoint_is_as_large_as_its_file(kind, tmp_path, frugal):
+def test_a_checkpoint_cannot_be_larger_than_its_file(kind, tmp_path, frugal):
     path, whole = checkpoint(tmp_path / "x.ckpt"), content()
     if kind == "compressed":
         whole["more"] = torch.zeros(10**8, dtype=torch.uint8)
@@ -446,7 +449,7 @@ def test_a_checkpoint_is_as_large_as_its_file(kind, tmp_path, frugal):
         whole["state_dict"] |= {f"model.{i}": one.view(1, -1) for i in range(1000)}
     elif kind == "claim":  # the storage says it has 2^30 numbers
         many = b"J" + (2**28).to_bytes(4, "little")
-        repacked(path, lambda name, value: re.sub(rb"(cpuq.)K.", lambda found: found[1] + many, value, flags=re.S))
+        repacked(path, lambda name, value: re.sub(rb"(cpuq.)K.", lambda match: match[1] + many, value, flags=re.S))
     elif kind == "meta":
         whole["state_dict"]["model.more"] = torch.empty(10**12, device="meta")
     elif kind == "sparse":
@@ -466,7 +469,7 @@ def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path):
         restore(tmp_path / "x.ckpt")
 
 
-# ---- 6: the rest of a checkpoint
+# ---- 6: the other fields of a checkpoint
 
 
 MUTATIONS = [3, -1, 2**200, "x", "\x1b]0;x\x07", None, [], {}, float("nan"), True, torch.zeros(2), [[1]], {"a": 1}]
@@ -474,7 +477,7 @@ FIELDS = ["config", "spec", "step", "version", "commit", "sums", "seconds", "sto
 
 
 def refusal(read):
-    """The sentence of a RequestError, empty if there is none."""
+    """The message of the RequestError that `read` raises; empty if it raises none."""
     try:
         read()
     except RequestError as error:
@@ -483,7 +486,7 @@ def refusal(read):
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_mutated_description_is_one_sentence(field, tmp_path):
+def test_a_wrong_field_about_the_run_is_one_sentence(field, tmp_path):
     for value in MUTATIONS:
         torch.save(content(**{field: value}), tmp_path / "x.ckpt")
         refused = refusal(lambda: read_checkpoint(tmp_path / "x.ckpt"))
@@ -491,16 +494,16 @@ def test_a_mutated_description_is_one_sentence(field, tmp_path):
         assert refused or field not in ("config", "spec") or value is None  # for which `content` has a default
 
 
-def test_a_config_of_wrong_parts_is_one_sentence(tmp_path):
-    asked = OmegaConf.create({"data": {"root": None, "limit": 8}, "batch_size": None, "trust": []})
+def test_a_config_with_wrong_parts_is_one_sentence(tmp_path):
+    request = OmegaConf.create({"data": {"root": None, "limit": 8}, "batch_size": None, "trust": []})
     for path in ("model", "data", "names", "names.model", "data.source", "data.validation", "data.context", "data.root",
                  "model.net", "model.head", "data.batch_size", "data.limit"):  # fmt: skip
         for value in (3, [], {}, {"_target_": "genlab.data.Label"}):
             config = OmegaConf.create({"model": MODEL, "data": DATA, "names": {"model": "x"}})
             OmegaConf.update(config, path, value, merge=False, force_add=True)
             checkpoint(tmp_path / "x.ckpt", OmegaConf.to_yaml(config))
-            with pytest.raises(RequestError):  # of a good one the images do not fit the model
-                data_of(asked, restore(tmp_path / "x.ckpt")[1])
+            with pytest.raises(RequestError):  # also for right parts: the images do not fit the model
+                open_data(request, restore(tmp_path / "x.ckpt")[1])
 
 
 @pytest.fixture(scope="module")
@@ -513,7 +516,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_mutated_run_is_one_sentence(finished, here, capsys):
+def test_a_run_with_a_wrong_checkpoint_is_one_sentence(finished, here, capsys):
     last = finished / "checkpoints" / "last.ckpt"
     whole = torch.load(last, weights_only=True)
     places = [("callbacks",), ("callbacks", "Validation"), ("callbacks", "Validation", "value"), ("loops",), ("epoch",)]
@@ -537,14 +540,14 @@ def test_a_mutated_run_is_one_sentence(finished, here, capsys):
             node[place[-1]] = value
             torch.save(broken, last)
             status = cli.run(["resume", f"run={finished}", "trainer.max_steps=3"])
-            said = capsys.readouterr().err
-            assert "genlab: unexpected" not in said, (place, value, said)
-            assert status in (0, 2), (place, value, said)
+            message = capsys.readouterr().err
+            assert "genlab: unexpected" not in message, (place, value, message)
+            assert status in (0, 2), (place, value, message)
             (finished / "results.json").write_text("{}")
     torch.save(whole, last)
 
 
-def test_the_tracker_of_a_stranger(tmp_path):
+def test_the_settings_of_a_tracker_in_a_strangers_run_are_refused(tmp_path):
     pytest.importorskip("wandb")
     from genlab.train import loggers
 

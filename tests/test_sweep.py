@@ -1,4 +1,4 @@
-"""`genlab train -m`: words read first, a signal ends the sweep, a second start goes on, and one table for all of it."""
+"""`genlab train -m`: overrides are checked first, a signal ends the sweep, a second start resumes it, one table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Runs that take no time: `what(number)` is called in each; what it returns is the validation value."""
+    """Replace runs by ones that take no time: in each, `what(number)` is called and returns the validation value."""
 
     def use(what):
         def run(config, folder, command):
@@ -110,14 +110,14 @@ def test_odd_sweeps_are_one_sentence(words, sentence, here, capfd):
     ],
     ids=lambda value: value[0],
 )
-def test_every_way_to_write_a_sweep(words, jobs):
+def test_all_notations_of_values(words, jobs):
     request = Request("train", ["-m", *words], command="")
     sweep_overrides.check(request)
     assert [" ".join(job) for job in sweep_overrides.jobs(request)] == jobs
     assert sweep_overrides.number(request) == len(jobs)
 
 
-def test_slurm_has_a_limit_that_is_said():
+def test_slurm_jobs_have_a_time_limit():
     launcher = Request("train", ["sweep=slurm"], command="").config().hydra.launcher
     assert launcher.timeout_min > 60
     assert launcher.max_num_timeout > 0
@@ -126,7 +126,7 @@ def test_slurm_has_a_limit_that_is_said():
 # ---- the folder
 
 
-def test_sixteen_sweeps_of_one_second_have_sixteen_folders(tmp_path):
+def test_sixteen_sweeps_begun_in_the_same_second_have_sixteen_folders(tmp_path):
     made = []
     threads = [
         threading.Thread(target=lambda: made.append(sweep._new_folder(tmp_path / "a" / "12-00-00", named=False)))
@@ -176,7 +176,7 @@ def test_a_second_start_goes_on(here, pretended, capfd):
 
 @pytest.mark.parametrize(("number", "patient"), [(signal.SIGINT, True), (signal.SIGUSR1, False)])
 def test_a_signal_ends_the_sweep(number, patient, here, pretended, capfd):
-    """While a run saves by itself (patient), and while nobody listens but the sweep."""
+    """While a run handles the signal itself (patient), and while only the sweep does."""
     begun = []
 
     def run(job):
@@ -247,8 +247,8 @@ def test_the_first_signal_is_passed_on_and_the_second_ends_all():
 # ---- SLURM's jobs, without SLURM
 
 
-def test_failed_is_failed(tmp_path, monkeypatch):
-    """submitit's result is a file; what SLURM sees is the status of the process."""
+def test_a_failed_slurm_job_has_a_status_of_failure(tmp_path, monkeypatch):
+    """submitit writes the result to a file; SLURM sees the exit status of the process."""
     registered = []
     monkeypatch.setattr(sweep.atexit, "register", lambda *call: registered.append(call))
     sweep._failed(tmp_path / "0", ["seed=0"], RunError("no"), "basic")
@@ -258,7 +258,7 @@ def test_failed_is_failed(tmp_path, monkeypatch):
     assert (tmp_path / "0" / "error.txt").read_text() == "no\n"
 
 
-def test_out_of_time_is_queued_again_or_says_why_not():
+def test_a_job_out_of_time_is_queued_again_or_the_reason_is_reported():
     def requeues(number, frame):
         raise SystemExit(-1)
 
@@ -273,7 +273,7 @@ def test_out_of_time_is_queued_again_or_says_why_not():
 # ---- the table
 
 
-def test_the_table_is_in_order_whatever_has_a_number(tmp_path, capsys):
+def test_the_table_is_sorted_by_validation_value(tmp_path, capsys):
     for name, valid in (("0", {"loss": 2.0}), ("1", {"kind": "adversarial"}), ("2", {"bits_per_dim": 1.0})):
         (tmp_path / name).mkdir()
         results = {"valid": valid, "test": valid, "steps": 1, "seconds": 0.1}
@@ -320,8 +320,8 @@ def test_workers_take_different_gpus(monkeypatch, tmp_path):
 # ---- trackers
 
 
-def test_a_tracker_run_a_job_always_finished(here, monkeypatch):
-    """Weights & Biases without a network: two jobs, the second of which fails, and neither is left open."""
+def test_each_job_ends_its_own_tracker_run(here, monkeypatch):
+    """Weights & Biases without a network: of two jobs the second fails, and both tracker runs are ended."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -1,4 +1,4 @@
-"""Training on a few dots: the schedule, the numbers, the guard, the files, the refusals."""
+"""Training on a few tiny images: schedule, logged numbers, gradient guard, files, requests that are refused."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from trainees import DotsData, Tiny, checkpoint, config, environment, same, trai
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.measure.bits import bits_per_dim
 from genlab.processes.preparation import check_config
-from genlab.train.checkpoint import AtomicCheckpointIO, write_text
+from genlab.system.atomic import write_text
+from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
+from genlab.train.running_sums import RunningSums
 
 
 def rows(folder):
@@ -60,7 +62,7 @@ def test_only_matrices_decay():
 
 
 def test_train_metric_is_the_mean_over_images(tmp_path):
-    """Of the first three batches, whose losses are recomputed here from the seeds alone."""
+    """The losses of the first three batches are recomputed here from the seeds alone."""
     folder = trained(tmp_path / "run", optim__lr=1e-12, train__ema=0, optim__weight_decay=0.0)
     data = DotsData(validation=16, batch_size=8, seed=3)
     torch.manual_seed(3)
@@ -75,6 +77,23 @@ def test_train_metric_is_the_mean_over_images(tmp_path):
     expected = bits_per_dim(-torch.cat(losses).double(), data.spec).mean().item()
     assert float(first["train/bits_per_dim"]) == pytest.approx(expected, rel=1e-6)
     assert float(first["train/fuss"]) == pytest.approx(torch.cat(fuss).mean().item(), rel=1e-4)
+
+
+def test_running_sums_do_not_depend_on_the_batches():
+    """Small integers, whose sums are exact in any order. What `gathered` returns can be loaded on one of two ranks."""
+    values = torch.arange(12.0)
+    whole, parts = RunningSums(), RunningSums()
+    whole.add_values({"loss": values, "other": 2 * values})
+    for batch in values.split([1, 4, 7]):
+        step = RunningSums()
+        step.add_values({"loss": batch, "other": 2 * batch})
+        parts.add(step.sums)
+    assert parts.gathered() == whole.gathered() == {"loss": [66.0, 12.0], "other": [132.0, 12.0]}
+    ranks = RunningSums(), RunningSums()
+    for rank, sums in enumerate(ranks):
+        sums.load(whole.gathered(), rank)
+    ranks[0].add(ranks[1].sums)
+    assert ranks[0].gathered() == whole.gathered()
 
 
 def test_every_step_has_its_own_randomness():
@@ -148,7 +167,7 @@ def test_bad_steps_are_skipped_and_counted(tmp_path):
 
 
 def test_a_skipped_step_changes_nothing(tmp_path):
-    """Three poisoned batches, then stop: the weights are those of before."""
+    """Two batches are poisoned: the weights stay as they were before them."""
     folder, before = tmp_path / "run", trained(tmp_path / "before", trainer__max_steps=4, optim__schedule="constant")
     trained(folder, trainer__max_steps=6, data__poison=[4, 5], optim__schedule="constant")
     for part in ("state_dict", "optimizer_states"):
@@ -177,7 +196,7 @@ def test_too_many_bad_steps_stop_the_run(tmp_path):
 
 
 def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
-    """The loss is finite, its gradient is not: sqrt at 0."""
+    """The loss is finite and its gradient is not: the square root at 0."""
     objective = Tiny.objective
     monkeypatch.setattr(
         Tiny, "objective", lambda self, x, c=None: {"loss": objective(self, x)["loss"] + (0 * self.logits.sum()).sqrt()}
@@ -190,7 +209,7 @@ def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
 
 
 def holding(value):
-    """The least that reads as a checkpoint of genlab."""
+    """The smallest content that is read as a checkpoint of genlab."""
     return {"genlab": {"spec": {}, "config": ""}, "state_dict": {"value": torch.tensor(value)}}
 
 

@@ -1,4 +1,4 @@
-"""What a net reads of a value."""
+"""How a net reads pixel values (`nets/layers/values.py`)."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from genlab.nets.layers.values import Values
 SPEC = ImageSpec(3, 4, 5, 256)
 
 
-def test_a_step_is_the_forward_pass_of_its_values():
+def test_put_writes_what_forward_computes():
     values = Values(SPEC, 4)
     x = torch.randint(0, 256, (2, 3, 4, 5))
     whole = values(x)
@@ -20,7 +20,7 @@ def test_a_step_is_the_forward_pass_of_its_values():
     assert torch.equal(into, whole[:, 4:, 2, 3])
 
 
-def test_one_number_is_the_intensity_and_nothing_is_learnt():
+def test_a_value_of_width_1_is_its_intensity_without_parameters():
     values = Values(SPEC, 1)
     x = torch.randint(0, 256, (2, 3, 4, 5))
     assert torch.allclose(values(x), x / 127.5 - 1, atol=1e-6)
@@ -28,14 +28,14 @@ def test_one_number_is_the_intensity_and_nothing_is_learnt():
     assert not values.state_dict()
 
 
-def test_levels_begin_distinct_and_near_ones_alike():
+def test_initial_levels_are_distinct_and_neighbours_are_close():
     table = Values(SPEC, 8).table.detach()
     steps = (table[1:] - table[:-1]).norm(dim=1)
     assert steps.min() > 0
     assert steps.max() < 0.2 < (table[0] - table[128]).norm()
 
 
-def test_no_more_numbers_than_levels_can_use():
+def test_the_width_is_at_most_the_number_of_levels_minus_1():
     assert Values(ImageSpec(1, 4, 4, 2), 8).width == 1
     assert Values(ImageSpec(1, 4, 4, 4), 8).width == 3
     with pytest.raises(RequestError, match="value_width"):

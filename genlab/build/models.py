@@ -1,9 +1,10 @@
 """From a config to a model, and from a checkpoint to a model.
 
-Configs come back out of checkpoint files, also strangers'. `foreign.py` reads the files, `gate.py` builds what a config
-may name, and here is what both need: the size of a model, known before it is made. A model is first made without
-numbers (torch's meta device), which takes no memory whatever its sizes; so a config that asks for more than this
-machine has, or for other weights than its checkpoint holds, is refused before anything is allocated.
+A checkpoint contains the config of its model, and it may come from a stranger. `untrusted.py` reads the file, and
+`gate.py` builds only what a config may name. Here the size of a model is checked before it is built. For that it is
+first built on torch's meta device (the "sketch"), where tensors have shapes but no values and take no memory. So a
+config is refused before anything is allocated if its model is larger than this machine's memory, or does not have the
+weights that its checkpoint holds.
 """
 
 from __future__ import annotations
@@ -25,26 +26,32 @@ from genlab.build.gate import Gate
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.system.failures import explained
 
-PARTS = 5_000  # modules of a model; PixelCNN++ has 200
+MOST_MODULES = 5_000  # of a model; PixelCNN++ has 200
 
 
 def build(config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str] = ()) -> nn.Module:
-    """Model of `config` (its `_target_` and parts) for images of `spec`.
+    """The model that `config` (a `_target_` and its arguments) describes, for images of `spec`.
 
-    Raises RequestError, in one sentence, for a target outside genlab and `trust`, an unknown or a bad argument, and a
-    model that this machine has no memory for.
+    Raises RequestError for a target outside genlab and the packages in `trust`, for an unknown or wrong argument, and
+    for a model that is too large for this machine's memory.
     """
     return _build(config, spec, trust, lambda sketch: None)
 
 
 def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = (), role: str = "data") -> Any:
-    """What a config of a data set describes, through the same gate: the data module, or with `role="context"` that."""
+    """The data module that `config` describes, or with `role="context"` the context of a data module.
+
+    Raises RequestError as `build` does.
+    """
     plain = _plain(config)
-    return _made("data", Gate("data", trust, callable).plan(plain, role), plain)
+    return _call("data", Gate("data", trust, callable).plan(plain, role), plain)
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint file, or the best (else the last) checkpoint of a run folder."""
+    """The checkpoint file at `path`. Of a run folder, it is the best checkpoint, or the last one if there is no best.
+
+    Raises RequestError if there is none.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
         for name in ("best", "last"):
@@ -58,33 +65,36 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the whole checkpoint, its config as a plain dict). Runs no code of the file."""
+    """(the whole checkpoint, the config in it as a plain dict). No code in the file is run."""
     file = find_checkpoint(path)
     content = untrusted.checkpoint(file)
     return content, untrusted.describe(content, file)[0]
 
 
 def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
-    """(model in evaluation mode, its run config). `weights`: "ema", or "raw" as the optimiser left them."""
+    """(model in evaluation mode, config of its run) of a checkpoint file or run folder.
+
+    `weights`: "ema" for the averaged weights (raw ones if none were averaged), "raw" for those of the last step. The
+    model has them noted in `model.weights`. Raises RequestError for a file that is damaged or does not fit the model it
+    describes, and RunError for weights that are not finite.
+    """
     file = find_checkpoint(path)
     content = untrusted.checkpoint(file)
     config, spec = untrusted.describe(content, file)
     if weights not in ("ema", "raw"):
         raise RequestError(f"weights={weights} is not known: choose ema or raw")
     state = content["state_dict"]
-    kept = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
-    own = {key.removeprefix(kept): v for key, v in state.items() if key.startswith(kept)}
-    model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, own, path))
+    prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
+    own_state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, own_state, path))
     try:
-        model.load_state_dict(own)
+        model.load_state_dict(own_state)
     except RuntimeError as error:
         raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
-    model.weights = "ema" if kept == "ema." else "raw"  # type: ignore[assignment]
-    unsound = next(
-        (key for key, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None
-    )
-    if unsound is not None:
-        raise RunError(f"ckpt={path} has weights that are not finite numbers ({unsound}): its training had gone wrong")
+    model.weights = "ema" if prefix == "ema." else "raw"  # type: ignore[assignment]
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise RunError(f"ckpt={path} has weights that are not finite numbers ({key}): its training had gone wrong")
     names = config.get("names")
     model.chosen_as = names.get("model") if isinstance(names, dict) else None  # type: ignore[assignment]
     config["class_names"] = list(content["genlab"].get("class_names") or ())
@@ -92,10 +102,10 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "cpu", trust: Sequence[str] = ()) -> nn.Module:
-    """The model of a run folder or checkpoint file, ready to `sample`, `complete` and give `log_prob`.
+    """The model of a run folder or checkpoint file, ready for `sample`, `complete` and `log_prob`.
 
-    Needs nothing but the file. Averaged weights (EMA) unless `weights="raw"`. Packages other than genlab whose
-    classes the checkpoint may use are named in `trust`.
+    `weights`: "ema" for the averaged weights, "raw" for those of the last step. `trust`: packages other than genlab
+    whose classes the checkpoint may use. Raises as `restore` does.
     """
     return restore(path, weights=weights, trust=trust)[0].to(device)
 
@@ -109,61 +119,60 @@ def model_name(model: Any) -> str:
 def _build(
     config: DictConfig | Mapping[str, Any], spec: ImageSpec, trust: Sequence[str], check: Callable[[nn.Module], None]
 ) -> nn.Module:
-    """The model, once `check` has passed its sketch without numbers."""
-    gate = Gate("model", trust, lambda found: isinstance(found, type) and issubclass(found, nn.Module))
+    """Build a sketch of the model, call `check` on it, and build the model."""
+    gate = Gate("model", trust, lambda each: isinstance(each, type) and issubclass(each, nn.Module))
     plain = _plain(config)
-
     plan = gate.plan({**plain, "_partial_": True} if plain else plain, "model")
 
     def make() -> nn.Module:
         return plan()(spec=spec)
 
     try:
-        with _counted(), torch.device("meta"):
-            sketch = _made("model", make, plain)
+        with _limited_size(), torch.device("meta"):
+            sketch = _call("model", make, plain)
     except RequestError as error:
-        # A constructor of the user's own may look at numbers, which a sketch does not have.
+        # A constructor of the user's own package may read values of tensors, which a sketch does not have.
         if isinstance(error, TooLarge) or not gate.foreign(plain):
             raise
     else:
         check(sketch)
-    return _made("model", make, plain)
+    return _call("model", make, plain)
 
 
 def _plain(config: DictConfig | Mapping[str, Any]) -> Any:
-    """Mappings, lists and values: of a config that Hydra has composed, its interpolations resolved, once."""
+    """The config as mappings, lists and plain values. Interpolations in a config composed by Hydra are resolved."""
     return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
 
 
 class TooLarge(RequestError):
-    """A model that does not fit this machine."""
+    """A model is too large for this machine."""
 
 
 @contextmanager
-def _counted() -> Iterator[None]:
-    """Refuse a model while its parts are put together, as soon as they are too many or too large."""
-    parts = values = 0
+def _limited_size() -> Iterator[None]:
+    """While it lasts, TooLarge is raised as soon as a model under construction has too many modules or weights."""
+    modules = weights = 0
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    def part(*_: Any) -> None:
-        nonlocal parts
-        parts += 1
-        if parts > PARTS:
-            raise TooLarge(f"the model would have more than {PARTS:,} layers: give a smaller depth")
+    def count_module(*_: Any) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > MOST_MODULES:
+            raise TooLarge(f"the model would have more than {MOST_MODULES:,} layers: give a smaller depth")
 
-    def tensor(owner: nn.Module, name: str, value: Tensor | None) -> None:
-        nonlocal values
-        values += 0 if value is None else value.numel()
-        if 4 * values > memory:
+    def count_weights(owner: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal weights
+        weights += 0 if value is None else value.numel()
+        if 4 * weights > memory:
             raise TooLarge(
                 f"the model would have more than {memory // 4:,} weights, and this machine has memory for fewer "
                 f"({memory / 1e9:.0f} GB): give a smaller width"
             )
 
     hooks = [
-        registration.register_module_module_registration_hook(part),
-        registration.register_module_parameter_registration_hook(tensor),
-        registration.register_module_buffer_registration_hook(tensor),
+        registration.register_module_module_registration_hook(count_module),
+        registration.register_module_parameter_registration_hook(count_weights),
+        registration.register_module_buffer_registration_hook(count_weights),
     ]
     try:
         yield
@@ -173,21 +182,21 @@ def _counted() -> Iterator[None]:
 
 
 def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """RequestError unless the weights of a checkpoint are those of the model it describes, by name and shape."""
-    asked = {name: tuple(value.shape) for name, value in sketch.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = next((name for name in {**asked, **found} if asked.get(name) != found.get(name)), None)
-    if wrong is not None:
-        raise RequestError(
-            f"ckpt={path} does not fit the model it describes: {wrong!r} has the shape {found.get(wrong, 'nothing')} "
-            f"and should have {asked.get(wrong, 'nothing')}"
-        )
+    """RequestError unless the weights of a checkpoint are those of the model that it describes, by name and shape."""
+    of_model = {name: tuple(value.shape) for name, value in sketch.state_dict().items()}
+    of_file = {name: tuple(value.shape) for name, value in state.items()}
+    for name in {**of_model, **of_file}:
+        if of_model.get(name) != of_file.get(name):
+            raise RequestError(
+                f"ckpt={path} does not fit the model it describes: {name!r} has the shape "
+                f"{of_file.get(name, 'nothing')} and should have {of_model.get(name, 'nothing')}"
+            )
 
 
-def _made(what: str, make: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
-    """What `make` returns; whatever goes wrong in a constructor as one sentence."""
+def _call(what: str, construct: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
+    """What `construct` returns. An error in a constructor becomes a RequestError about the `what` config `plain`."""
     try:
-        return make()
+        return construct()
     except Exception as error:
         known = explained(error)
         if known is not None:
@@ -201,7 +210,7 @@ def _made(what: str, make: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
 
 
 def _keys_beside(error: BaseException, plain: Any) -> str:
-    """Of an argument that a constructor does not take: which keys stand beside it in the config."""
+    """For an error about an argument that a constructor does not take: the other keys beside it in the config."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     nodes = [plain]
     while unknown and nodes:

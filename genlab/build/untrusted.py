@@ -1,13 +1,13 @@
-"""Read configs and checkpoints of strangers: within bounds, and without running anything in them.
+"""Read configs and checkpoints of strangers, with limits on their size and without running any code in them.
 
-A config is YAML of plain values. It is parsed once, and nothing in it is ever looked up or computed: a value that
-contains `${` is refused, however the file spells it. Length, depth and number of values (each alias counted in full)
-are checked before any value is made.
+A config is YAML with plain values. It is parsed once, and nothing in it is looked up or computed: a value that contains
+`${` is refused, in whatever way the file writes it. Length, depth and number of values (with every alias counted in
+full) are checked before any value is created.
 
 A checkpoint is the zip file that torch writes. Its entries must be uncompressed, so that they cannot be larger than the
-file, and each must have the checksum that the zip keeps of it, which torch does not check. It is read twice, both times
-by torch's restricted unpickler (`weights_only=True`). The first time its numbers stay in the file (`mmap`), and every
-tensor is checked: it must lie within the file and have as many values as its shape says.
+file. Each entry must have the checksum that the zip records for it, which torch does not check. The file is read twice,
+both times by torch's restricted unpickler (`weights_only=True`). The first time the numbers stay in the file (`mmap`),
+and every tensor is checked: it must lie within the file and have as many values as its shape says.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ VALUES = 10_000  # in a config, each alias counted in full
 DEPTH = 30
 STRUCTURE = 8 << 20  # bytes of the pickle that lists a checkpoint's tensors; a large model needs 100,000
 OBJECTS = 1_000_000  # containers and values in a checkpoint
-WHOLE = 2**62
+LARGEST_COUNT = 2**62
 
 PLAIN = (bool, int, float, str, type(None))
 
 
 def plain_config(text: Any, where: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds: str keys, and lists, mappings, text, numbers, true, false, null."""
+    """The config in a YAML text: a mapping of str keys to lists, mappings, text, numbers, true, false and null.
+
+    RequestError, which begins with `where` the text is from, for anything else.
+    """
     config = bounded_yaml(text, where)
     check_plain(config, where)
     return config
 
 
 def config_file(path: Path) -> dict[str, Any]:
-    """`plain_config` of a file."""
+    """The config in a YAML file, as `plain_config` reads it."""
     return plain_config(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of a config file. RequestError if it is not UTF-8 or longer than a config may be."""
+    """The text of a config file. RequestError if it is not UTF-8, longer than a config may be, or cannot be read."""
     try:
         if path.stat().st_size > 4 * CHARACTERS:
             raise RequestError(f"{path} is not a config that genlab reads: it is longer than {CHARACTERS:,} characters")
@@ -59,7 +62,7 @@ def read_text(path: Path) -> str:
 
 
 def bounded_yaml(text: Any, where: str) -> Any:
-    """The content of a YAML text. RequestError if it is larger than a config may be."""
+    """The content of a YAML text. RequestError if it is not YAML or larger than a config may be."""
     try:
         if not isinstance(text, str) or len(text) > CHARACTERS:
             raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
@@ -71,7 +74,7 @@ def bounded_yaml(text: Any, where: str) -> Any:
 
 
 def check_plain(config: Any, where: str) -> None:
-    """RequestError unless a config is a mapping of plain values: no other types, nothing missing, no `${`."""
+    """RequestError unless a config is a mapping of plain values. A missing value (???) and `${` are refused as well."""
     try:
         _check_plain(config)
     except ValueError as error:
@@ -79,14 +82,18 @@ def check_plain(config: Any, where: str) -> None:
 
 
 def checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of genlab to the CPU and check its description of the run; see `describe`."""
+    """The content of a genlab checkpoint, its tensors on the CPU.
+
+    Checked are the file, its weights and the fields that genlab writes about the run. RequestError if one is wrong.
+    `describe` reads the config and the spec in it.
+    """
     try:
         _check_zip(Path(path))
         _check_content(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True), Path(path))
         content = torch.load(str(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RequestError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch raises half a dozen types for damaged files
+    except Exception as error:  # for damaged files, torch raises half a dozen types
         why = error if isinstance(error, _Damaged) else type(error).__name__
         what = "damaged, cut off, or holding more than tensors and primitives"
         raise RequestError(f"{path} is not a readable checkpoint ({what}): {why}") from error
@@ -101,7 +108,7 @@ def checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any], ImageSpec]:
-    """(config of the run, spec of its images). The config always has `model`, `data`, `names` and that `spec`."""
+    """(config of the run, spec of its images). The config has `model`, `data`, `names` and the `spec` in any case."""
     config = plain_config(content["genlab"]["config"], f"{where}: its config")
     try:
         spec = ImageSpec(**content["genlab"]["spec"])
@@ -118,15 +125,15 @@ def describe(content: dict[str, Any], where: str | Path) -> tuple[dict[str, Any]
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file, worded as the end of a sentence."""
+    """A file is damaged. The message says how and is put at the end of a sentence."""
 
 
 class _Plain(yaml.SafeLoader):
-    """Only plain values: dates stay text, and 1e-3 is a number, as in the configs that Hydra reads."""
+    """Loads plain values only. As in the configs that Hydra reads, dates stay text and 1e-3 is a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, regexp) for tag, regexp in found if not tag.endswith("timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith("timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
@@ -136,9 +143,12 @@ _Plain.add_implicit_resolver(
 
 
 def _count(text: str) -> None:
-    """ValueError for a text with too many values or too deep, counted while it is read, before a value is made."""
+    """ValueError for a text that is nested too deeply or has too many values.
+
+    They are counted from the parser's events, before any value is created.
+    """
     sizes: dict[str, int] = {}  # anchor -> number of values that an alias of it stands for
-    open_: list[tuple[str | None, int]] = []  # anchor, number of values up to it
+    open_: list[tuple[str | None, int]] = []  # of every open collection: its anchor, the number of values up to it
     total = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -183,7 +193,7 @@ def _check_plain(config: Any) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """Its entries must be uncompressed, unique, with the right checksum and together no larger than the file."""
+    """_Damaged unless every entry is uncompressed and unique, has the right checksum, and all fit into the file."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")
@@ -195,14 +205,14 @@ def _check_zip(path: Path) -> None:
             raise _Damaged(f"its entries are larger than the file of {size:,} bytes")
         if any(entry.file_size > STRUCTURE for entry in entries if entry.filename.endswith(".pkl")):
             raise _Damaged("it has too many parts")
-        if len(set(file.namelist())) < len(entries):  # zipfile and torch may each take another one of the two
+        if len(set(file.namelist())) < len(entries):  # zipfile and torch might not read the same one of the two
             raise _Damaged("it has two entries of one name")
-        if (changed := file.testzip()) is not None:  # a piece at a time, at the speed of the disk
+        if (changed := file.testzip()) is not None:  # it reads a piece at a time
             raise _Damaged(f"the bytes of {changed} are not those that were written (their checksum is another)")
 
 
 def _check_content(content: Any, path: Path) -> None:
-    """It may hold only primitives and tensors, and the file must hold all values of every tensor."""
+    """_Damaged unless the content is primitives and tensors, and the file holds all values of every tensor."""
     storages, claimed = {}, 0
     for node in _nodes(content):
         if isinstance(node, Tensor):
@@ -222,7 +232,7 @@ def _check_content(content: Any, path: Path) -> None:
 
 
 def _nodes(content: Any) -> Iterator[Any]:
-    """Every object in it, once."""
+    """Every object in the content, once. _Damaged for an object of a type that genlab does not write."""
     waiting, seen = [content], set()
     while waiting:
         node = waiting.pop()
@@ -239,34 +249,34 @@ def _nodes(content: Any) -> Iterator[Any]:
 
 
 def _check_card(card: dict[Any, Any]) -> None:
-    """Check the fields that genlab writes about a run. A field may be absent: older checkpoints have fewer."""
+    """Check the fields that genlab writes about a run. A field may be absent, because older checkpoints have fewer."""
     _need(isinstance(card.get("config"), str), "its config is not a text")
     spec = card.get("spec")
     _need(isinstance(spec, dict) and all(isinstance(key, str) for key in spec), "its spec is not a mapping")
     card.setdefault("step", None)
-    kinds = {
+    checks = {
         "version": _is_name, "commit": _is_name, "stopped_early": lambda v: isinstance(v, bool),
         "step": lambda v: v is None or is_count(v), "bad_steps": is_count, "updates": is_count, "seconds": is_number,
         "sums": lambda v: isinstance(v, dict) and all(_is_name(k) and _is_pair(pair) for k, pair in v.items()),
         "class_names": lambda v: isinstance(v, (list, tuple)) and all(_is_name(name) for name in v),
         "fingerprints": lambda v: isinstance(v, dict) and all(_is_name(n) for pair in v.items() for n in pair),
     }  # fmt: skip
-    for name, fits in kinds.items():
-        _need(name not in card or fits(card[name]), f"{name} is not what genlab writes there")
+    for name, is_right in checks.items():
+        _need(name not in card or is_right(card[name]), f"{name} is not what genlab writes there")
 
 
 def _check_weights(state: Any) -> None:
-    fits = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    _need(fits, "its weights are not named tensors")
+    named = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    _need(named, "its weights are not named tensors")
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number from 0 on, small enough for every part of a run."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < WHOLE
+    """Returns True for a whole number from 0 to `LARGEST_COUNT`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number. inf and NaN count: the running sum of a term may have overflowed."""
+    """Returns True for a number, also inf or NaN: the running sum of a training term may have overflowed."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -275,10 +285,10 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it is None or a short printable text: names are shown on a terminal as they are."""
+    """Returns True for None and for a short printable text. Names are printed on a terminal as they are."""
     return value is None or (isinstance(value, str) and len(value) <= 1000 and value.isprintable())
 
 
-def _need(holds: bool, what: str) -> None:
-    if not holds:
-        raise _Damaged(what)
+def _need(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _Damaged(otherwise)

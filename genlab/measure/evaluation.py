@@ -1,19 +1,26 @@
-"""Validation and the final test are one function, so that a curve and a table can never disagree about a number.
+"""Evaluation of a model on every image of a split: one function for validation, the final test and `genlab eval`.
 
-A likelihood is judged by its bits/dim. Anything else by its objective, every term of which is a mean over all images of
-the split, each image counted once. A GAN has no number to be judged by: its players' losses and scores are such means,
-worth a curve, and how good its samples are is another question. An autoencoder (`core.Coder`) also by what its L units
-do:
+Every number is a mean over all images of the split, each image counted once. What is reported depends on the model:
 
-    active, mean_activation                of an image's units; asked_…: what the code was asked for
-    dead_units, dead_share                 units that are off on every image of the split
+- a likelihood (`core.Likelihood`): bits/dim.
+- a GAN (`core.Adversarial`): the losses and scores of both players. None of them says how good the samples are, so
+  there is no number to minimise.
+- a classifier (`core.Classifier`): cross entropy, and accuracy with its standard error over images.
+- an autoencoder (`core.Coder`): its objective, and what its L units do:
 
-a classifier (`core.Classifier`) by its cross entropy, and by its accuracy, whose standard error is over images;
-and a model with an amortised posterior (`core.Latent`) by how it uses its L units:
+      active, mean_activation         of the units of an image; asked_...: the target of the code for it
+      dead_units, dead_share          units that are off for every image of the split
 
-    rate, distortion                       nats an image: KL of q(z | x) from the prior, -log p(x | z)
-    active_units                           whose mean of q varies over images by more than 0.01 (Burda et al. 2016)
-    kl_per_unit                            nats, the largest first
+- any other model: the mean of every term of its objective.
+
+A model with an amortised posterior (`core.Latent`) is also described by how it uses its L units:
+
+    rate, distortion                  nats for each image: KL(q(z | x) || p(z)), and -log p(x | z)
+    active_units                      units whose posterior mean varies over images by more than 0.01 (Burda et al.
+                                      2016, arXiv:1509.00519)
+    kl_per_unit                       nats, largest first
+
+B images in a batch, N in the split.
 """
 
 from __future__ import annotations
@@ -28,19 +35,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import Adversarial, Classifier, Coder, Latent, Likelihood
-from genlab.data.batches import context_of
-from genlab.measure.bits import Tally, evaluate, seed_for
-from genlab.system.device import moved, precision_used, true_float32
+from genlab.measure.bits import Tally, evaluate, inputs, seed_for
+from genlab.system.device import precision_used, true_float32
 
-ACTIVE = 0.01  # variance over images of the mean of q, above which a unit is active
+ACTIVE_VARIANCE = 0.01  # a unit is active if its posterior mean has a larger variance over images
+
+OnBatch = Callable[[int], None] | None  # called with the number of images just evaluated
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A number to minimise, under its name: `bits_per_dim` of a likelihood, else the mean objective `loss` in nats;
-    None where there is no such number (a GAN).
+    """The result for one split.
 
-    `terms`: every number of the split that is worth a curve. `text`: the line for the user. `details`: for a JSON file.
+    `value` is the number to minimise, `name` says what it is: `bits_per_dim`, or the mean objective `loss` in nats.
+    `value` is None where there is no such number (a GAN). `text` is the line for the user, `details` goes into a JSON
+    file, `terms` are the numbers that are worth a curve over training.
     """
 
     name: str
@@ -53,111 +62,132 @@ class Evaluation:
 @torch.no_grad()
 @true_float32()
 def evaluate_split(
-    model: Any, data: Any, split: str, *, weights: str, seed: int, on_batch: Callable[[int], None] | None = None
+    model: Any, data: Any, split: str, *, weights: str, seed: int, draws: int = 1, on_batch: OnBatch = None
 ) -> Evaluation:
-    """The model on every image of a split, in float32; call it on every rank with the same arguments.
+    """Evaluate the model on every image of a split in float32. Call it on every rank with the same arguments.
 
-    Models that draw noise draw the same at every call. RunError when a term is not finite.
+    `weights` ("ema" or "raw") is only reported. `seed` decides the noise of models that draw any, so it is the same at
+    every call. `draws`: of a bound on the likelihood. Raises RunError if a term is not finite.
     """
-    expected = len(data.split(split).labels)
     if isinstance(model, Likelihood):
         result = evaluate(
-            model, data.batches(split), data.spec, split=split, data=data.name, weights=weights,
-            expected=expected, seed=seed, on_batch=on_batch,
+            model, data.batches(split), data.spec, draws=draws, split=split, data=data.name, weights=weights,
+            expected=len(data.split(split).labels), seed=seed, on_batch=on_batch,
         )  # fmt: skip
-        value, latent = result.bits_per_dim, latent_usage(model, data, split, seed)
-        terms = {"bits_per_dim": value, **{name: each for name, each in latent.items() if name != "kl_per_unit"}}
-        return Evaluation("bits_per_dim", value, f"bits/dim {result}", {**result.as_dict(), **latent}, terms)
-    values, ever_on = _over(model, data, split, expected, seed, on_batch)
-    terms = {name: each.mean().item() for name, each in values.items()}
-    n = expected
-    described = {"n": n, "split": split, "data": data.name, "weights": weights}
-    described["precision"] = precision_used(next(model.parameters()))
-    if isinstance(model, Adversarial):
-        # The players' losses are relative to each other: neither says how good the samples are.
-        details = {"kind": "adversarial", **terms, **described, "conditioning": getattr(model, "conditioning", "none")}
-        listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
-        return Evaluation("none", None, f"{listed} ({n:,} images)", details, terms)
-    if isinstance(model, Classifier):
-        error = math.sqrt(terms["accuracy"] * (1 - terms["accuracy"]) / n)
-        text = f"accuracy {terms['accuracy']:.2%} ± {error:.2%}, cross entropy {terms['loss']:.4f} nats ({n:,} images)"
+        usage = latent_usage(model, data, split, seed)
+        curves = {name: value for name, value in usage.items() if name != "kl_per_unit"}
         return Evaluation(
-            "loss", terms["loss"], text,
-            {"kind": "classification", **terms, "standard_error": error, **described}, terms,
+            "bits_per_dim", result.bits_per_dim, f"bits/dim {result}", {**result.as_dict(), **usage},
+            {"bits_per_dim": result.bits_per_dim, **curves},
         )  # fmt: skip
-    if ever_on is None:
-        details = {"loss": terms["loss"], **terms, **described}
-        return Evaluation("loss", terms["loss"], f"loss {terms['loss']:.4f} nats ({n:,} images)", details, terms)
-    dead, units = int((~ever_on).sum()), len(ever_on)
-    terms |= {f"asked_{name}": asked for name, asked in model.asked.items()}
-    terms |= {"dead_units": dead, "dead_share": dead / units}
-    error = (values["reconstruction"].std() / math.sqrt(n)).item() if n > 1 else 0.0
-    what = {"kind": "reconstruction", "measured_in": model.measured_in, "standard_error": error, "units": units}
-    text = (
-        f"reconstruction {terms['reconstruction']:.4f} ± {error:.4f} {model.measured_in} ({n:,} images), "
-        f"squared error {terms['squared_error']:.5f} a value, {terms['active']:.1%} of {units} units on, {dead} dead"
-    )
-    return Evaluation("loss", terms["loss"], text, {**terms, **what, **described}, terms)
+    values, ever_on = _objective_over(model, data, split, seed, on_batch)
+    described = {
+        "n": len(data.split(split).labels), "split": split, "data": data.name, "weights": weights,
+        "precision": precision_used(next(model.parameters())),
+    }  # fmt: skip
+    if isinstance(model, Adversarial):
+        return _of_gan(model, values, described)
+    if isinstance(model, Classifier):
+        return _of_classifier(values, described)
+    if ever_on is not None:
+        return _of_coder(model, values, ever_on, described)
+    terms = _means(values)
+    text = f"loss {terms['loss']:.4f} nats ({described['n']:,} images)"
+    return Evaluation("loss", terms["loss"], text, {**terms, **described}, terms)
 
 
 @torch.no_grad()
 @true_float32()
 def latent_usage(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]:
-    """How a `core.Latent` uses its units on a split, over all processes; nothing for another model."""
+    """How a `core.Latent` uses its units on a split, over all processes; an empty dict for another model."""
     if not isinstance(model, Latent):
         return {}
     device = next(model.parameters()).device  # type: ignore[attr-defined]
-    units = torch.zeros(3, model.latent_dim, dtype=torch.double)  # sums of the mean, its square, the KL
-    image = torch.zeros(3, dtype=torch.double)  # sums of the rate, the distortion, and 1
+    unit_sums = torch.zeros(3, model.latent_dim, dtype=torch.double)  # of the posterior mean, its square, and the KL
+    image_sums = torch.zeros(3, dtype=torch.double)  # of the rate, the distortion, and 1
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = moved(batch.images, device), context_of(model, batch)
-        context = None if context is None else moved(context, device)
+        x, context = inputs(model, batch, device)
         mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
         kl = (mean.square() + log_var.exp() - 1 - log_var) / 2
         terms = model.objective(x, context)  # type: ignore[attr-defined]
-        units += torch.stack([mean.sum(0), mean.square().sum(0), kl.sum(0)])
-        image += torch.stack([kl.sum(), terms["distortion"].double().sum().cpu(), torch.tensor(float(len(x)))])
-    units, image = sum(_of_all(units)), sum(_of_all(image))
-    (rate, distortion), n = image[:2] / image[2], image[2]
-    mean, square, kl = units / n
+        unit_sums += torch.stack([mean.sum(0), mean.square().sum(0), kl.sum(0)])
+        image_sums += torch.stack([kl.sum(), terms["distortion"].double().sum().cpu(), torch.tensor(float(len(x)))])
+    unit_sums, image_sums = sum(_gathered(unit_sums)), sum(_gathered(image_sums))
+    (rate, distortion), n = image_sums[:2] / image_sums[2], image_sums[2]
+    mean, square, kl = unit_sums / n
     return {
         "rate": rate.item(), "distortion": distortion.item(),
-        "active_units": int((square - mean.square() > ACTIVE).sum()),
-        "kl_per_unit": [round(each, 4) for each in kl.sort(descending=True).values.tolist()],
+        "active_units": int((square - mean.square() > ACTIVE_VARIANCE).sum()),
+        "kl_per_unit": [round(value, 4) for value in kl.sort(descending=True).values.tolist()],
     }  # fmt: skip
 
 
-def _over(
-    model: Any, data: Any, split: str, expected: int, seed: int, on_batch: Callable[[int], None] | None
+def _of_gan(model: Any, values: dict[str, Tensor], described: dict[str, Any]) -> Evaluation:
+    # The losses of the two players are relative to each other, so none of them can be minimised.
+    terms = _means(values)
+    conditioning = getattr(model, "conditioning", "none")
+    listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
+    details = {"kind": "adversarial", **terms, **described, "conditioning": conditioning}
+    return Evaluation("none", None, f"{listed} ({described['n']:,} images)", details, terms)
+
+
+def _of_classifier(values: dict[str, Tensor], described: dict[str, Any]) -> Evaluation:
+    terms, n = _means(values), described["n"]
+    error = math.sqrt(terms["accuracy"] * (1 - terms["accuracy"]) / n)
+    text = f"accuracy {terms['accuracy']:.2%} ± {error:.2%}, cross entropy {terms['loss']:.4f} nats ({n:,} images)"
+    details = {"kind": "classification", **terms, "standard_error": error, **described}
+    return Evaluation("loss", terms["loss"], text, details, terms)
+
+
+def _of_coder(model: Any, values: dict[str, Tensor], ever_on: Tensor, described: dict[str, Any]) -> Evaluation:
+    """`ever_on` (L,) bool: units that are on for at least one image."""
+    terms, n = _means(values), described["n"]
+    dead, units = int((~ever_on).sum()), len(ever_on)
+    terms |= {f"asked_{name}": target for name, target in model.asked.items()}
+    terms |= {"dead_units": dead, "dead_share": dead / units}
+    error = (values["reconstruction"].std() / math.sqrt(n)).item() if n > 1 else 0.0
+    text = (
+        f"reconstruction {terms['reconstruction']:.4f} ± {error:.4f} {model.measured_in} ({n:,} images), "
+        f"squared error {terms['squared_error']:.5f} a value, {terms['active']:.1%} of {units} units on, {dead} dead"
+    )
+    kind = {"kind": "reconstruction", "measured_in": model.measured_in, "standard_error": error, "units": units}
+    return Evaluation("loss", terms["loss"], text, {**terms, **kind, **described}, terms)
+
+
+def _means(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.mean().item() for name, value in values.items()}
+
+
+def _objective_over(
+    model: Any, data: Any, split: str, seed: int, on_batch: OnBatch
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Terms of the objective of every image of all processes, each (N,) float64 in the order of the file; and which
-    units of a coder were ever on, (L,) bool.
+    """Terms of the objective for all images of all processes, each (N,) float64 in the order of the file; and for a
+    coder which units were ever on, (L,) bool.
     """
     device = next(model.parameters()).device
     tallies: dict[str, Tally] = {}
     ever_on: Tensor | None = None
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = moved(batch.images, device), context_of(model, batch)
-        context = None if context is None else moved(context, device)
-        terms = _objective(model, x, context)
-        for name, each in terms.items():
-            tallies.setdefault(name, Tally(name)).add(batch.index, each)
+        x, context = inputs(model, batch, device)
+        for name, term in _objective(model, x, context).items():
+            tallies.setdefault(name, Tally(name)).add(batch.index, term)
         if isinstance(model, Coder):
             on = (model.encode(x, context=context).abs() > model.on).any(0).cpu()
             ever_on = on if ever_on is None else ever_on | on
         if on_batch:
             on_batch(len(batch.index))
-    # A process without a batch of its own learns from the others which terms there are.
-    names: list[str] = next(filter(None, _of_all(list(tallies))), [])
+    # A process that has no batch of its own learns from the others which terms there are.
+    names: list[str] = next(filter(None, _gathered(list(tallies))), [])
+    expected = len(data.split(split).labels)
     values = {name: tallies.get(name, Tally(name)).gathered(expected)[1] for name in names}
-    every = [on for on in _of_all(ever_on) if on is not None]
-    return values, torch.stack(every).any(0) if every else None
+    by_process = [on for on in _gathered(ever_on) if on is not None]
+    return values, torch.stack(by_process).any(0) if by_process else None
 
 
 def _objective(model: Any, x: Tensor, context: Tensor | None) -> dict[str, Tensor]:
-    """The terms of a model's objective, or of both players'."""
+    """The terms of a model's objective, or of both players of a GAN, each (B,)."""
     if not isinstance(model, Adversarial):
         return model.objective(x, context)
     terms = model.turn("generator", x, context) | model.turn("discriminator", x, context)
@@ -165,10 +195,10 @@ def _objective(model: Any, x: Tensor, context: Tensor | None) -> dict[str, Tenso
     return terms
 
 
-def _of_all(own: Any) -> list[Any]:
-    """What every process has, in the order of the ranks."""
+def _gathered(own: Any) -> list[Any]:
+    """The values of all processes, in the order of the ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return parts
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, own)
+    return values

@@ -1,177 +1,193 @@
-"""How like real images samples are, in the features of a classifier: distances of sets, and who is near whom.
+"""Quality of a model's samples: how closely they resemble test images in the features of a classifier.
 
-    frechet_distance     squared distance of the Gaussians with the two means and covariances (Dowson & Landau 1982;
-                         as a measure of samples Heusel et al. 2017, arXiv:1706.08500)
-    kernel_distance      unbiased squared maximum mean discrepancy, kernel (x.y / D + 1)^3 (Binkowski et al. 2018,
-                         arXiv:1801.01401)
-    precision, recall    share of samples within the reach of a real image, and of real images within that of a sample;
-                         the reach of an image ends at its k-th neighbour in its own set, k = 3 (Kynkaanniemi et al.
-                         2019, arXiv:1904.06991)
-    density, coverage    k = 5: real images within whose reach a sample is, over k; share of real images with a sample
-                         within reach (Naeem et al. 2020, arXiv:2002.09797): an outlier counts for less than above
+The model only has to draw images, so families with and without a likelihood can be compared in one table. Every measure
+(`feature_distances.py`) is reported for the samples and as a floor: for as many training images in the place of the
+samples. A sampler that drew from the data distribution itself would reach about the floor; only about, because the
+classifier was trained on those images.
 
-The features are those of a classifier that genlab has trained itself, on the data in question. So the distances are
-no FID and no KID, which mean Inception features: they compare with one another, for one classifier, and with
-nobody else's.
-
-What the number of images does. The Frechet distance is biased upwards by about 1/n, differently for every model; the
-kernel distance is unbiased, and may be below 0. Reaches shrink as images are added, so the other four compare for equal
-numbers alone; ideal samples have a precision and recall well below 1, a density of 1, and a coverage of 1 - 2^-k for as
-many samples as real images. Hence a floor beside every result: real images in the place of the samples.
-
-Features are (N, D) of real images and (M, D) of samples, float64 inside. Pairs are compared in blocks of rows, so
-memory is O((N + M) (D + block)).
+A class-conditional model draws equally many images of each class. They are also measured by how often the classifier
+finds the class that was asked for (`label_accuracy`) and, on request, by `accuracy_score`: the test accuracy of a new
+classifier that is trained on the samples only.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-K_PRECISION, K_DENSITY = 3, 5
-PARTS, LARGEST = 10, 1000  # the kernel distance is the mean over so many parts at least, of so many images at most
-LEAST = 2 * PARTS  # images of either set
-ROUNDING = 1e-12  # a squared distance below this share of the squared lengths is 0
+from genlab.core import ImageSpec, RequestError, Sampler
+from genlab.data import Split
+from genlab.measure.feature_distances import K_DENSITY, K_PRECISION, MIN_IMAGES, Estimate, measures
+from genlab.measure.feature_extractor import FeatureExtractor, FeatureSet, weights_hash
+from genlab.system.progress import WithProgress, without_progress
 
-Array = NDArray[Any]
-
-
-class Estimate(NamedTuple):
-    """A measure and its standard error; None: it has none."""
-
-    value: float
-    error: float | None = None
+LOWER_IS_BETTER = ("frechet_distance", "kernel_distance")
+AccuracyScore = Callable[[Split, Split], Estimate]  # (samples to train on, test images) -> test accuracy
 
 
-class Moments(NamedTuple):
-    """Mean (D,) and covariance (D, D)."""
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn. `n`: images in all; `batch_size`: images drawn at once, which changes the random draws."""
 
-    mean: Array
-    covariance: Array
+    n: int
+    seed: int = 0
+    temperature: float = 1.0
+    batch_size: int = 256
 
 
-def measures(real: Array, samples: Array, *, seed: int = 0) -> dict[str, Estimate]:
-    """Every measure of features of samples (M, D) against those of real images (N, D), by name.
+@dataclass(frozen=True)
+class Quality:
+    """Every measure of the samples and of the floor by name, and `details`: what they were measured with."""
 
-    `seed` divides the images into the parts of the kernel distance. ValueError with fewer than `LEAST` images.
+    samples: dict[str, Estimate]
+    floor: dict[str, Estimate]
+    details: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Primitives, for a JSON file."""
+        sets = {"samples": self.samples, "floor": self.floor}
+        return {
+            **self.details,
+            **{name: {key: each._asdict() for key, each in values.items()} for name, values in sets.items()},
+        }
+
+    def title(self, model: str) -> str:
+        """One line: how many samples of the model named `model` were compared with what."""
+        details, classifier = self.details, self.details["classifier"]
+        accuracy = classifier["accuracy"]
+        accuracy_text = "" if accuracy is None else f", {accuracy:.2%} right on them"
+        return (
+            f"{details['n']:,} samples of {model} against {details['test_images']:,} test images of {details['data']}, "
+            f"in {classifier['features']} features of classifier {classifier['sha256'][:12]}{accuracy_text}; "
+            f"floor: {details['n']:,} training images"
+        )
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """For each measure: name, value for the samples, value for the floor, and whether lower or higher is better."""
+        return [
+            (name, _text(value), _text(self.floor[name]), "lower" if name in LOWER_IS_BETTER else "higher")
+            for name, value in self.samples.items()
+        ]
+
+    def lines(self) -> list[str]:
+        """The rows as lines of text."""
+        return [f"{name}: {value} (floor {floor}, {better} is better)" for name, value, floor, better in self.rows()]
+
+    def footnote(self) -> str:
+        """One line: the time for each image, and what drew the samples if it was not the model itself."""
+        details = self.details
+        notes = [details["stand_in"]] if details["stand_in"] else []
+        return "; ".join([f"{details['seconds_per_image']:.2g} s an image on {details['device']}", *notes])
+
+
+def sample_quality(
+    model: Any,
+    sampler: Sampler,
+    extractor: FeatureExtractor,
+    data: Any,
+    sampling: Sampling,
+    *,
+    stand_in: str | None = None,
+    accuracy_score: AccuracyScore | None = None,
+    with_progress: WithProgress = without_progress,
+) -> Quality:
+    """Draw images and compare them with the test images of `data`. Call `check_measurable` first.
+
+    `sampler` draws the images: the model itself, or for an autoencoder what `stand_in` describes in words.
+    `accuracy_score`: also report the accuracy of a classifier that it trains on the images.
     """
-    return {
-        "frechet_distance": Estimate(frechet(moments(real), moments(samples))),
-        "kernel_distance": kernel_distance(real, samples, seed=seed),
-        **neighbours(real, samples),
-    }
+    train, test = data.split("train"), data.split("test")
+    conditional = getattr(model, "conditioning", "none") == "label"
+    labels = torch.arange(sampling.n) % model.spec.classes if conditional else None
+    images, seconds = draw_samples(sampler, sampling, model.spec, labels, with_progress)
+    chosen = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(sampling.seed))[: sampling.n]
+    floor_images = train.take(chosen.to(train.images.device))
+
+    real = extractor.extract(test.images, test.labels if data.class_names else None)
+    samples = extractor.extract(images, labels)
+    floor = extractor.extract(floor_images.images, floor_images.labels if conditional else None)
+    accuracy = real.accuracy
+    details = {
+        "conditioning": str(getattr(model, "conditioning", "none")), "stand_in": stand_in, "data": data.name,
+        "n": sampling.n, "other_data": data.others, "test_images": len(test.labels), "seed": sampling.seed,
+        "temperature": sampling.temperature, "batch_size": sampling.batch_size,
+        "seconds_per_image": seconds / sampling.n, "device": str(next(model.parameters()).device),
+        "classifier": {
+            "checkpoint": extractor.checkpoint, "sha256": weights_hash(extractor.model),
+            "data": extractor.run["names"]["data"], "features": real.features.shape[1],
+            "accuracy": accuracy and accuracy.value, "accuracy_error": accuracy and accuracy.error,
+        },
+        "neighbours": {"precision, recall": K_PRECISION, "density, coverage": K_DENSITY},
+    }  # fmt: skip
+    return Quality(
+        _measured(samples, real, sampling.seed, accuracy_score),
+        _measured(floor, real, sampling.seed, accuracy_score),
+        details,
+    )
 
 
-def moments(x: Array) -> Moments:
-    """Of features (N, D); the covariance is the unbiased one."""
-    x = _checked(x)
-    return Moments(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
+def check_measurable(model: Any, data: Any, n: int, ckpt: str) -> None:
+    """RequestError unless n samples of the model of `ckpt=` can be compared with training and test images."""
+    if getattr(model, "conditioning", "none") == "image":
+        raise RequestError(
+            f"ckpt={ckpt} is conditioned on a second image: what it draws for one is no sample of {data.name}"
+        )
+    train_images, test_images = len(data.split("train").labels), len(data.split("test").labels)
+    if train_images < n:
+        raise RequestError(
+            f"n={n}: the floor compares as many training images as samples with the test images, and {data.name} "
+            f"has {train_images}: give n={train_images} or less"
+        )
+    if test_images < MIN_IMAGES:
+        raise RequestError(
+            f"{data.name} has {test_images} test images: at least {MIN_IMAGES} are needed to compare with"
+        )
 
 
-def frechet(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), at least 0.
+def draw_samples(
+    sampler: Sampler, sampling: Sampling, spec: ImageSpec, labels: Tensor | None, with_progress: WithProgress
+) -> tuple[Tensor, float]:
+    """n images (n, C, H, W) on the CPU, of the classes `labels` (n,) if given; and how many seconds that took."""
+    generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: the same noise for every device
+    dtype = torch.uint8 if spec.levels <= 256 else torch.long
 
-    The last trace is the sum of the singular values of C_a^1/2 C_b^1/2: no root is taken of a product that rounding has
-    made unsymmetric, and singular covariances (fewer images than features) are no exception.
-    """
-    cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
-    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    return max(0.0, float(np.square(a.mean - b.mean).sum() + spread))
+    def draw(advance: Callable[[int], None]) -> Tensor:
+        parts = []
+        for start in range(0, sampling.n, sampling.batch_size):
+            n = min(sampling.batch_size, sampling.n - start)
+            context = None if labels is None else labels[start : start + n]
+            part = sampler.sample(n, context=context, temperature=sampling.temperature, generator=generator)
+            parts.append(part.cpu().to(dtype))
+            advance(n)
+        return torch.cat(parts)
 
-
-def kernel_distance(x: Array, y: Array, *, seed: int = 0) -> Estimate:
-    """Mean and standard error over disjoint random parts of the sets (N, D) and (M, D), each unbiased by itself.
-
-    Disjoint, so that the parts are independent and the error is one: of subsets drawn with overlaps, as is customary,
-    it would shrink with their number without end.
-    """
-    x, y = _checked(x), _checked(y)
-    random = np.random.default_rng(seed)
-    parts = max(PARTS, -(-max(len(x), len(y)) // LARGEST))
-    pairs = zip(*(np.array_split(random.permutation(of), parts) for of in (x, y)), strict=True)
-    values = [_mmd(a, b) for a, b in pairs]
-    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(parts)))
+    started = time.perf_counter()
+    with torch.no_grad():
+        images = with_progress("sampling", sampling.n, draw)
+    return images, time.perf_counter() - started
 
 
-def neighbours(
-    real: Array, samples: Array, *, k_precision: int = K_PRECISION, k_density: int = K_DENSITY, block: int = 1000
+def _measured(
+    samples: FeatureSet, real: FeatureSet, seed: int, accuracy_score: AccuracyScore | None
 ) -> dict[str, Estimate]:
-    """Precision and recall, density and coverage of samples (M, D) against real images (N, D).
-
-    Errors are those of a mean over the images that are counted, given the reaches of the others.
-    """
-    real, samples = _checked(real), _checked(samples)
-    centre = real.mean(0)  # short vectors lose the fewest digits in |x|^2 + |y|^2 - 2 x.y
-    real, samples = real - centre, samples - centre
-    of_real = _reaches(real, (k_precision, k_density), block)
-    of_samples = _reaches(samples, (k_precision,), block)[0]
-    precise, density = np.zeros(len(samples), bool), np.zeros(len(samples))
-    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for rows, squared in _blocks(real, samples, block):
-        precise |= (squared <= of_real[0][rows, None]).any(0)
-        within = squared <= of_real[1][rows, None]
-        density += within.sum(0) / k_density
-        covered[rows] = within.any(1)
-        recalled[rows] = (squared <= of_samples).any(1)
-    found = {"precision": precise, "recall": recalled, "density": density, "coverage": covered}
-    return {name: mean(each) for name, each in found.items()}
+    """Every measure of samples against real images, by name."""
+    values = measures(real.features, samples.features, seed=seed)
+    if samples.accuracy is not None:
+        values["label_accuracy"] = samples.accuracy
+    if accuracy_score is not None:
+        assert samples.labels is not None
+        assert real.labels is not None
+        values["accuracy_score"] = accuracy_score(
+            Split(samples.images, samples.labels), Split(real.images, real.labels)
+        )
+    return values
 
 
-def mean(each: Array) -> Estimate:
-    """Of one number an image, with its standard error."""
-    return Estimate(float(np.mean(each)), float(np.std(each, ddof=1) / math.sqrt(len(each))))
-
-
-def _checked(x: Array) -> Array:
-    """Features (N, D) in float64."""
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < LEAST:
-        raise ValueError(f"expected features (N, D) of at least {LEAST} images, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("features are not finite")
-    return x
-
-
-def _root(covariance: Array) -> Array:
-    """The symmetric root; eigenvalues that rounding has made negative are 0."""
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def _mmd(x: Array, y: Array) -> float:
-    """Unbiased squared discrepancy of two parts: means of the kernel within each, without an image and itself, less
-    twice the mean between them.
-    """
-
-    def kernel(a: Array, b: Array) -> Array:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a: Array) -> float:
-        k = kernel(a, a)
-        return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
-
-    return within(x) + within(y) - 2 * kernel(x, y).mean()
-
-
-def _blocks(x: Array, y: Array, block: int) -> Iterator[tuple[slice, Array]]:
-    """Rows of x and their squared distances to all of y, (block, M), a block at a time."""
-    lengths = np.square(y).sum(1)
-    for start in range(0, len(x), block):
-        rows = slice(start, min(start + block, len(x)))
-        scale = np.square(x[rows]).sum(1)[:, None] + lengths
-        squared = scale - 2 * x[rows] @ y.T
-        squared[squared < ROUNDING * scale] = 0  # copies are at distance 0, also where rounding says otherwise
-        yield rows, squared
-
-
-def _reaches(x: Array, ks: tuple[int, ...], block: int) -> list[Array]:
-    """Squared distance of every image (N, D) to its k-th neighbour among the others, (N,) for each k."""
-    found = np.empty((len(ks), len(x)))
-    for rows, squared in _blocks(x, x, block):
-        nearest = np.partition(squared, ks, axis=1)  # the nearest of all is the image itself
-        found[:, rows] = nearest[:, ks].T
-    return list(found)
+def _text(estimate: Estimate) -> str:
+    value = f"{estimate.value:#.4g}" if abs(estimate.value) >= 1 else f"{estimate.value:.4f}"
+    return value if estimate.error is None else f"{value} ± {estimate.error:.4f}"

@@ -1,10 +1,10 @@
-"""A classifier p(label | image): not a generative model, but the eye with which `genlab quality` looks at samples.
+"""A classifier p(label | image). It is not a generative model; its features measure the quality of samples.
 
-A network turns an image into features, one linear layer turns features into logits; its loss is the cross entropy in
-nats. Sample quality is measured in the space of its last features (`genlab/measure/quality.py`). They are learnt by
-genlab itself on the data in question, so the numbers are not comparable with those of Inception features.
+A network turns an image into features, and one linear layer turns features into logits. The loss is the cross entropy
+in nats. `genlab quality` compares images in the space of the last features (`genlab/measure/quality.py`). genlab learns
+them on the data in question, so the numbers cannot be compared with those of Inception features.
 
-In training every image is moved by up to `shift` pixels in both directions, over an edge that repeats its border.
+In training every image is shifted by up to `shift` pixels in both directions; its border is repeated beyond the edge.
 
 B images, D features, M classes.
 """
@@ -18,20 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, Reading, RequestError
+from genlab.models.base import ImageModel
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(ImageModel):
     """A network and a linear layer. `net(spec=)` arrives unfinished and has `width`, its number of features D."""
 
-    conditioning = "label"  # what the objective is told of every image
+    conditioning = "label"  # the objective gets the label of every image as its context
+    signed = True
 
     def __init__(self, spec: ImageSpec, *, net: Callable[..., nn.Module], shift: int = 0) -> None:
-        super().__init__()
+        super().__init__(spec)
         if spec.classes < 2:
             raise RequestError("a classifier needs images with labels of at least 2 classes, and this data has none")
         if not 0 <= shift < min(spec.height, spec.width):
             raise RequestError(f"shift={shift} is not possible with images of {spec.height}x{spec.width} pixels")
-        self.spec, self.shift = spec, shift
+        self.shift = shift
         self.net = net(spec=spec)
         self.last = nn.Linear(self.net.width, spec.classes)  # type: ignore[arg-type]
 
@@ -39,33 +41,28 @@ class ImageClassifier(nn.Module):
         """Images (B, C, H, W) and their labels (B,) -> "loss", nats, and "accuracy", 0 or 1, (B,) each."""
         if context is None:
             raise RequestError("a classifier learns from labels: pass them as the context")
-        y = self._scaled(x)
-        logits = self._logits(self.net(self._moved(y) if self.training else y))
+        y = self.scaled(x)
+        logits = self._logits(self.net(self._shifted(y) if self.training else y))
         right = (logits.argmax(1) == context).float()
         return {"loss": F.cross_entropy(logits, context, reduction="none"), "accuracy": right}
 
     def read(self, x: Tensor) -> Reading:
         """Images (B, C, H, W) -> their features (B, D) and log p(label | image), nats (B, M)."""
-        h = self.net(self._scaled(x))
+        h = self.net(self.scaled(x))
         return Reading(h, self._logits(h).log_softmax(1))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """What the last layer reads, "penultimate" (B, D); it does not depend on a label."""
-        return {"penultimate": self.net(self._scaled(x))}
+        """Input of the last layer, "penultimate" (B, D); it does not depend on a label."""
+        return {"penultimate": self.net(self.scaled(x))}
 
     def _logits(self, h: Tensor) -> Tensor:
         """Features (B, D) -> (B, M), in the precision of the weights, whatever the autocast."""
         with torch.autocast(h.device.type, enabled=False):
-            found: Tensor = self.last(h.to(self.last.weight.dtype))
-        return found
+            logits: Tensor = self.last(h.to(self.last.weight.dtype))
+        return logits
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        """Integers (B, C, H, W) -> [-1, 1]."""
-        self.spec.check(x)
-        return x.to(self.last.weight.dtype) * (2 / (self.spec.levels - 1)) - 1
-
-    def _moved(self, y: Tensor) -> Tensor:
-        """Every image by its own number of pixels, torch's own noise."""
+    def _shifted(self, y: Tensor) -> Tensor:
+        """Every image shifted by a random number of pixels. Noise from torch's own generator."""
         if not self.shift:
             return y
         n, (height, width), s = len(y), y.shape[2:], self.shift

@@ -1,4 +1,4 @@
-"""Whether a model was given what it is conditioned on: one check for every family."""
+"""The check of a context, the same for every family."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from genlab.core import RequestError
 KINDS = {"label": "a class label", "image": "a second image"}
 
 
-def suited(context: Tensor | None, conditioning: str, batch: int) -> Tensor | None:
-    """The context, if it is what a model of that conditioning (none | label | image) needs for so many images.
+def check_context(context: Tensor | None, conditioning: str, batch: int) -> Tensor | None:
+    """Return the context if a model of this conditioning (none | label | image) can use it for a batch of this size.
 
-    RequestError: one is missing, nobody asked for it, or their number is another.
+    RequestError if the context is missing, if the model takes none, or if there is not one context for each image.
     """
     if conditioning == "none":
         if context is not None:

@@ -1,9 +1,9 @@
-"""Densities fitted to codes after training: a Gaussian, or a mixture of them by scikit-learn's EM; and what the
-mixtures of images share with them, a start by k-means and covariances with a floor.
+"""Densities of codes, fitted after training: a Gaussian, or a mixture of Gaussians by scikit-learn's EM. Mixtures of
+images share two functions with them: k-means to start from, and covariances with a floor.
 
-An autoencoder says nothing about how probable a code is, so drawing images from it takes a density that it was not
-trained for (Ghosh et al. 2020, arXiv:1903.12436, do this for regularised autoencoders). It is fitted by maximum
-likelihood to the codes of the training images, and neither knows of the decoder nor of what vectors can be codes.
+An autoencoder gives codes no probability. To draw images from it, a density is fitted to the codes of the training
+images by maximum likelihood (as Ghosh et al. 2020, arXiv:1903.12436, do for regularised autoencoders). The density
+knows neither the decoder nor which vectors can be codes.
 
 N codes h (N, L), M components.
 """
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from genlab.core import RequestError
 
-EM_STEPS, GAIN = 100, 1e-3  # EM ends after so many steps, or when one gains less than this, nats per image and unit
-MEANS_STEPS = 20  # of k-means, whose result EM changes anyway
+EM_STEPS, GAIN = 100, 1e-3  # EM ends after so many steps, or when a step gains less, in nats per image and unit
+KMEANS_STEPS = 20  # few, because EM changes the result anyway
 
 
 @dataclass(frozen=True)
 class Mixture:
     """sum_m weights_m N(means_m, factors_m factors_m^T): weights (M,), means (M, L), factors (M, L, L); float64.
 
-    `converged`: whether the fit came to its end.
+    `converged`: True if EM ended because a step gained little.
     """
 
     weights: Tensor
@@ -36,31 +36,33 @@ class Mixture:
     converged: bool = True
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """n vectors (n, L), from the density to the power 1 / temperature: a Gaussian of temperature times the
-        covariance. RequestError for a temperature other than 1 of several components, whose power is no mixture.
+        """n vectors (n, L) from the density to the power 1 / temperature: a Gaussian of a scaled covariance.
+
+        RequestError for several components and a temperature other than 1: that power of a mixture is not a mixture.
         """
         if temperature != 1 and len(self.weights) > 1:
             raise RequestError(f"temperature={temperature:g} is for one Gaussian, not for a mixture of them")
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.double)
         drawn = torch.empty_like(noise)
-        for m in which.unique():  # component by component: n factors (L, L) at once would not fit
+        for m in which.unique():  # one component after another, because n factors (L, L) need too much memory
             drawn[which == m] = self.means[m] + temperature**0.5 * noise[which == m] @ self.factors[m].T
         return drawn
 
 
 def fit_gaussian(h: Tensor) -> Mixture:
-    """Mean and full covariance of codes (N, L), N >= 2."""
+    """The Gaussian with mean and full covariance of codes (N, L). RequestError unless N >= 2 and all are finite."""
     _check(h, 2)
     h = h.double()
     return Mixture(torch.ones(1, dtype=torch.double), h.mean(0)[None], factors(torch.atleast_2d(h.T.cov())[None]))
 
 
 def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
-    """`components` Gaussians of full covariance, fitted to codes (N, L) by EM from k-means.
+    """`components` Gaussians with full covariances, fitted to codes (N, L) by EM from k-means.
 
-    Units are brought to variance 1 meanwhile, because scikit-learn adds 1e-6 to variances, whatever the units are.
-    Takes components * N * L^2 operations a step: seconds for tens of units, minutes for hundreds.
+    Units are scaled to variance 1 for the fit, because scikit-learn adds 1e-6 to every variance. A step takes
+    components * N * L^2 operations: seconds for tens of units, minutes for hundreds. RequestError for fewer codes than
+    components.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -70,7 +72,7 @@ def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
     mean, scale = h.mean(0), h.std(0)
     scale = torch.where(scale > 0, scale, 1.0)
     em = GaussianMixture(components, max_iter=EM_STEPS, tol=GAIN * h.shape[1], random_state=seed % 2**32)
-    with warnings.catch_warnings():  # said by `converged`, and fewer different codes than components by the result
+    with warnings.catch_warnings():  # `converged` reports it
         warnings.simplefilter("ignore", ConvergenceWarning)
         em.fit(((h - mean) / scale).numpy())
     covariances = torch.from_numpy(em.covariances_) * scale * scale[:, None]
@@ -86,19 +88,20 @@ def _check(h: Tensor, least: int) -> None:
 
 
 def factors(covariances: Tensor, floor: float = 0.0) -> Tensor:
-    """(M, L, L) -> F with F F^T the same; singular ones too, as those of dead units are. Eigenvalues are raised to
-    `floor`: then F F^T is the likeliest of the covariances that have none below it.
+    """Covariances (M, L, L) -> F with F F^T = the covariance, also for singular ones, as of units that never change.
+
+    Eigenvalues below `floor` are raised to it. F F^T then is the most likely covariance without smaller eigenvalues.
     """
     values, vectors = torch.linalg.eigh(covariances)
     return vectors * values.clamp(min=floor).sqrt()[:, None, :]
 
 
 def clusters(v: Tensor, count: int, *, seed: int = 0) -> Tensor:
-    """Which of `count` clusters each of the vectors (N, L) is in, by k-means: (N,)."""
+    """Number of the cluster of each of the vectors (N, L), by k-means with `count` clusters: (N,)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():  # fewer different vectors than clusters
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(count, n_init=1, max_iter=MEANS_STEPS, random_state=seed % 2**32).fit(v.cpu().numpy())
-    return torch.from_numpy(found.labels_).long().to(v.device)
+        kmeans = KMeans(count, n_init=1, max_iter=KMEANS_STEPS, random_state=seed % 2**32).fit(v.cpu().numpy())
+    return torch.from_numpy(kmeans.labels_).long().to(v.device)

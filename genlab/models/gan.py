@@ -1,15 +1,17 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661): images without a likelihood.
 
-    x = G(z, label), z ~ N(0, I);     a discriminator D(x, label) scores how real x looks, and G is trained to please it
+    x = G(z, label), z ~ N(0, I);   a discriminator D(x, label) scores how real x is, and G learns to get high scores
 
-The images lie on a surface of at most L dimensions, so nothing can say how probable a given image is: no `log_prob`.
-Both players may be told a class label, each through a context part of its own. Losses: see `gan_losses.py`.
+The images lie on a surface of at most L dimensions, so a given image has no probability: there is no `log_prob`. Both
+players may get a class label, each through a context part of its own. Losses: see `gan_losses.py`.
 
 Completion is a search for the z whose image is nearest to the known pixels (Yeh et al. 2017, arXiv:1607.07539). Ours
-keeps z at the length that it was drawn with, where the generator has been trained, instead of asking the
-discriminator; without a known pixel the search goes nowhere and the result is a sample.
+keeps the length of z that it was drawn with, so that z stays where the generator was trained, instead of asking the
+discriminator. Without a known pixel the search has no gradient, and the result is a sample.
 
-To the players an image is real numbers in [-1, 1]: levels are scaled on the way in and rounded to on the way out.
+The only distribution that is drawn from is that of z, so at a temperature T it is N(0, T I).
+
+The players see images of real numbers in [-1, 1].
 
 B images, L latent numbers.
 """
@@ -22,23 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, ImageSpec, RequestError, nearest
-from genlab.models.conditioning import suited
+from genlab.core import Completion, Draw, ImageSpec, RequestError, nearest
+from genlab.models.base import GenerativeModel
 from genlab.models.gan_losses import LOSSES, gradient_penalty
-from genlab.system.device import moved, true_float32
+from genlab.models.noise import normal
+from genlab.system.device import moved
 
 STARTS, SEARCH_STEPS, SEARCH_RATE = 4, 100, 0.1  # of a completion: searches per image, steps of Adam, learning rate
 
 
-class GAN(nn.Module):
+class GAN(GenerativeModel):
     """Two players.
 
-    `generator(spec=, latent_dim=, context=)`, `discriminator(spec=, context=)` and `context(spec=)`, of which each
-    gets one, arrive unfinished. `critic_steps`: turns of the discriminator for one of the generator. `penalty`: weight
-    of the gradient penalty of loss=wgan_gp.
+    `generator(spec=, latent_dim=, context=)`, `discriminator(spec=, context=)` and `context(spec=)` arrive unfinished;
+    each player gets a context part of its own. `critic_steps`: turns of the discriminator for one of the generator.
+    `penalty`: weight of the gradient penalty of loss=wgan_gp.
     """
 
-    partly_trained = True  # a turn gives the weights of one player a gradient, which DDP has to be told
+    signed = True
+    partly_trained = True  # DDP has to know that each turn gives only one player's weights a gradient
     completion = (
         "approximate: the image nearest to the known pixels that a search over z finds, not a draw from a conditional "
         "distribution, which a GAN does not have"
@@ -56,7 +60,7 @@ class GAN(nn.Module):
         penalty: float = 10.0,
         critic_steps: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(spec)
         if latent_dim < 1 or critic_steps < 1 or penalty < 0:
             raise RequestError(
                 "a GAN needs latent_dim and critic_steps of at least 1 and a penalty of at least 0, got "
@@ -64,7 +68,7 @@ class GAN(nn.Module):
             )
         if loss not in LOSSES:
             raise RequestError(f"model.loss={loss} is unknown; {nearest(loss, LOSSES)}")
-        self.spec, self.latent_dim, self.penalty, self.critic_steps = spec, latent_dim, penalty, critic_steps
+        self.latent_dim, self.penalty, self.critic_steps = latent_dim, penalty, critic_steps
         self.loss = LOSSES[loss]
         parts = [None if context is None else context(spec=spec) for _ in range(2)]
         self.conditioning = "none" if parts[0] is None else str(parts[0].kind)
@@ -73,31 +77,11 @@ class GAN(nn.Module):
         self.generator: Any = generator(spec=spec, latent_dim=latent_dim, context=parts[0])
         self.discriminator: Any = discriminator(spec=spec, context=parts[1])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights, and of losses also under autocast."""
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return next(self.parameters()).device
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """Integers (B, C, H, W) -> [-1, 1]."""
-        self.spec.check(x)
-        return x.to(self.dtype) * (2 / (self.spec.levels - 1)) - 1
-
-    def quantised(self, y: Tensor) -> Tensor:
-        """Images about [-1, 1] -> the nearest integers (B, C, H, W)."""
-        top = self.spec.levels - 1
-        return ((y.to(self.dtype) + 1) * (top / 2)).round().clamp(0, top).long()
-
     def turn(self, player: str, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Each (B,): "loss", which `player` descends, once more under the player's name; of the discriminator also its
-        scores of real and fake images and the gradient penalty.
+        """Each (B,): "loss" of the player, and the same under the player's name. For the discriminator also its scores
+        of real and of fake images, and the gradient penalty.
         """
-        label = self._given(context, len(x))
+        label = self._condition(context, len(x))
         z = torch.randn(len(x), self.latent_dim, device=self.device, dtype=self.dtype)
         if player == "generator":
             score = self.discriminator(self.generator(z, label), label).to(self.dtype)
@@ -115,79 +99,53 @@ class GAN(nn.Module):
             loss = loss + self.penalty * terms["gradient_penalty"]
         return {"loss": loss, "discriminator_loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}}
 
-    @torch.no_grad()
-    @true_float32()
-    def sample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """n images (n, C, H, W). The temperature scales z."""
-        return self.quantised(self.generator(self.prior(n, temperature, generator), self._given(context, n)))
-
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """z (n, L), normal numbers times the temperature, drawn where the generator lives."""
-        device = self.device if generator is None else generator.device
-        z = torch.randn(n, self.latent_dim, generator=generator, device=device)
-        return temperature * moved(z, self.device).to(self.dtype)
+    def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
+        """z (n, L) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
+        draw = Draw.of(draw, **keywords)
+        z = normal(n, self.latent_dim, device=self.device, generator=draw.generator)
+        return draw.temperature**0.5 * z.to(self.dtype)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """z (B, L) -> images (B, C, H, W) in [0, 1]."""
-        y: Tensor = self.generator(z, self._given(context, len(z)))
+        y: Tensor = self.generator(z, self._condition(context, len(z)))
         return (y.to(self.dtype) + 1) / 2
 
-    @true_float32()
-    def complete(
-        self,
-        x: Tensor,
-        known: Tensor,
-        *,
-        context: Tensor | None = None,
-        particles: int = 1,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Completion:
-        """Keep x (B, C, H, W) where known (B, H, W) is True; elsewhere G(z) of the best z of a few searches. Nothing is
-        weighted, so there are 0 effective particles.
-        """
-        x, known = moved(x, self.device), moved(known[:, None], self.device)
-        label = self._given(context, len(x))
-        z = self.prior(len(x) * STARTS, temperature, generator)
-        target, seen = (t.repeat_interleave(STARTS, 0) for t in (self.scaled(x), known))
-        found, distance = self._search(z, target, seen, None if label is None else label.repeat_interleave(STARTS))
-        best = distance.view(len(x), STARTS).argmin(1)
-        filled = self.quantised(found.unflatten(0, (len(x), STARTS))[torch.arange(len(x), device=x.device), best])
-        return Completion(torch.where(known, x.long(), filled), torch.zeros(len(x), device=x.device))
-
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """What the discriminator's convolutions make of the images, "block0" … each (B, D, h, w), label or not."""
-        self._given(context, len(x))  # unused, but its absence would be a mistake elsewhere
+        """Output of the discriminator's convolutions, "block0" … each (B, D, h, w); it does not depend on the label."""
+        self._condition(context, len(x))  # so that a missing label is an error here as everywhere
         maps = self.discriminator.maps(self.scaled(x))
         return {f"block{i}": each for i, each in enumerate(maps)}
 
-    def _search(self, z: Tensor, target: Tensor, seen: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`_distance` of z (B, L) after it has been moved downhill at constant length."""
+    def _sample(self, n: int, draw: Draw, condition: Tensor | None) -> Tensor:
+        """One pass of the generator."""
+        return self.quantised(self.generator(self.prior(n, draw), condition))
+
+    def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
+        """G(z) for the best z of a few searches. Nothing is weighted."""
+        known = moved(known[:, None], self.device)
+        z = self.prior(len(x) * STARTS, draw)
+        target, mask = (tensor.repeat_interleave(STARTS, 0) for tensor in (self.scaled(x), known))
+        labels = None if condition is None else condition.repeat_interleave(STARTS)
+        images, distance = self._search(z, target, mask, labels)
+        best = distance.view(len(x), STARTS).argmin(1)
+        nearest_images = images.unflatten(0, (len(x), STARTS))[torch.arange(len(x), device=x.device), best]
+        return Completion(torch.where(known, x, self.quantised(nearest_images)), None)
+
+    def _search(self, z: Tensor, target: Tensor, mask: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_distance` of z (B, L) after gradient descent on it at constant length."""
         length = z.norm(dim=1, keepdim=True)
         z = z.clone().requires_grad_()
         adam = torch.optim.Adam([z], lr=SEARCH_RATE)
         for _ in range(SEARCH_STEPS):
-            with torch.enable_grad():  # also where a caller has switched it off
-                (z.grad,) = torch.autograd.grad(self._distance(z, target, seen, label)[1].sum(), z)
+            with torch.enable_grad():  # the caller has switched it off
+                (z.grad,) = torch.autograd.grad(self._distance(z, target, mask, label)[1].sum(), z)
             adam.step()
             with torch.no_grad():
                 z.mul_(length / z.norm(dim=1, keepdim=True))
         with torch.no_grad():
-            return self._distance(z, target, seen, label)
+            return self._distance(z, target, mask, label)
 
-    def _distance(self, z: Tensor, target: Tensor, seen: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """G(z) (B, C, H, W) and its squared distance (B,) from the target where that is seen."""
+    def _distance(self, z: Tensor, target: Tensor, mask: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """G(z) (B, C, H, W) and its squared distance (B,) from the target where the mask is True."""
         y = self.generator(z, label).to(self.dtype)
-        return y, ((y - target) * seen).square().flatten(1).sum(1)
-
-    def _given(self, context: Tensor | None, batch: int) -> Tensor | None:
-        """Labels (B,) where the model wants them."""
-        context = suited(context, self.conditioning, batch)
-        return None if context is None else moved(context, self.device)
+        return y, ((y - target) * mask).square().flatten(1).sum(1)

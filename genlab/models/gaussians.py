@@ -1,29 +1,32 @@
-"""Gaussian components of a mixture: diagonal, full and low-rank covariances, and diagonal ones of cells.
+"""Gaussian components of a mixture, with diagonal, full or low-rank covariances, of values or of cells.
 
     Diagonal   N(y; mean, diag s^2)
     Full       N(y; mean, L L'), L lower triangular with diagonal s
-    LowRank    N(y; mean, F F' + diag s^2), F of R columns: factor analysers (Ghahramani & Hinton 1996, CRG-TR-96-1);
-               with all s of a component equal this is probabilistic PCA (Tipping & Bishop 1999)
-    Cells      the mass that N(mean, diag s^2) has in the cell of each integer, tails in the outermost cells
+    LowRank    N(y; mean, F F' + diag s^2), F with R columns: factor analysis (Ghahramani & Hinton 1996, CRG-TR-96-1);
+               if all s of a component are equal this is probabilistic PCA (Tipping & Bishop 1999)
+    Cells      the mass of N(mean, diag s^2) in the cell of each integer, with the tails in the outermost cells
 
 y are values in units of the image's range: level x has the cell [x, x + 1) / K. s^2 = floor^2 + exp(2 log_std), so no
 component shrinks to a point. Each class has
 
-    log_density(v, at)                      nats (B, M) of the values at the dimensions `at`, marginally
-    complete(v, at, which, noise)           the other dimensions drawn given those, image b from component which[b]
-    update(m, v, w)                         component m of an EM step, from images v (n, D) of responsibility w (n,)
+    log_density(v, at)               nats (B, M) of values v at the dimensions `at`, with the others integrated out
+    complete(v, at, which, noise)    the other dimensions drawn given those, image b from component which[b]
+    update(m, v, w)                  component m of an EM step, from images v (n, D) of responsibility w (n,)
 
-`update` never lowers sum_n w_n log p(v_n | m): it finds the maximum for Diagonal and Full, takes EM steps of their own
-for LowRank (over the factors) and Cells (over where in its cell a value lies). `temperature` multiplies covariances.
+`update` never lowers sum_n w_n log p(v_n | m). For Diagonal and Full it finds the maximum. For LowRank and Cells it
+takes EM steps within the EM step of the mixture: over the factors, and over the places of the values in their cells.
+`temperature` multiplies covariances, which is N^(1/T).
 
-M components, D dimensions, B or n images, R factors. Everything is computed in float64: expanded squares and small
-masses are differences of large numbers.
+scikit-learn's mixtures have neither cells nor low-rank covariances, and do not run on a GPU; so we have our own.
+
+M components, D dimensions, B or n images, R factors, K levels. Everything is computed in float64, because expanded
+squares and small masses are differences of large numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,7 +39,7 @@ from genlab.models.densities import factors
 from genlab.system.device import cholesky, moved, solve
 
 LOG_2PI = math.log(2 * math.pi)
-INNER = 10  # EM steps that LowRank and Cells take within one of the mixture's: cheaper, and they need more
+INNER_STEPS = 10  # EM steps of LowRank and Cells within one of the mixture: they cost less, and more are needed
 CHUNK = 1024  # images whose cells are looked up together
 LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has a logarithm
 
@@ -44,7 +47,7 @@ LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has
 class Gaussians(nn.Module):
     """Means and deviations of M components. `floor`: the smallest deviation, in units of the range."""
 
-    at_once = 4096  # images of an E step that are done together
+    chunk = 4096  # images of an E step that are computed together
 
     def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Gaussians(nn.Module):
         return deviation(self.log_std.double(), self.floor)
 
     def keep(self, m: int, mean: Tensor, variance: Tensor) -> None:
-        """Set mean (D,) and s^2 (D,), the latter no smaller than the floor."""
+        """Set the mean (D,) and s^2 (D,) of component m; s is at least the floor."""
         least = self.floor**2
         self.means[m] = mean.to(self.means)
         self.log_std[m] = ((variance - least).clamp(min=LEAST * least).log() / 2).to(self.log_std)
@@ -67,68 +70,69 @@ class Diagonal(Gaussians):
     """Independent values."""
 
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, M)."""
+        """Values (B, |at|) -> nats (B, M)."""
         mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
         return -(squares(v, mean, s) + len(at) * LOG_2PI) / 2 - s.log().sum(1)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, D)."""
+        """Values (B, |at|) -> values (B, D)."""
         drawn = self.means.double()[which] + math.sqrt(temperature) * self.deviation()[which] * noise
         return drawn.index_copy(1, at, v.to(drawn))
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
-        """Mean and variances."""
+        """The weighted mean and variances."""
         mean = w @ v / w.sum()
         self.keep(m, mean, w @ (v - mean).square() / w.sum())
 
 
 class Cells(Diagonal):
-    """As Diagonal, but of integers v: masses of their cells, which sum to 1."""
+    """As Diagonal, but of integers v: the masses of their cells, which sum to 1."""
 
-    at_once = 1 << 30  # the table of masses is made once
+    chunk = 1 << 30  # all images, so that the table of masses is computed once
 
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
-        """Integers (B, |at|) -> (B, M).
+        """Integers (B, |at|) -> nats (B, M).
 
-        Each mass is computed once, however many images have that level there; summed are only the differences from
-        each pixel's commonest level, which of digits is most of an image.
+        The mass of a level at a pixel is computed once, however many images have it. Sums start from the image of each
+        pixel's commonest level, and only differences from it are added: most pixels of digits have that level.
         """
         mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
         counts = torch.stack([self._counts(part, len(at)) for part in v.split(CHUNK)]).sum(0)
-        # On a GPU, which would have to be asked which cells are filled, there is a row for every cell.
+        # On a GPU there is a row for every cell: to ask which cells are filled, the host would have to wait.
         some = v.device.type == "cpu"
         filled = counts.nonzero()[:, 0] if some else torch.arange(len(counts), device=v.device)
         dim, level = filled // self.levels, filled % self.levels
         each = zip(mean, s, strict=True)
         table = torch.stack([log_mass(level, a[dim], b[dim], self.levels) for a, b in each], 1)  # (filled, M)
-        row = (counts > 0).cumsum(0) - 1 if some else filled  # of a cell, in the table
+        row = (counts > 0).cumsum(0) - 1 if some else filled  # row of a cell in the table
         first = self.levels * torch.arange(len(at), device=v.device)
         usual = counts.view(len(at), -1).argmax(1)
         common = table[row[first + usual]]  # (|at|, M)
         differences = (table - common[dim]).to(self.means.dtype)
-        found = []
+        sums = []
         for part in v.split(CHUNK):
             if not some:
-                found.append(F.embedding_bag(part.long() + first, differences, mode="sum"))
+                sums.append(F.embedding_bag(part.long() + first, differences, mode="sum"))
                 continue
             other = part != usual
             index, ends = row[(part.long() + first)[other]], other.sum(1).cumsum(0)
-            found.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
-        return torch.cat(found) + common.sum(0)
+            sums.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
+        return torch.cat(sums) + common.sum(0)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Integers (B, |at|) -> values (B, D), those given in the middle of their cells."""
+        """Integers (B, |at|) -> values (B, D), with the known ones in the middle of their cells."""
         return super().complete((v.double() + 0.5) / self.levels, at, which, noise, temperature)
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
-        """EM over the values within their cells (Dempster et al. 1977, J. R. Stat. Soc. B 39, sec. 4.2). By Fisher's
-        identity the gradient of log P has the moments: E[y] = mean + s^2 dlogP/dmean, E[((y - mean)/s)^2] = 1 +
-        dlogP/dlog s.
+        """EM over the places of values in their cells (Dempster et al. 1977, J. R. Stat. Soc. B 39, sec. 4.2).
+
+        By Fisher's identity the gradient of log P gives the moments that EM needs: E[y] = mean + s^2 dlogP/dmean and
+        E[((y - mean)/s)^2] = 1 + dlogP/dlog s.
         """
         counts = self._counts(v, self.dims, w.repeat_interleave(self.dims))
         total, filled = w.sum(), counts.nonzero()[:, 0]
         counts, dim, level = counts[filled], filled // self.levels, filled % self.levels
-        for _ in range(INNER):
+        for _ in range(INNER_STEPS):
             mean, log_s = self.means[m].double().clone(), self.deviation()[m].log()
             with torch.enable_grad():
                 mean.requires_grad_(), log_s.requires_grad_()
@@ -139,7 +143,7 @@ class Cells(Diagonal):
             self.keep(m, mean.detach() + shift, variance * (1 + by_log_s / total) - shift.square())
 
     def _counts(self, v: Tensor, dims: int, weights: Tensor | None = None) -> Tensor:
-        """How often each cell occurs, (dims K,)."""
+        """Number of occurrences of each cell, or sum of their weights (n dims,): (dims K,)."""
         cells = v.long() + self.levels * torch.arange(dims, device=v.device)
         weights = cells.new_ones(()).expand(cells.numel()) if weights is None else weights
         return weights.new_zeros(self.levels * dims).index_add_(0, cells.flatten(), weights)
@@ -150,25 +154,25 @@ class Full(Gaussians):
 
     def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
         super().__init__(components, dims, levels, floor)
-        self.lower = nn.Parameter(torch.zeros(components, dims, dims))  # only what is below the diagonal counts
+        self.lower = nn.Parameter(torch.zeros(components, dims, dims))  # only values below the diagonal are used
 
     def triangle(self, m: int) -> Tensor:
         """L (D, D)."""
         return self.lower[m].double().tril(-1) + self.deviation()[m].diag()
 
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, M)."""
-        found = []
+        """Values (B, |at|) -> nats (B, M)."""
+        nats = []
         some = at if len(at) < self.dims else None
         for m, mean in enumerate(self.means.double()[:, at]):
             triangle = math.sqrt(temperature) * self._triangle(m, some)
             z = torch.linalg.solve_triangular(triangle, (v - mean).T, upper=False)
-            found.append(-(z.square().sum(0) + len(at) * LOG_2PI) / 2 - triangle.diagonal().log().sum())
-        return torch.stack(found, 1)
+            nats.append(-(z.square().sum(0) + len(at) * LOG_2PI) / 2 - triangle.diagonal().log().sum())
+        return torch.stack(nats, 1)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, D): with the known dimensions first, the rest of L's rows is the conditional."""
-        unknown = _without(self.dims, at)
+        """Values (B, |at|) -> values (B, D), by the rows of L of the unknown dimensions if the known ones come first."""
+        unknown = _others(self.dims, at)
         every, n = torch.cat([at, unknown]), len(at)
         order = None if torch.equal(every, torch.arange(self.dims, device=every.device)) else every
         drawn = torch.empty_like(noise).index_copy_(1, at, v)
@@ -180,7 +184,7 @@ class Full(Gaussians):
         return drawn
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
-        """Mean and covariance, whose eigenvalues are raised to the floor."""
+        """The weighted mean and covariance, with eigenvalues raised to the floor."""
         mean = w @ v / w.sum()
         root = (v - mean) * (w / w.sum()).sqrt()[:, None]
         f = factors((root.T @ root)[None], (1 + LEAST) * self.floor**2)[0]
@@ -189,7 +193,7 @@ class Full(Gaussians):
         self.lower[m] = triangle.tril(-1).to(self.lower)
 
     def _triangle(self, m: int, order: Tensor | None) -> Tensor:
-        """Of the covariance of these dimensions in this order; None: of all in theirs."""
+        """Cholesky factor of the covariance of the dimensions `order`, in that order; None: of all dimensions."""
         triangle = self.triangle(m)
         if order is None:
             return triangle
@@ -206,7 +210,7 @@ class LowRank(Gaussians):
         self.loadings = nn.Parameter(0.1 * torch.randn(components, dims, rank) / math.sqrt(rank))
 
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, M), by R x R matrices (Woodbury)."""
+        """Values (B, |at|) -> nats (B, M), by R x R matrices (Woodbury)."""
         s, f = (math.sqrt(temperature) * part for part in (self.deviation()[:, at], self.loadings.double()[:, at]))
         mean = self.means.double()[:, at]
         g = f / s[..., None]  # (M, |at|, R)
@@ -218,27 +222,27 @@ class LowRank(Gaussians):
         return -(squares(v, mean, s) - z.square().sum(1).T + len(at) * LOG_2PI) / 2 - log_det
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, |at|) -> (B, D): factors given the known dimensions, then the rest given the factors."""
+        """Values (B, |at|) -> values (B, D): factors given the known dimensions, then the rest given the factors."""
         heat, drawn = math.sqrt(temperature), torch.empty_like(noise[:, : self.dims])
-        for m, mine in _members(which):
+        for m, own in _members(which):
             mean, s, f = self.means[m].double(), self.deviation()[m], self.loadings[m].double()
             g = f[at] / s[at, None]
             triangle = cholesky(self._inner(g))
-            own, of_factors = noise[mine].split([self.dims, self.rank], 1)
-            seen = g.T @ ((v[mine] - mean[at]) / (heat * s[at])).T
+            of_values, of_factors = noise[own].split([self.dims, self.rank], 1)
+            seen = g.T @ ((v[own] - mean[at]) / (heat * s[at])).T
             # z ~ N(A^-1 seen, A^-1) with A = L L'
             z = torch.linalg.solve_triangular(triangle, seen, upper=False) + of_factors.T
             z = torch.linalg.solve_triangular(triangle.T, z, upper=True)
-            drawn[mine] = mean + heat * ((f @ z).T + s * own)
+            drawn[own] = mean + heat * ((f @ z).T + s * of_values)
         return drawn.index_copy(1, at, v)
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
-        """Mean; then EM over the factors (Ghahramani & Hinton 1996), through products with the covariance alone."""
+        """The weighted mean; then EM over the factors (Ghahramani & Hinton 1996), by products with the covariance."""
         share = w / w.sum()
         mean = share @ v
         v = v - mean
         variance, f, s = share @ v.square(), self.loadings[m].double(), self.deviation()[m]
-        for _ in range(INNER):
+        for _ in range(INNER_STEPS):
             g = f / s[:, None]
             back = solve(self._inner(g), g.T) / s  # E[z | v] = back v, (R, D)
             z = v @ back.T
@@ -275,11 +279,11 @@ def log_mass(x: Tensor, mean: Tensor, s: Tensor, levels: int) -> Tensor:
 
 
 class _LogMass(torch.autograd.Function):
-    """log(Phi(b) - Phi(a)), a < b, on the side where Phi is small; the derivatives are phi(a)/P and phi(b)/P."""
+    """log(Phi(b) - Phi(a)), a < b, on the side where Phi is small. The derivatives are -phi(a)/P and phi(b)/P."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
-        side = torch.where(a + b > 0, -1.0, 1.0)  # by symmetry the mirror image, which lies left, has the same mass
+        side = torch.where(a + b > 0, -1.0, 1.0)  # the mirror image to the left of 0 has the same mass
         near, far = log_ndtr(torch.maximum(side * a, side * b)), log_ndtr(torch.minimum(side * a, side * b))
         log_p = near + torch.log1p(-(far - near).exp())
         ctx.save_for_backward(a, b, log_p)
@@ -294,27 +298,19 @@ class _LogMass(torch.autograd.Function):
 
 
 def pick(weights: Tensor, uniform: Tensor) -> Tensor:
-    """An index for each row of weights (B, P), by uniform numbers (B,): (B,)."""
+    """Draw an index for each row of weights (B, P), by uniform numbers (B,): (B,)."""
     cdf = weights.cumsum(1)
     return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
 
 
-def noise(
-    draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """`torch.rand` or `torch.randn` in float64 on `device`, drawn where the generator lives."""
-    home = device if generator is None else generator.device
-    return moved(draw(shape, generator=generator, device=home, dtype=torch.double), device)
-
-
-def _without(dims: int, at: Tensor) -> Tensor:
-    """The other dimensions, in order."""
+def _others(dims: int, at: Tensor) -> Tensor:
+    """The dimensions that are not in `at`, in order."""
     taken = torch.zeros(dims, dtype=torch.int8, device=at.device).index_fill_(0, at, 1)
     return taken.sort(stable=True).indices[: dims - len(at)]
 
 
 def _members(which: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Every component that occurs in `which` (B,), and the images of it."""
+    """Every component that occurs in `which` (B,), and the indices of its images."""
     host = which.cpu()
     for m in host.unique().tolist():
         yield m, moved((host == m).nonzero()[:, 0], which.device)

@@ -1,10 +1,12 @@
-"""Latents whose images agree with known values: a Metropolis-adjusted Langevin walk from the prior, slowly tightened.
+"""Langevin dynamics in latent space, with Metropolis corrections: draws latents whose images agree with known values.
 
-    target_t(z) = N(z; 0, T^2 I) exp(-|miss(z)|^2 / (2 sigma_t^2)),    sigma_t from loose to tight
+    target_t(z) = N(z; 0, T I) exp(-|misfit(z)|^2 / (2 sigma_t^2)),    T the temperature, sigma_t from loose to tight
 
-Roberts & Tweedie 1996; latents of a flow as in Asim et al. 2020 (arXiv:1905.11672), who take the most probable one
-where ours walks. What is drawn follows the posterior only as the walk gets longer and sigma_t smaller: completions by
-it are approximate.
+MALA: Roberts & Tweedie 1996, Bernoulli 2. Asim et al. 2020 (arXiv:1905.11672) search the most probable latent of a flow
+in the same energy; ours draws from it instead. The draws follow the posterior only in the limit of many steps and a
+small sigma_t, so completions by it are approximate.
+
+B latents of D numbers.
 """
 
 from __future__ import annotations
@@ -14,49 +16,50 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genlab.system.device import moved
+from genlab.models.noise import normal, uniform
 
-LOOSE, TIGHT = 3.0, 0.05
-ACCEPTED = 0.6  # of the proposals, kept up by the step size
-RATE = 0.05
+LOOSE, TIGHT = 3.0, 0.05  # sigma_t of the first and of the last step, in the units of the misfit
+ACCEPTED = 0.6  # share of accepted proposals that the step sizes are adapted to
+RATE = 0.05  # of that adaptation
+STEP_SIZE = 0.05  # to begin with
 
 
-def walk(
+def langevin_dynamics(
     z: Tensor,
-    miss: Callable[[Tensor], Tensor],
+    misfit: Callable[[Tensor], Tensor],
     *,
     steps: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """From draws z (B, D) of the prior to latents whose `miss` (B, …), what is left of the known values, is small.
+    """Draws z (B, D) of the prior -> latents (B, D) with a small misfit, after `steps` steps.
 
-    Every image has a step size of its own. Noise is drawn where the generator lives.
+    `misfit` maps latents to the distances (B, …) of their images from the known values. Every latent has a step size
+    of its own, adapted to its acceptance rate.
     """
 
     def energies(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prior and misfit energy, each (B,), and their gradients."""
+        """Energy of the prior and of the misfit, each (B,), and their gradients (B, D)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            misfit = miss(z).square().flatten(1).sum(1) / 2
-            slope = torch.autograd.grad(misfit.sum(), z)[0]
-        return z.detach().square().sum(1) / 2 / temperature**2, misfit.detach(), z.detach() / temperature**2, slope
+            misfit_energy = misfit(z).square().flatten(1).sum(1) / 2
+            slope = torch.autograd.grad(misfit_energy.sum(), z)[0]
+        z = z.detach()
+        return z.square().sum(1) / 2 / temperature, misfit_energy.detach(), z / temperature, slope
 
-    home = z.device if generator is None else generator.device
-    size = torch.full((len(z), 1), 0.05, dtype=z.dtype, device=z.device)
+    size = torch.full((len(z), 1), STEP_SIZE, dtype=z.dtype, device=z.device)
     here = energies(z)
     for step in range(steps):
         weight = (LOOSE * (TIGHT / LOOSE) ** (step / max(1, steps - 1))) ** -2
-        noise = torch.randn(z.shape, generator=generator, device=home, dtype=z.dtype)
-        noise = moved(noise, z.device)
+        noise = normal(*z.shape, device=z.device, generator=generator, dtype=z.dtype)
         drift = here[2] + weight * here[3]
         other = z - size.square() / 2 * drift + size * noise
         there = energies(other)
         back = (z - other + size.square() / 2 * (there[2] + weight * there[3])) / size
         gain = here[0] - there[0] + weight * (here[1] - there[1])
         gain = gain + (noise.square().sum(1) - back.square().sum(1)) / 2
-        uniform = moved(torch.rand(len(z), generator=generator, device=home, dtype=z.dtype), z.device)
-        accept = uniform.log() < gain  # false where something is not finite
+        number = uniform(len(z), device=z.device, generator=generator, dtype=z.dtype)
+        accept = number.log() < gain  # False if something is not finite
         z = torch.where(accept[:, None], other, z)
         here = tuple(  # type: ignore[assignment]
             torch.where(accept.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in zip(there, here, strict=True)

@@ -1,4 +1,4 @@
-"""What an encoder's layers say on the way."""
+"""The hidden layers of an encoder as features."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 def hidden_layers(encoder: Any, code: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Hidden layers of `encoder.layers` as the next one reads them, "encoder0" …, (B, D) or (B, D, h, w) each, while
-    `code()` computes the "code" (B, L), which comes last.
+    """Hidden layers of `encoder.layers` after their activation, "encoder0" …, each (B, D) or (B, D, h, w).
+
+    They are recorded while `code()` computes the "code" (B, L), which comes last.
     """
-    found: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": found.__setitem__(name, out.relu()))
+        layer.register_forward_hook(lambda _, __, out, name=f"encoder{i}": features.__setitem__(name, out.relu()))
         for i, layer in enumerate(encoder.layers[:-1])
     ]
     try:
-        found["code"] = code()
+        features["code"] = code()
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return features

@@ -3,15 +3,18 @@
     z ~ N(0, I),  y | z ~ N(W z + mu, s^2 I),      so      y ~ N(mu, W W' + s^2 I)
 
 of dequantised images y = (x + u) / K, u uniform in [0, 1). With `inference=exact` the density of y is in closed form,
-by the L x L matrix M = W'W + s^2 I; with `inference=encoder` it is bounded as that of any latent Gaussian model, by a
-linear encoder q(z | y) with a width for every unit. So here a bound can be held against the truth.
+by the L x L matrix M = W'W + s^2 I. With `inference=encoder` it is bounded like that of any latent Gaussian model, by a
+linear encoder q(z | y) with one width for each unit. So a bound can be compared with the truth.
 
     log P(x) >= E_u log p(x + u),   p(x + u) = p(y) K^-D
 
-`log_prob` is one draw of u (and of z): a log-weight whose mean is P(x), the mass of a unit cell. Mass outside the cells
-of the K levels is lost, so the P(x) of all images sum to less than 1. The maximum of the exact likelihood spans the
-principal components, with s^2 the mean of the variances left out; at it the best encoder's bound is tight once W is
-turned so that W'W is diagonal, which gradient ascent on the ELBO does by itself (Lucas et al. 2019, arXiv:1911.02469).
+`log_prob` is one draw of u (and of z): a log-weight whose exponential has the mean P(x), the mass of a unit cell. Mass
+outside the cells of the K levels is lost, so the P(x) of all images sum to less than 1. The maximum of the exact
+likelihood spans the principal components, and s^2 is the mean of the variances left out. There the best encoder's bound
+is tight if W is turned so that W'W is diagonal, which gradient ascent on the ELBO does by itself (Lucas et al. 2019,
+arXiv:1911.02469).
+
+At a temperature T both covariances, of z and of y given z, are multiplied by T. So y follows p(y)^(1/T).
 
 B images, D = C H W values, L latent units.
 """
@@ -19,33 +22,33 @@ B images, D = C H W values, L latent units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genlab.core import Completion, ImageSpec, RequestError
-from genlab.models.conditioning import suited
-from genlab.system.device import cholesky, inverse, moved, solve, true_float32
+from genlab.core import Completion, Draw, ImageSpec, RequestError
+from genlab.models.base import GenerativeModel, to_cells
+from genlab.models.conditioning import check_context
+from genlab.models.noise import normal, uniform
+from genlab.system.device import cholesky, inverse, moved, solve
 
 INFERENCES = ("exact", "encoder")
 LOG_2PI = math.log(2 * math.pi)
 
 
-class PPCA(nn.Module):
-    """`latent_dim`: L. `inference`: what trains and what `log_prob` draws, exact | encoder."""
+class PPCA(GenerativeModel):
+    """`latent_dim`: L. `inference`: exact | encoder, the density or its bound; it trains, and `log_prob` draws it."""
 
     exact = False
     completion = "exact"
-    conditioning = "none"
 
     def __init__(self, spec: ImageSpec, *, latent_dim: int, inference: str = "exact") -> None:
-        super().__init__()
+        super().__init__(spec)
         if inference not in INFERENCES:
             raise RequestError(f"model.inference={inference} is not known: choose {' or '.join(INFERENCES)}")
         if not 1 <= latent_dim < spec.dims:
             raise RequestError(f"latent_dim={latent_dim}: expected at least 1 and fewer than the {spec.dims} values")
-        self.spec, self.latent_dim, self.inference = spec, latent_dim, inference
+        self.latent_dim, self.inference = latent_dim, inference
         self.loadings = nn.Parameter(0.1 * torch.randn(spec.dims, latent_dim) / math.sqrt(latent_dim))
         self.mean = nn.Parameter(torch.full((spec.dims,), 0.5))
         self.log_sigma = nn.Parameter(torch.tensor(math.log(0.3)))
@@ -54,10 +57,10 @@ class PPCA(nn.Module):
             self.log_var = nn.Parameter(torch.zeros(latent_dim))
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Each (B,), nats: "loss", -log p(x + u) of one u or its ELBO with the KL in closed form, is "rate", the KL of
-        the posterior that is used from the prior, + "distortion", -log p(x + u | z).
+        """Nats (B,) each: "loss", which is -log p(x + u) of one u, or its negative ELBO with the KL in closed form;
+        "rate", the KL of the posterior from the prior; "distortion", the rest of the loss.
         """
-        suited(context, self.conditioning, len(x))
+        check_context(context, self.conditioning, len(x))
         y = self.dequantised(x)
         if self.inference == "exact":
             loss = -self.log_density(y)
@@ -75,15 +78,15 @@ class PPCA(nn.Module):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> one draw of log w, nats (B,)."""
-        suited(context, self.conditioning, len(x))
+        check_context(context, self.conditioning, len(x))
         y = self.dequantised(x)
         return self.log_density(y) if self.inference == "exact" else self.log_weight(y)
 
     def dequantised(self, x: Tensor) -> Tensor:
         """Integers (B, C, H, W) -> y (B, D) in [0, 1)."""
         self.spec.check(x)
-        dtype = self.loadings.dtype
-        return ((x.to(dtype) + torch.rand(x.shape, dtype=dtype, device=x.device)) / self.spec.levels).flatten(1)
+        u = torch.rand(x.shape, dtype=self.dtype, device=x.device)
+        return ((x.to(self.dtype) + u) / self.spec.levels).flatten(1)
 
     def log_density(self, y: Tensor) -> Tensor:
         """log p of y (B, D), as a density of x + u, nats (B,): exact."""
@@ -93,21 +96,21 @@ class PPCA(nn.Module):
         across = torch.linalg.solve_triangular(root, self.loadings.to(m.dtype).T @ centred.T, upper=False)
         distance = (centred.square().sum(1) - across.square().sum(0)) / s2
         log_det = 2 * root.diagonal().log().sum() + (self.spec.dims - self.latent_dim) * s2.log()
-        return -(distance + log_det + self.spec.dims * LOG_2PI) / 2 - self._cells()
+        return -(distance + log_det + self.spec.dims * LOG_2PI) / 2 - self._log_cells()
 
     def log_weight(self, y: Tensor) -> Tensor:
-        """One draw of log p(y | z) p(z) / q(z | y) of y (B, D), nats (B,): on average over z below `log_density`."""
+        """One draw of log p(y | z) p(z) / q(z | y) of y (B, D), nats (B,); its mean over z is at most `log_density`."""
         mean, log_var = self._encoded(y)
         noise = torch.randn_like(mean)
         z = mean + (log_var / 2).exp() * noise
         return self._conditional(y, z) + (noise.square() - z.square() + log_var).sum(1) / 2
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Integers (B, C, H, W) -> mean and log-variance of q(z | x) or of the exact p(z | x), units one by one (B, L);
-        of the middle of the cell of x.
+        """Integers (B, C, H, W) -> mean and log-variance (B, L) of q(z | y), or of each unit under the exact p(z | y),
+        for y in the middle of the cell of x.
         """
-        suited(context, self.conditioning, len(x))
-        y = ((x.to(self.loadings.dtype) + 0.5) / self.spec.levels).flatten(1)
+        check_context(context, self.conditioning, len(x))
+        y = ((x.to(self.dtype) + 0.5) / self.spec.levels).flatten(1)
         if self.inference == "encoder":
             return self._encoded(y)
         m, s2 = self._moments()
@@ -118,40 +121,20 @@ class PPCA(nn.Module):
         """The "code": the mean of the posterior (B, L)."""
         return {"code": self.posterior(x, context)[0]}
 
-    @true_float32()
-    def sample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """n images (n, C, H, W): y in its cell, what lies outside 0..K-1 in the nearest one. The temperature is that of
-        the density of y, whose covariance it multiplies.
-        """
-        suited(context, self.conditioning, n)
-        z, noise = (self._drawn(torch.randn, (n, size), generator) for size in (self.latent_dim, self.spec.dims))
-        y = self.mean + math.sqrt(temperature) * (z @ self.loadings.T + self.log_sigma.exp() * noise)
-        return self._quantised(y)
+    # ---- drawing
 
-    @true_float32()
-    def complete(
-        self,
-        x: Tensor,
-        known: Tensor,
-        *,
-        context: Tensor | None = None,
-        particles: int = 1,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Completion:
-        """Keep x (B, C, H, W) where known (B, H, W): z from its Gaussian given the known y alone, then the rest."""
-        suited(context, self.conditioning, len(x))
-        x, known = moved(x, self.loadings.device), moved(known, self.loadings.device)
-        where = known[:, None].expand_as(x).flatten(1)
-        uniform = self._drawn(torch.rand, where.shape, generator)
-        y = (x.flatten(1).to(self.mean.dtype) + uniform) / self.spec.levels
+    def _sample(self, n: int, draw: Draw, condition: Tensor | None) -> Tensor:
+        """z, then y given z, then the cell that y is in."""
+        z, noise = (self._normal(draw, n, size) for size in (self.latent_dim, self.spec.dims))
+        y = self.mean + math.sqrt(draw.temperature) * (z @ self.loadings.T + self.log_sigma.exp() * noise)
+        return to_cells(y, self.spec)
+
+    def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
+        """y of the known values is drawn in their cells, then z from its Gaussian given that, then the rest of y."""
+        heat = math.sqrt(draw.temperature)
+        where = moved(known, self.device)[:, None].expand_as(x).flatten(1)
+        u = uniform(*where.shape, device=self.device, generator=draw.generator).to(self.dtype)
+        y = (x.flatten(1).to(self.dtype) + u) / self.spec.levels
         w, s2 = self.loadings.double(), (2 * self.log_sigma.double()).exp()
         counted = where.double()
         m = torch.einsum("dl,bd,dk->blk", w, counted, w) / s2 + torch.eye(
@@ -159,13 +142,12 @@ class PPCA(nn.Module):
         )
         pull = ((counted * (y - self.mean)) @ w / s2)[..., None]
         root = cholesky(m)
-        noise = self._drawn(torch.randn, (len(x), self.latent_dim), generator).double()[..., None]
+        noise = self._normal(draw, len(x), self.latent_dim).double()[..., None]
         spread = torch.linalg.solve_triangular(root.mT, noise, upper=True)
-        z = (torch.cholesky_solve(pull, root) + math.sqrt(temperature) * spread)[..., 0].to(self.mean)
-        rest = self._drawn(torch.randn, where.shape, generator)
-        drawn = self._quantised(self.mean + z @ self.loadings.T + math.sqrt(temperature) * self.log_sigma.exp() * rest)
-        images = torch.where(where.view_as(x), x.long(), drawn)
-        return Completion(images, torch.ones(len(x), device=images.device))
+        z = (torch.cholesky_solve(pull, root) + heat * spread)[..., 0].to(self.dtype)
+        rest = self._normal(draw, *where.shape)
+        drawn = to_cells(self.mean + z @ self.loadings.T + heat * self.log_sigma.exp() * rest, self.spec)
+        return Completion(torch.where(where.view_as(x), x, drawn), None)
 
     # ---- parts
 
@@ -175,23 +157,19 @@ class PPCA(nn.Module):
         return w.T @ w + s2 * torch.eye(self.latent_dim, dtype=w.dtype, device=w.device), s2
 
     def _encoded(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.encoder(y - 0.5).to(self.mean.dtype)
+        """y (B, D) -> mean and log-variance of q(z | y), (B, L) each."""
+        mean = self.encoder(y - 0.5).to(self.dtype)
         return mean, self.log_var.expand_as(mean)
 
     def _conditional(self, y: Tensor, z: Tensor) -> Tensor:
         """log p(y | z), nats (B,)."""
         error = (y - self.mean - z @ self.loadings.T).square().sum(1) * (-2 * self.log_sigma).exp()
-        return -(error + self.spec.dims * (2 * self.log_sigma + LOG_2PI)) / 2 - self._cells()
+        return -(error + self.spec.dims * (2 * self.log_sigma + LOG_2PI)) / 2 - self._log_cells()
 
-    def _cells(self) -> float:
-        """A density of y is K^D times that of x + u."""
+    def _log_cells(self) -> float:
+        """log K^D: a density of y is K^D times that of x + u."""
         return self.spec.dims * math.log(self.spec.levels)
 
-    def _quantised(self, y: Tensor) -> Tensor:
-        """(B, D) -> integers (B, C, H, W)."""
-        return (y * self.spec.levels).floor().clamp(0, self.spec.levels - 1).long().view(-1, *self.spec.shape)
-
-    def _drawn(self, draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        """`torch.rand` or `torch.randn` numbers, drawn where the generator lives."""
-        device = self.mean.device if generator is None else generator.device
-        return moved(draw(shape, generator=generator, device=device), self.mean.device).to(self.mean.dtype)
+    def _normal(self, draw: Draw, *shape: int) -> Tensor:
+        """Numbers of N(0, 1)."""
+        return normal(*shape, device=self.device, generator=draw.generator).to(self.dtype)

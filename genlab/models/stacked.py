@@ -1,13 +1,15 @@
-"""Layer-wise pretraining: greedy, each layer on the clean code of the one below, then all of them together.
+"""Layer-wise pretraining: each layer is trained on the clean code of the one below, then all layers together.
 
 Stacked denoising autoencoders (Vincent et al. 2010, JMLR 11, sec. 3.5; the greedy idea is Bengio et al. 2007, NIPS 19).
-For `pretrain_steps` batches a layer, layer l of the encoder and its mirror image in the decoder learn to undo
-the corruption of what the layers below make of a clean image, which do not change meanwhile. The steps that are left
-train the whole autoencoder, as if it had not been pretrained. One run, one checkpoint: which layer is at work is a
-function of the number of batches seen, a buffer of the model; so a resumed run goes on where it was. The learning rate
-follows one schedule through all of it.
+Layer l of the encoder and its mirror image in the decoder are trained for `pretrain_steps` batches. They learn to undo
+a corruption of the output of the layers below for a clean image; those layers do not change meanwhile. The steps that
+are left train the whole autoencoder.
 
-What is judged is always the whole: in evaluation mode the objective is that of the autoencoder.
+All of this is one run with one learning-rate schedule. The layer that is trained follows from the number of batches
+seen, a buffer of the model, so a resumed run continues with the right one. In evaluation mode the objective is that of
+the whole autoencoder.
+
+B images.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
 from genlab.models.autoencoder import Autoencoder
-from genlab.models.conditioning import suited
+from genlab.models.conditioning import check_context
 from genlab.system.device import Mirror
 
 
 class StackedAutoencoder(Autoencoder):
     """An autoencoder of mirrored linear layers that is pretrained layer by layer. No head: squared error throughout."""
 
-    partly_trained = True  # some steps give some weights no gradient, which DDP has to be told
+    partly_trained = True  # DDP has to know that some steps give some weights no gradient
 
     step: Tensor
 
@@ -44,13 +46,13 @@ class StackedAutoencoder(Autoencoder):
             raise RequestError(f"pretrain_steps must be 0 or more, got {pretrain_steps}")
         self.pretrain_steps, self.depth = pretrain_steps, len(layers) // 2
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._step = Mirror()  # of `step`: which layer is at work is a matter of the host
+        self._step = Mirror()  # of `step`: the host chooses the layer and should not wait for the device
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """As an autoencoder's; while layer l is pretrained, "loss" is half the squared error of its input, plus the
-        penalty of the code at the last one, and "layer" says which it is.
+        """As of `Autoencoder`. While a layer is pretrained, each (B,): "reconstruction", half the squared error of the
+        layer's input; "loss", the same plus, for the last layer, the penalty of the code; "layer", its number.
         """
-        suited(context, self.conditioning, len(x))
+        check_context(context, self.conditioning, len(x))
         if not self.training:
             return super().objective(x)
         step = int(self._step.read(self.step))

@@ -17,8 +17,8 @@ from genlab.build.models import model_name
 from genlab.core import Adversarial, Primed, RequestError
 from genlab.processes import group, launch
 from genlab.request import start_from
-from genlab.request.common import check_seed
 from genlab.request.compose import check_sections
+from genlab.request.numbers import check_seed
 from genlab.train import loggers
 from genlab.train.compile import networks
 from genlab.train.full_batch import check_full_batch, uses_full_batch

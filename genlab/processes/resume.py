@@ -22,8 +22,8 @@ from genlab.processes import group, training
 from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import read_records, record_resume, restore_records
 from genlab.processes.run_lock import locked
-from genlab.request.compose import shown_error
-from genlab.request.values import shown
+from genlab.request.compose import format_error
+from genlab.request.values import format_value
 from genlab.system import signals
 from genlab.train.fit import check_resumable, is_complete
 from genlab.train.plan import Plan
@@ -101,7 +101,7 @@ def apply_override(config: DictConfig, override: str) -> None:
     try:
         node[name] = OmegaConf.from_dotlist([f"value={value}"]).value
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"cannot read {shown(override)}: {shown_error(error)}") from error
+        raise RequestError(f"cannot read {format_value(override)}: {format_error(error)}") from error
 
 
 def _prepare(folder: Path, config: DictConfig, plan: Plan) -> Prepared:

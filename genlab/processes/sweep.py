@@ -32,7 +32,7 @@ from genlab.core import Interrupted, RequestError, RunError
 from genlab.processes import group, resume, sweep_overrides, sweep_table, sweep_workers, training
 from genlab.processes.sweep_table import FAILED
 from genlab.processes.sweep_workers import signal_listener
-from genlab.request.compose import Request, _quoted, check_trust, split_hydra
+from genlab.request.compose import Request, check_trust, quoted, split_hydra
 from genlab.system import signals
 from genlab.system.atomic import write_text
 from genlab.system.failures import explained, shortened
@@ -153,6 +153,7 @@ def _status(folder: Path, task: DictConfig) -> str:
 
 
 def _failed(folder: Path, words: list[str], error: BaseException, launcher: str) -> float:
+    """Record in the folder why the job failed; returns infinity, the value that the sweeper gets for it."""
     if os.environ.get("GENLAB_DEBUG") == "1":
         raise error
     sentence = shortened(str(explained(error) or f"{type(error).__name__}: {error}"))
@@ -161,7 +162,7 @@ def _failed(folder: Path, words: list[str], error: BaseException, launcher: str)
     if not (folder / "command.txt").exists():
         write_text(folder / "command.txt", shlex.join(["genlab", "train", *words]) + "\n")
     print(f"[{folder.name}] failed: {sentence}", file=sys.stderr)
-    if launcher == "submitit":  # its result is a file; what SLURM goes by is the status of the process
+    if launcher == "submitit":  # which writes the result to a file; SLURM sees only the exit status of the process
         atexit.register(sweep_workers.exit_now, 1)
     return math.inf
 
@@ -176,11 +177,11 @@ def _requeue(handler: Any) -> BaseException:
 
 
 def _hand_over(request: Request, folder: Path) -> None:
-    """Let Hydra sweep, and raise what it would print."""
+    """Let Hydra run the sweep; an error that it would print is raised."""
     words = [word for word in request.overrides if not word.startswith("hydra.sweep.dir=")]
     GlobalHydra.instance().clear()
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["genlab", *words, *request.compose_arguments(), _quoted(f"hydra.sweep.dir={folder}"), "-m"]
+    sys.argv = ["genlab", *words, *request.compose_arguments(), quoted(f"hydra.sweep.dir={folder}"), "-m"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(request.folders[0]), config_name="train")(job)()
@@ -218,8 +219,8 @@ def _check_same_sweep(request: Request, config: DictConfig, folder: Path) -> Non
         return
     if words is None:
         raise RequestError(
-            f"hydra.sweep.dir={folder} holds a sweep already, and one that searches or shuffles cannot be gone on "
-            "with: give another folder"
+            f"hydra.sweep.dir={folder} holds a sweep already, and one that searches or shuffles cannot be "
+            "resumed: give another folder"
         )
     for path in existing:
         if not path.name.isdecimal() or int(path.name) >= len(words):
@@ -230,19 +231,20 @@ def _check_same_sweep(request: Request, config: DictConfig, folder: Path) -> Non
 
 
 def _number(request: Request, config: DictConfig) -> int:
-    """How many runs were asked for."""
+    """Number of runs that were asked for."""
     if sweep_overrides.is_search(config):
         return int(config.hydra.sweeper.n_trials)
     return sweep_overrides.number(request)
 
 
 def _launcher(config: Any) -> str:
-    """What runs the jobs: "joblib", "submitit", or "basic", which is one after the other, here."""
+    """What runs the jobs: "joblib", "submitit", or "basic" (one after the other in this process)."""
     target = str(config.hydra.launcher.get("_target_", ""))
     return next((name for name in ("joblib", "submitit") if name in target), "basic")
 
 
 def _left_to_slurm(folder: Path, number: int) -> Interrupted:
+    """What to raise when a signal ends the waiting for jobs that are in SLURM."""
     names = sorted({path.name.split("_")[0] for path in (folder / ".submitit").glob("[0-9]*")})
     return Interrupted(
         f"no longer waiting; the jobs go on in SLURM (scancel {' '.join(names)} ends them), and the same command with "

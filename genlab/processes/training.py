@@ -27,6 +27,7 @@ from genlab.processes import group, launch
 from genlab.processes.environment import environment
 from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import open_folder
+from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.system.atomic import write_json
 from genlab.train import provenance
@@ -34,6 +35,7 @@ from genlab.train.checkpoint import read
 from genlab.train.fit import FitResult, Run, fit
 from genlab.train.plan import Plan
 from genlab.train.resume_state import read_last
+from genlab.viz import pictures
 
 
 def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
@@ -162,7 +164,5 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: Fi
 
 def draw_pictures(model: nn.Module, data: Any, folder: Path) -> None:
     """The pictures of `genlab show`, of the validation split, in the run folder."""
-    from genlab.verbs import show as pictures  # until the pictures stand in viz: from genlab.viz import pictures
-
-    subject = pictures.Subject(model, data, "valid", folder / "metrics.csv")
+    subject = pictures.Subject(model, data, "valid", folder / "metrics.csv", with_progress=with_progress)
     pictures.draw(subject, pictures.everything(model), folder / "pictures")

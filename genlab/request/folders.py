@@ -1,11 +1,10 @@
-"""Folders of configs: where genlab's own are, what there is to choose, and whether other people's are safe.
+"""Folders of configs: where genlab's own are, which choices they offer, and whether a user's folder is safe.
 
-A folder of `--config-dir` is checked before Hydra composes anything from it.
-
-Hydra calls what its own settings name: callbacks, launchers, sweepers and their samplers, logging, and it sets
-environment variables. So a file of such a folder may not mention `hydra` in its path, its package directive, its
-defaults or its keys. Nor may its defaults hold an interpolation, which could spell anything. The command line may do
-all of this, and `trust=[hydra]` on it allows it in the files.
+A folder of `--config-dir` is checked before Hydra composes anything from it. The settings of Hydra itself can run
+code: they name callbacks, launchers, sweepers and loggers, and they set environment variables. So no file of such a
+folder may contain `hydra` in its path, its package directive, its defaults or its keys. Its defaults may not contain
+an interpolation either, because that could produce any text. All of this is allowed on the command line, and
+`trust=[hydra]` on the command line allows it in the files.
 """
 
 from __future__ import annotations
@@ -19,38 +18,40 @@ from typing import Any
 from genlab.build.untrusted import bounded_yaml, read_text
 from genlab.core import RequestError
 
-FILES = 2_000
+MOST_FILES = 2_000
 PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
 
 
 def configs_folder() -> Path:
-    """Where genlab's configs are: in the package when installed, beside it in a checkout."""
+    """The folder of genlab's configs: in the package if it is installed, beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def groups(folders: list[Path]) -> dict[str, list[str]]:
     """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}."""
-    found: dict[str, set[str]] = {}
+    choices: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
             group = file.parent.relative_to(folder).as_posix()
             if group != ".":
-                found.setdefault(group, set()).add(file.stem)
-    return {group: sorted(names) for group, names in found.items()}
+                choices.setdefault(group, set()).add(file.stem)
+    return {group: sorted(names) for group, names in choices.items()}
 
 
 def check_folder(folder: Path) -> None:
-    """RequestError that names the first file that could make Hydra run something."""
+    """RequestError if a file in the folder could make Hydra run code."""
     for count, path in enumerate(_files(folder)):
-        if count == FILES:
-            raise RequestError(f"--config-dir {folder} has more than {FILES:,} yaml files: give a folder of configs")
+        if count == MOST_FILES:
+            raise RequestError(
+                f"--config-dir {folder} has more than {MOST_FILES:,} yaml files: give a folder of configs"
+            )
         text = read_text(path)
         content = bounded_yaml(text, str(path))
         defaults = content.get("defaults") if isinstance(content, dict) else None
-        inside = path.relative_to(folder).with_suffix("").parts
-        spoken = [*inside, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
-        if any("hydra" in word for word in spoken) or any("${" in word for word in _texts(defaults)):
+        path_parts = path.relative_to(folder).with_suffix("").parts
+        words = [*path_parts, *PACKAGE.findall(text), *_texts(defaults), *_keys(content)]
+        if any("hydra" in word for word in words) or any("${" in word for word in _texts(defaults)):
             raise RequestError(
                 f"{path} sets up Hydra itself, which can run code: give hydra.… on the command line, or allow it in "
                 "the files of --config-dir with trust=[hydra]"
@@ -58,7 +59,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The yaml files at any depth. Links are followed, as Hydra does, and every folder is read once."""
+    """The yaml files at any depth. Links are followed, as Hydra follows them, and every folder is read once."""
     seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(here))
@@ -67,7 +68,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """All text in it, keys too."""
+    """All strings at any depth, keys as well as values."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield str(key)
@@ -80,7 +81,7 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def _keys(node: Any) -> Iterator[str]:
-    """All keys in it."""
+    """All keys at any depth."""
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from _keys(value)
     if isinstance(node, dict):

@@ -1,8 +1,10 @@
-"""Which pixels are known: the `known=` argument of completion, as a mask (H, W), True = given.
+"""The `known=` argument of completion: which pixels of an image are known, as a mask (H, W) that is True there.
 
-top:0.5   left:0.25   box:y,x,h,w (the box is unknown)   random:0.3 (that share is known)   mask.png (white = known)
-
-A mask may also be of the values 0 and 1, or transparent where the image is unknown.
+top:0.5      the upper half is known
+left:0.25    the left quarter is known
+box:y,x,h,w  a box is unknown, everything else is known
+random:0.3   every pixel is known with probability 0.3
+mask.png     white pixels are known; or pixels of value 1 if the values are 0 and 1; or opaque pixels
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ KINDS = ("top", "left", "box", "random")
 
 
 def known_mask(text: str, spec: ImageSpec, generator: torch.Generator) -> Tensor:
-    """Mask (H, W) bool of the description `text`. Raises RequestError saying what would be right."""
+    """The mask (H, W) bool that `text` describes. RequestError for a text that describes none."""
     height, width = spec.height, spec.width
     if Path(text).suffix.lower() in EXTENSIONS:
         return _from_picture(Path(text), spec)
@@ -58,10 +60,10 @@ def _share(text: str, argument: str) -> float:
 def _box(text: str, argument: str, spec: ImageSpec) -> list[int]:
     try:
         y, x, h, w = numbers = [int(part) for part in argument.split(",")]
-        good = y >= 0 and x >= 0 and h > 0 and w > 0 and y + h <= spec.height and x + w <= spec.width
+        inside = y >= 0 and x >= 0 and h > 0 and w > 0 and y + h <= spec.height and x + w <= spec.width
     except ValueError:
-        good = False
-    if not good:
+        inside = False
+    if not inside:
         raise RequestError(
             f"known={text}: a box is y,x,h,w in pixels inside {spec.height}x{spec.width}, for example box:8,8,12,12"
         )
@@ -69,7 +71,10 @@ def _box(text: str, argument: str, spec: ImageSpec) -> list[int]:
 
 
 def _from_picture(path: Path, spec: ImageSpec) -> Tensor:
-    """True where the picture is bright (or 1, if its values are 0 and 1) and opaque; of one colour, where opaque."""
+    """True where the picture is opaque and bright, or of value 1 if its values are 0 and 1.
+
+    In a picture of a single colour with transparent pixels, the opaque pixels are known.
+    """
     colours, opaque = read_picture(path, key="known")
     if tuple(opaque.shape) != (spec.height, spec.width):
         raise RequestError(

@@ -1,1 +1,1 @@
-"""What genlab asks of the machine: devices, signals, standard output, whole files, and sentences for its failures."""
+"""The machine below genlab: devices, signals, standard output, files written whole, and messages for failures."""

@@ -1,12 +1,15 @@
-"""Write files that are either complete or absent, and never through a link that somebody else has planted.
+"""Write files that are either complete or absent, and never through a link that somebody else has placed there.
 
-A file is written under a temporary name beside its destination, flushed to the disk and renamed: a kill at any moment
-leaves the previous version. The temporary file is new (`O_EXCL`, `O_NOFOLLOW`) and its name is random, so nothing that
-is planted in a shared folder is opened. Its permissions are those that the umask gives to any new file. A destination
-that is a symbolic link is replaced, not followed: the file behind the link stays as it was.
+A file is written under a temporary name beside its destination, flushed to the disk and renamed. If the process is
+killed at any moment, the previous version remains. The temporary file is new (`O_EXCL`, `O_NOFOLLOW`) and its name is
+random, so no file or link that somebody has placed in a shared folder is opened. Its permissions are those that the
+umask gives to any new file. A destination that is a symbolic link is replaced and not followed, so the file behind the
+link is not changed.
 
-A temporary file that a killed process has left is removed by the next write to the same destination. A temporary file
-is locked while it is written, and the lock ends with its owner, so a file in use is never removed.
+A killed process may leave a temporary file. The next write to the same destination removes it. A temporary file is
+locked while it is written, and the lock ends with its process, so a file in use is never removed.
+
+This is our own code because the usual library for it, atomicwrites, is no longer maintained.
 """
 
 from __future__ import annotations
@@ -51,23 +54,23 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or absent."""
+    """Write a text file in UTF-8, whole or not at all."""
     with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or absent."""
+    """Write a JSON file, whole or not at all. ValueError for numbers that JSON cannot express (NaN, infinity)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _begin(path: Path) -> str:
-    """How the names of its temporary files begin; cut, because a file name has at most 255 bytes."""
+    """How the names of its temporary files begin. It is cut short, because a file name has at most 255 bytes."""
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
 def _lock(file: int) -> bool:
-    """Lock the file; whether it is ours now. Some network file systems have no locks: there its age alone counts."""
+    """Lock the file. Returns False if another process has locked it. Some network file systems have no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,12 +81,12 @@ def _lock(file: int) -> bool:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove temporary files of `path` whose writer is gone."""
+    """Remove temporary files of `path` that are old and not locked by a process."""
     begin, end = _begin(path), ".tmp"
     for entry in os.scandir(path.parent):
         random = entry.name[len(begin) : -len(end)]
         ours = entry.name.startswith(begin) and entry.name.endswith(end) and len(random) == 16 and random.isalnum()
-        with suppress(OSError):  # another process may be removing them as well
+        with suppress(OSError):  # another process may remove the same file
             if not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < STALE_SECONDS:
                 continue
             if not entry.is_file(follow_symlinks=False):

@@ -1,11 +1,11 @@
-"""What a GPU needs that a CPU does not: no needless waiting for it, and a float32 that is really float32.
+"""The device of a model, and what a GPU needs: few waits for it, and float32 products that are computed in float32.
 
-The host queues work for a GPU and runs ahead of it. It has to wait, and the queue runs empty, when it reads a number
-from the GPU, copies memory that is not pinned, or calls linear algebra that checks whether it succeeded. A training
-step waits once (`train/learner.py`, the guard), and sampling at most once a row. `tests/pretend.py` counts the waits.
+The host queues work for a GPU and runs ahead of it. It must wait, and the queue becomes empty, when it reads a number
+from the GPU, copies memory that is not pinned, or calls linear algebra that checks for success. A training step waits
+once, and sampling at most once a row. `tests/pretend.py` counts the waits.
 
-cuDNN multiplies float32 numbers as TF32 (a mantissa of 10 bits) unless it is told not to. A global setting makes cuBLAS
-do the same, and makes oneDNN use bfloat16. Numbers that are compared must not depend on that: see `true_float32`.
+By default cuDNN multiplies float32 numbers as TF32 (a mantissa of 10 bits). A global setting makes cuBLAS do the same,
+and makes oneDNN use bfloat16. Results that are compared must not depend on this: see `true_float32`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.core import RequestError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one. RequestError for one that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"device={name} is not known: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device=cuda: this machine has no usable CUDA device; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on `device`. A copy to a GPU goes through pinned memory and is queued, so the host does not wait."""
@@ -27,8 +38,10 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class Mirror:
-    """The host's copy of a one-number buffer that changes in place. The buffer is read only if other code has written
-    to it (a checkpoint, a guard that undoes a step) or it has been moved.
+    """The host's copy of a buffer that holds one number and changes in place.
+
+    Reading the copy does not wait for a GPU. The buffer itself is read only after other code has written to it (a
+    checkpoint that is loaded, a training step that is undone) or after it has been moved to another device.
     """
 
     def __init__(self) -> None:
@@ -46,29 +59,29 @@ class Mirror:
         self._buffer, self._version, self._value = buffer, buffer._version, value
 
 
-# ---- linear algebra without a check for success: NaN where it fails, which evaluation and the guard report
+# ---- linear algebra without a check for success. If it fails the result is NaN, which training and evaluation report
 
 
 def cholesky(m: Tensor) -> Tensor:
-    """(…, L, L) -> its lower triangle."""
+    """Positive definite matrices (…, L, L) -> their lower triangular Cholesky factors."""
     root, failed = torch.linalg.cholesky_ex(m)
     return _or_nan(root, failed)
 
 
 def inverse(m: Tensor) -> Tensor:
-    """(…, L, L) -> the inverse."""
-    found, failed = torch.linalg.inv_ex(m)
-    return _or_nan(found, failed)
+    """Matrices (…, L, L) -> their inverses."""
+    inverted, failed = torch.linalg.inv_ex(m)
+    return _or_nan(inverted, failed)
 
 
 def solve(m: Tensor, b: Tensor, *, left: bool = True) -> Tensor:
-    """x with m x = b, or x m = b if not `left`; m (…, L, L) and b (…, L, n) or (…, n, L)."""
-    found, failed = torch.linalg.solve_ex(m, b, left=left)
-    return _or_nan(found, failed)
+    """The solution x of m x = b with b (…, L, n), or if not `left` of x m = b with b (…, n, L); m (…, L, L)."""
+    x, failed = torch.linalg.solve_ex(m, b, left=left)
+    return _or_nan(x, failed)
 
 
-def _or_nan(found: Tensor, failed: Tensor) -> Tensor:
-    return torch.where((failed == 0)[..., None, None], found, math.nan)
+def _or_nan(result: Tensor, failed: Tensor) -> Tensor:
+    return torch.where((failed == 0)[..., None, None], result, math.nan)
 
 
 # ---- precision
@@ -76,13 +89,15 @@ def _or_nan(found: Tensor, failed: Tensor) -> Tensor:
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """While it lasts, products of float32 numbers are computed in float32, whatever was set before: no TF32 of cuBLAS
-    and cuDNN, no TF32 or bfloat16 of oneDNN. Also a decorator. Autocast is another matter.
+    """While it lasts, products of float32 numbers are computed in float32, whatever was set before.
+
+    So there is no TF32 in cuBLAS and cuDNN, and no TF32 or bfloat16 in oneDNN. Autocast is not affected. Can also be
+    used as a decorator.
     """
-    # PyTorch has two interfaces: an older one, and one setting for each library and kind of operation (torch >= 2.9).
+    # PyTorch has two interfaces: an older one, and a setting for each library and kind of operation (torch >= 2.9).
     # Both are set, so that they do not contradict each other.
     matmul, conv = "highest", True
-    with suppress(RuntimeError):  # "mix of the legacy and new APIs": then the newer one is what counts
+    with suppress(RuntimeError):  # "mix of the legacy and new APIs": then only the newer one counts
         matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     before = [(part, part.fp32_precision) for part in _settings()]
     torch.set_float32_matmul_precision("highest")
@@ -99,8 +114,9 @@ def true_float32() -> Iterator[None]:
 
 
 def precision_used(tensor: Tensor) -> str:
-    """The precision in which products of such tensors are computed now: "64", "32", "tf32" or "bf16" for reduced
-    float32, "16-mixed" or "bf16-mixed" under autocast.
+    """The precision in which products of tensors like this one are computed now.
+
+    "64" or "32"; "tf32" or "bf16" for reduced float32; "16-mixed" or "bf16-mixed" under autocast.
     """
     if torch.is_autocast_enabled(tensor.device.type):
         return "bf16-mixed" if torch.get_autocast_dtype(tensor.device.type) == torch.bfloat16 else "16-mixed"
@@ -117,6 +133,6 @@ def precision_used(tensor: Tensor) -> str:
 
 
 def _settings(libraries: tuple[str, ...] = ("cuda", "cudnn", "mkldnn")) -> list[Any]:
-    """The objects in which PyTorch keeps the precision of a library's operations; none before torch 2.9."""
+    """The objects in which PyTorch keeps the precision of a library's operations. There are none before torch 2.9."""
     parts = (getattr(getattr(torch.backends, lib), op, None) for lib in libraries for op in ("matmul", "conv", "rnn"))
     return [part for part in parts if hasattr(part, "fp32_precision")]

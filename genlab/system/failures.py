@@ -1,8 +1,8 @@
 """Turn an error into one sentence, and tell an expected failure from a bug.
 
-RequestError and RunError carry a sentence already, even if a library has wrapped them. A full or read-only disk, a file
-that may not be opened and too little memory are not bugs: here they become a RunError. Every other error is unexpected.
-A sentence is one line of at most `LONGEST` characters.
+RequestError and RunError have a sentence for the user already, even if a library has wrapped them in an error of its
+own. A full or read-only disk, a file that may not be opened and too little memory are not bugs: here they become a
+RunError. Every other error is unexpected. A sentence is one line of at most `LONGEST` characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from genlab.core import RequestError, RunError
 
 LONGEST = 400
-# What an operating system refuses; ENOENT, because a file may be removed while the run is working.
+# Errors by which an operating system refuses something. ENOENT is one: a file may be removed while a run uses it.
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EFBIG, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ESTALE,
@@ -26,7 +26,7 @@ TOO_LARGE = ("Storage size calculation overflowed", "numel: integer multiplicati
 
 
 def explained(error: BaseException) -> RequestError | RunError | None:
-    """The expected failure that an error is, was caused by or stands for; None for a bug."""
+    """The expected failure behind an error: itself, one of its causes, or a failure of the machine. None for a bug."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -36,14 +36,14 @@ def explained(error: BaseException) -> RequestError | RunError | None:
         if isinstance(each, (RequestError, RunError)):
             return each
     for each in chain:
-        found = _of_the_machine(each)
-        if found is not None:
-            return found
+        failure = _machine_failure(each)
+        if failure is not None:
+            return failure
     return None
 
 
 def sentence(error: BaseException) -> str:
-    """What the user is told: one line."""
+    """The message for the user: one line."""
     known = explained(error)
     if known is not None:
         return shortened(str(known))
@@ -51,8 +51,9 @@ def sentence(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """One line of at most `LONGEST` printable characters. A longer text is cut in the middle, because its end says what
-    would be right.
+    """The text as one line of at most `LONGEST` printable characters.
+
+    A longer text is cut in the middle, because its end often says what would be right.
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(line) <= LONGEST:
@@ -61,10 +62,10 @@ def shortened(text: str) -> str:
     return f"{line[: LONGEST - end - 3]} … {line[-end:]}"
 
 
-def _of_the_machine(error: BaseException) -> RequestError | RunError | None:
-    """What a refusal of the operating system or too little memory means to the user; None for any other error."""
+def _machine_failure(error: BaseException) -> RequestError | RunError | None:
+    """The failure for the user if the operating system refused something or memory ran out. None for other errors."""
     text = str(error)
-    if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's word for ~somebody
+    if isinstance(error, RuntimeError) and "home directory" in text:  # raised by pathlib for ~somebody
         return RequestError("a path in the request begins with ~ and a name, and this machine has no user of that name")
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f"{error.filename}: " if error.filename else ""

@@ -1,8 +1,9 @@
-"""Standard output and error that never end the work or change its exit status.
+"""Standard output and standard error that cannot stop the work.
 
 The reader may go away (`| head -1`), a descriptor may be closed (`2>&-`), the terminal may be gone or know only ASCII,
-the disk behind `> file` may be full. Each time Python would raise in the middle of a run, or end a finished run with a
-status of its own. Here output that cannot be written is dropped, and a character that cannot be encoded becomes "?".
+and the disk behind `> file` may be full. In each case Python would raise an error in the middle of a run, or end a
+finished run with an exit status of its own. Here output that cannot be written is dropped, and a character that cannot
+be encoded becomes "?".
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import select
 import sys
 from typing import Any
 
-# The reader has gone away, which is its own choice. Any other error is a loss, and is reported.
-GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET)
+# The reader has gone away, probably on purpose. Any other error is reported at the end.
+READER_GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET)
 
 
 class Dropping(io.FileIO):
-    """A descriptor to which every write succeeds. `lost` is the first error that was not raised."""
+    """A descriptor to which every write succeeds. After the first error, kept in `error`, all output is dropped."""
 
-    lost: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write as much of `data` as can be written, and return the length of all of it."""
         view = memoryview(data).cast("B")
         done = 0
-        while done < len(view) and self.lost is None:
+        while done < len(view) and self.error is None:
             try:
                 written = super().write(view[done:])
             except OSError as error:
-                self.lost = error
+                self.error = error
                 break
             if written is None:  # a non-blocking pipe that is full
                 select.select([], [self], [])
@@ -40,27 +41,31 @@ class Dropping(io.FileIO):
 
 
 def steady() -> None:
-    """Replace sys.stdout and sys.stderr by such streams. A stream that other code has replaced is left alone."""
+    """Replace sys.stdout and sys.stderr by streams that drop what they cannot write.
+
+    A stream that other code has already replaced is left as it is.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file to be opened would get this number, and then what is printed
+        except OSError:
+            # It is closed. The next file to be opened would get its number, and then everything that is printed.
             os.open(os.devnull, os.O_RDWR)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, _on(descriptor, "utf-8", unbuffered=False))
-        elif type(_raw(stream)) is io.FileIO and stream.fileno() == descriptor:  # the one that Python opened
+        elif type(_raw(stream)) is io.FileIO and stream.fileno() == descriptor:  # opened by Python itself
             setattr(sys, name, _on(descriptor, stream.encoding, unbuffered=stream.buffer is _raw(stream)))
 
 
 def lost() -> OSError | None:
-    """The error that cut standard output short; None if there was none, or if the reader just went away."""
+    """The error that cut standard output short. None if there was none or the reader has gone away."""
     raw = _raw(sys.stdout)
     if not isinstance(raw, Dropping):
         return None
     sys.stdout.flush()
-    return None if raw.lost is None or raw.lost.errno in GONE else raw.lost
+    return None if raw.error is None or raw.error.errno in READER_GONE else raw.error
 
 
 def _on(descriptor: int, encoding: str, unbuffered: bool) -> io.TextIOWrapper:
@@ -75,6 +80,6 @@ def _on(descriptor: int, encoding: str, unbuffered: bool) -> io.TextIOWrapper:
 
 
 def _raw(stream: Any) -> Any:
-    """The raw file below a text stream. With PYTHONUNBUFFERED there is no buffer in between."""
+    """The raw file below a text stream. With PYTHONUNBUFFERED there is no buffer between them."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)

@@ -1,14 +1,15 @@
-"""What a signal that ends a process means here: finish the step, save, stop, and say how to go on.
+"""Signals that end a process. In training they mean: finish the step, save, stop, and tell the user how to resume.
 
-Batch systems warn with the signal that the user chose (SLURM: `--signal=USR1@90`; submitit: USR2), then send TERM; a
-terminal that closes sends HUP, a limit on CPU time XCPU, Ctrl-C INT. All are treated alike. A signal that the caller
-ignores stays ignored, so `nohup` works. SIGQUIT is not handled: with it a user ends a process that does not respond.
+Batch systems warn with a signal that the user chose (SLURM: `--signal=USR1@90`; submitit: USR2) and then send TERM. A
+terminal that closes sends HUP, a limit on CPU time sends XCPU, and Ctrl-C sends INT. All are treated alike. A signal
+that the caller ignores stays ignored, so `nohup` works. SIGQUIT is not handled, so that a user can end a process that
+does not respond.
 
-A process is *patient* while it works in a run folder: a signal is only noted in `asked`, and training stops at the next
-point where it can save. Elsewhere nothing would be lost, so `Stopped` is raised at once. A second Ctrl-C always raises
-it at once.
+A process is *patient* while it works in a run folder. Then a signal is only noted in `asked`, and training stops at the
+next point where it can save. Elsewhere nothing would be lost, so `Stopped` is raised at once. A second Ctrl-C always
+raises it at once.
 
-Only the standard library is imported here, so that the handlers are in place before torch is imported, which takes
+Only the standard library is imported here, so that the handlers are installed before torch is imported, which takes
 seconds.
 """
 
@@ -23,13 +24,15 @@ from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
-asked = 0  # the signal that asked a patient process to stop, 0 if none did
+asked = 0  # the signal that has asked a patient process to stop; 0 if none has
 _patient = False
 
 
 class Stopped(BaseException):
-    """Raised where a signal ends the work at once. It is no Exception, which other code may catch, and no
-    KeyboardInterrupt, which Lightning turns into an exit of its own.
+    """A signal ends the work at once.
+
+    It is not an Exception, because other code may catch those. It is not a KeyboardInterrupt, because Lightning turns
+    those into an exit of its own.
     """
 
     def __init__(self, number: int) -> None:
@@ -38,16 +41,19 @@ class Stopped(BaseException):
 
 
 def name(number: int) -> str:
-    """The name of a signal, as SIGTERM; SIGINT is called Ctrl-C, as users know it."""
+    """The name of a signal, like SIGTERM. SIGINT is called Ctrl-C, as users know it."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def install() -> dict[int, Any]:
-    """Handle every signal in `ENDING` that is not ignored; returns the former handlers. {} outside the main thread."""
+    """Handle every signal in `ENDING` that is not ignored. Returns the previous handlers.
+
+    Outside the main thread, where Python allows no handlers, nothing is installed and {} is returned.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    taken = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, _receive) for number in taken}
+    not_ignored = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _receive) for number in not_ignored}
 
 
 def note(number: int) -> None:
@@ -58,7 +64,7 @@ def note(number: int) -> None:
 
 @contextmanager
 def patiently() -> Iterator[None]:
-    """A signal is noted in `asked` instead of ending the work."""
+    """While it lasts, a signal is noted in `asked` and does not end the work."""
     global asked, _patient
     outer, before = _patient, install()
     _patient = True
@@ -74,7 +80,7 @@ def patiently() -> Iterator[None]:
 
 @contextmanager
 def impatiently() -> Iterator[None]:
-    """Inside `patiently`: a block that a signal may end at once, even a signal that came before it."""
+    """Inside `patiently`: a block that a signal may end at once, also a signal that came before the block."""
     global _patient
     outer = _patient
     _patient = False
@@ -88,7 +94,7 @@ def impatiently() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals wait until the block ends; in a process that is started inside it, until that process calls `release`."""
+    """Signals wait until the block ends. In a process started inside the block, they wait until it calls `release`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
@@ -97,7 +103,7 @@ def held() -> Iterator[None]:
 
 
 def release() -> None:
-    """Called in a process that was started while signals were `held`, once it is ready for them."""
+    """Let signals through again. A process that was started while signals were `held` calls this once it is ready."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 

@@ -36,7 +36,7 @@ class Periodic(pl.Callback):
         return self.every > 0 and (step % self.every == 0 or step == learner.max_steps)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Do it; called on every rank."""
+        """What happens at such a step; called on every rank."""
         raise NotImplementedError
 
     def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -56,7 +56,7 @@ class Log(Periodic):
         self.latest: dict[str, Any] = {}
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Average over ranks, write."""
+        """Write the row, averaged over ranks."""
         self.latest = {**learner.train_metrics(), "train/lr": learner.rate}
         self.latest["train/bad_steps"] = learner.guard.bad_steps
         write(trainer, self.latest, step)
@@ -76,7 +76,7 @@ class Validation(Periodic):
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Validate; write best.ckpt on a new best."""
-        with learner.judged() as model:
+        with learner.evaluation_model() as model:
             evaluation = evaluate_split(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
         write(trainer, {f"valid/{name}": value for name, value in evaluation.terms.items()}, step)
         value = self.state["value"] if evaluation.value is None else evaluation.value
@@ -115,7 +115,7 @@ class Pictures(Periodic):
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Write samples/step=000500.png, completions/… and reconstructions/…, whichever the model can make."""
-        with learner.judged() as model:
+        with learner.evaluation_model() as model:
             grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):
                 grids["samples"] = self._samples(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ class Checkpoints(Periodic):
         self.last = last
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Install our signal handlers again: Lightning has just put its own on SIGTERM. It restores ours at the end."""
+        """Install our signal handlers again: Lightning has replaced that of SIGTERM, and restores ours at the end."""
         signals.install()
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
@@ -193,7 +193,7 @@ class Checkpoints(Periodic):
         return super().due(trainer, learner, step) or bool(stopping)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Metrics first: a checkpoint promises that its own step's row is in the file."""
+        """Write the metrics, then the checkpoint, which relies on the row of its own step being in the file."""
         if learner.interrupted:
             trainer.should_stop = True
         for logger in trainer.loggers:

@@ -17,9 +17,7 @@ from torch import Tensor
 from genlab.build import untrusted
 from genlab.build.untrusted import is_count, is_number
 from genlab.core import RequestError, RunError
-from genlab.system.atomic import atomically, write_json, write_text
-
-__all__ = ["AtomicCheckpointIO", "atomically", "check_resumable", "read", "write_json", "write_text"]
+from genlab.system.atomic import atomically
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -162,10 +162,10 @@ class Learner(pl.LightningModule):
             group["lr"] = base * self.optim.factor(scheduler.last_epoch, self.max_steps)
         self.restored = True
 
-    # ---- what callbacks read
+    # ---- for callbacks
 
     @contextmanager
-    def judged(self) -> Iterator[nn.Module]:
+    def evaluation_model(self) -> Iterator[nn.Module]:
         """The model to validate, sample and test: averaged weights, evaluation mode, float32, no gradients.
 
         The buffers of rank zero are sent to all ranks, so that all have the same model. (Otherwise each would have
@@ -185,7 +185,7 @@ class Learner(pl.LightningModule):
 
     @property
     def weights(self) -> str:
-        """Which weights `judged` gives: "ema" or "raw"."""
+        """Which weights `evaluation_model` gives: "ema" or "raw"."""
         return "raw" if self.ema is None else "ema"
 
     def train_metrics(self) -> dict[str, float]:

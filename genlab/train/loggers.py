@@ -22,7 +22,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from genlab.core import RequestError, RunError, nearest
-from genlab.train.checkpoint import atomically, write_text
+from genlab.system.atomic import atomically, write_text
 
 KINDS = {"csv": None, "none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 

@@ -32,7 +32,7 @@ def read_last(folder: Path) -> dict[str, Any] | None:
         state = read(path)
         check_resumable(state, path)
     except RequestError as error:
-        again = f"; to go on from the best one instead, copy {best.name} over it" if best.exists() else ""
+        again = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
         raise RequestError(f"{error}{again}") from error
     return state
 

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each: check the request, do it, write, print."""
+"""The verbs of the command line, one file each. Each checks the request, does the work, writes files and prints."""

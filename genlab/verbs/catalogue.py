@@ -1,4 +1,7 @@
-"""`genlab list [group]`: the models, data sets, experiments and other parts, each with its config's first comment."""
+"""`genlab list [group]`: the choices of a config group, each with the comment that its config begins with.
+
+Without a group, the models, data sets and experiments are listed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from genlab.request.folders import configs_folder, groups
 
 
 def run(words: list[str]) -> None:
-    """Print one table (plain lines when piped) for each group asked for; all main groups without a word."""
+    """Print a table for each of the groups `words`, or lines of plain text if standard output is no terminal."""
     folder = configs_folder()
     known = groups([folder])
     for word in words:
@@ -21,17 +24,17 @@ def run(words: list[str]) -> None:
         table = Table("", title=f"{group}=", title_justify="left", box=None, show_header=False)
         table.add_column()
         for name in known[group]:
-            about = _about((folder / group / f"{name}.yaml").read_text())
+            description = _description((folder / group / f"{name}.yaml").read_text())
             if console.is_terminal:
-                table.add_row(name, about)
+                table.add_row(name, description)
             else:
-                print(f"{group}={name}\t{about}")
+                print(f"{group}={name}\t{description}")
         if console.is_terminal:
             console.print(table)
 
 
-def _about(text: str) -> str:
-    """The comment a config begins with, as one line; not the package directive."""
+def _description(text: str) -> str:
+    """The comment that a config begins with, as one line and without Hydra's package directive."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -1,37 +1,77 @@
-"""`genlab complete`: what is unknown of an image, drawn given the rest: a PNG grid of the given, then completions."""
+"""`genlab complete`: draw the unknown pixels of an image given the known ones.
+
+The PNG grid shows the image as it was given, with unknown pixels in grey, and then its completions. The .npy file
+holds the completions as integers.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from genlab.core import Completer, ImageSpec, RequestError
 from genlab.models import Autoencoder
-from genlab.request.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
-from genlab.request.contexts import Given, given
+from genlab.request.contexts import Contexts, read_contexts
 from genlab.request.masks import known_mask
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import check_drawing, save_images
 from genlab.request.pictures import partial_image
-from genlab.request.stand_in import completer_of
+from genlab.request.progress import with_progress
+from genlab.request.samplers import completer_of
 
-PARTICLES = 32  # where known pixels come after unknown ones and nothing else is asked for
-COPIES = 512  # images times particles at once
+PARTICLES = 32  # the default where known pixels come after unknown ones
+BATCH = 512  # images times particles that are drawn together
 
 
 def command(request: Request) -> None:
-    """Check everything, then draw, then write."""
+    """Check the request, draw the completions, write both files and print one line."""
     config, _ = split_hydra(request.config())
     out = check_drawing(config)
     if config.particles is not None:
-        at_least(config, "particles", 1)
+        check_at_least(config, "particles", 1)
     model, run, spec = open_model(config, Completer, "complete images", Autoencoder)
-    what = given(config, model, run, any_label=False)
+    contexts = read_contexts(config, model, run, label_required=True)
     completer = completer_of(config, model)
-    kind = completer.completion
     generator = torch.Generator().manual_seed(config.seed)
+    image, known = _partial_image(config, spec, generator)
 
+    # Known pixels that come after an unknown one need weighted particles. If all known pixels come first, none do.
+    known_first = completer.completion == "ordered" and bool((known.flatten().long().diff() <= 0).all())
+    weighted = completer.completion in ("ordered", "weighted") and not known_first
+    particles = config.particles or (PARTICLES if weighted else 1)
+    batch = max(1, BATCH // (particles if weighted else 1))
+
+    def draw(advance):  # type: ignore[no-untyped-def]
+        images, effective = [], []
+        for start in range(0, contexts.n, batch):
+            n = min(batch, contexts.n - start)
+            completion = completer.complete(
+                image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=contexts.part(start, n),
+                particles=particles, temperature=config.temperature, generator=generator,
+            )  # fmt: skip
+            images.append(completion.images.cpu())
+            if completion.effective_particles is not None:
+                effective.append(completion.effective_particles.min().item())
+            advance(n)
+        return torch.cat(images), min(effective, default=None)
+
+    images, fewest = with_progress("completing", contexts.n, draw)
+    grid, grid_spec, columns = _grid(torch.where(known, image, spec.levels // 2), images, contexts)
+    save_images(out, images, spec, grid, grid_spec, columns)
+    if weighted and fewest is not None:
+        how = f"{particles} particles, at worst {fewest:.1f} of them effective"
+    else:
+        how = "exact: the known pixels come first" if known_first else completer.completion
+    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} completions{contexts.text} ({how})")
+
+
+def _partial_image(config: DictConfig, spec: ImageSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(image (C, H, W), known (H, W) bool) of `image=` and `known=`. RequestError if all or no pixels are known."""
     image, known = partial_image(Path(str(config.image)), spec)
     if config.known is not None:
         if not known.all():
@@ -45,47 +85,22 @@ def command(request: Request) -> None:
             f"every pixel of image={config.image} is known, nothing is left to complete: "
             "say what to keep, for example known=top:0.5"
         )
-
     if not known.any():
         where = "all of it is transparent" if config.known is None else f"known={config.known}"
         raise RequestError(
             f"no pixel of image={config.image} is known ({where}): keep some of them, or draw whole images with sample"
         )
-
-    # Known pixels that come after an unknown one need weighted particles; a known prefix does not.
-    prefix = kind == "ordered" and bool((known.flatten().long().diff() <= 0).all())
-    weighted = kind == "weighted" or (kind == "ordered" and not prefix)
-    particles = config.particles or (PARTICLES if weighted else 1)
-    chunk = max(1, COPIES // (particles if weighted else 1))
-
-    def draw(advance):  # type: ignore[no-untyped-def]
-        images, effective = [], []
-        for start in range(0, what.n, chunk):
-            n = min(chunk, what.n - start)
-            done = completer.complete(
-                image.expand(n, -1, -1, -1), known.expand(n, -1, -1), context=what.part(start, n),
-                particles=particles, temperature=config.temperature, generator=generator,
-            )  # fmt: skip
-            images.append(done.images.cpu())
-            effective.append(done.effective_particles.cpu())
-            advance(n)
-        return torch.cat(images), torch.cat(effective)
-
-    images, effective = with_progress("completing", what.n, draw)
-    shown, shown_spec, columns = _sheet(torch.where(known, image, spec.levels // 2), images, what)
-    save_drawing(out, images, spec, shown, shown_spec, columns)
-    if weighted:
-        how = f"{particles} particles, at worst {effective.min().item():.1f} of them effective"
-    else:
-        how = "exact: the known pixels come first" if prefix else kind
-    print(f"{out} and {out.with_suffix('.npy').name}: {what.n} completions{what.says} ({how})")
+    return image, known
 
 
-def _sheet(start: Tensor, images: Tensor, what: Given) -> tuple[Tensor, ImageSpec, int | None]:
-    """What was given, then its completions, (N, C, H, W); in rows that each begin with it where a row is a class."""
-    if what.columns:
-        rows = images.view(-1, what.columns, *images.shape[1:])
-        sheet = torch.cat([start.expand(len(rows), 1, *start.shape), rows], 1).flatten(0, 1)
-        return sheet, what.spec, what.columns + 1
-    shown, spec = what.shown(torch.cat([start[None], images]))
-    return shown, spec, len(shown) if len(images) < 12 else None
+def _grid(start: Tensor, images: Tensor, contexts: Contexts) -> tuple[Tensor, ImageSpec, int | None]:
+    """(images of the grid (N, C, H, W), their spec, columns of the grid): the given image, then its completions.
+
+    Where every row is a class, every row begins with the given image.
+    """
+    if contexts.columns:
+        rows = images.view(-1, contexts.columns, *images.shape[1:])
+        grid = torch.cat([start.expand(len(rows), 1, *start.shape), rows], 1).flatten(0, 1)
+        return grid, contexts.spec, contexts.columns + 1
+    grid, spec = contexts.grid(torch.cat([start[None], images]))
+    return grid, spec, len(grid) if len(images) < 12 else None

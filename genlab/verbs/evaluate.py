@@ -1,8 +1,8 @@
-"""`genlab eval`: the likelihood of a checkpoint over every image of a split, once, on one process or several.
+"""`genlab eval`: how well a model does on every image of a split, as one line and JSON, on one process or several.
 
-An autoencoder has no likelihood, and is told so; reported is what validation logged, its reconstruction. Nor has a GAN;
-reported are its players' losses and scores, and with `classifier=` the quality of its samples. A classifier is reported
-with its accuracy.
+A model with a likelihood is evaluated by its bits/dim, an autoencoder by its reconstructions, a classifier by its
+accuracy. A GAN has none of these: reported are the losses of its two players, or with `classifier=` the quality of its
+samples, as `genlab quality` measures it.
 """
 
 from __future__ import annotations
@@ -13,35 +13,42 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.build import find_checkpoint, read_checkpoint, restore
+from genlab.build import restore
 from genlab.build.models import model_name
-from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, nearest
+from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler, nearest
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
-from genlab.measure import bits
-from genlab.measure.evaluation import evaluate_split, latent_usage
+from genlab.measure.evaluation import evaluate_split
+from genlab.measure.feature_distances import MIN_IMAGES
+from genlab.measure.feature_extractor import open_feature_extractor
+from genlab.measure.origin import origin
+from genlab.measure.quality import Sampling, check_measurable, sample_quality
 from genlab.processes import group, launch
-from genlab.request.common import at_least, check_seed, data_of, with_progress, writable
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.numbers import check_at_least, check_seed
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
+from genlab.request.tables import print_table
 from genlab.system import signals
-from genlab.train.checkpoint import write_json
+from genlab.system.atomic import write_json
+from genlab.system.device import choose_device
 from genlab.train.plan import Plan
-from genlab.verbs import quality
 
-INSTEAD_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
-INSTEAD_ADVERSARIAL = "a GAN has no likelihood, so there is no bits/dim; what it has is the quality of its samples"
-PLAYERS = f"{INSTEAD_ADVERSARIAL} (add classifier=RUN), of which its players' losses say little"
+NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
+NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; what it has is the quality of its samples"
+NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses say little"
 
 
 def command(request: Request) -> None:
-    """Check everything, then evaluate here or on `trainer.devices` processes."""
+    """Check the request, then evaluate here or on `trainer.devices` processes."""
     config, _ = split_hydra(request.config())
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
-    at_least(config, "draws", 1)
+    check_at_least(config, "draws", 1)
     check_seed(config)
     if config.batch_size is not None:
-        at_least(config, "batch_size", 1)
+        check_at_least(config, "batch_size", 1)
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     launch.check_cores(plan.devices, plan.accelerator)
@@ -56,63 +63,68 @@ def command(request: Request) -> None:
     if config.classifier is not None:
         if not isinstance(model, Adversarial):
             raise RequestError(
-                f"classifier={config.classifier}: this model is judged without one; the quality of its samples is "
+                f"classifier={config.classifier}: this model is evaluated without one; the quality of its samples is "
                 f"genlab quality ckpt={config.ckpt} classifier={config.classifier}"
             )
-        if config.split != "test":
-            raise RequestError(f"split={config.split}: samples are compared with test images; leave split= out")
-        print(f"{INSTEAD_ADVERSARIAL}:")
-        asked, _ = split_hydra(Request("quality", ["ckpt=-", "classifier=-"], command="").config())
-        for key in ("ckpt", "classifier", "n", "seed", "weights", "data", "out", "trust"):
-            asked[key] = config[key]
-        quality.report(asked)
+        evaluate_samples(config)
         return
-    data_of(config, run, warn=False).split(config.split)  # a missing file is told now, and not by every process
+    open_data(config, run, warn=False).split(config.split)  # so that a missing file is reported once, not by each rank
     if group.world_size() == 1 and plan.devices > 1:
-        settings = OmegaConf.to_container(config)
-        launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=settings)
+        launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=OmegaConf.to_container(config))
     else:
         work(OmegaConf.to_container(config))
 
 
-@signals.impatiently()  # also as one rank of several: there is nothing to save
+@signals.impatiently()  # at once, also on one rank of several: there is nothing to save
 def work(settings: Any) -> None:
-    """Evaluate this process's share; rank zero writes and prints."""
+    """Evaluate this process's share of the images. Rank zero writes and prints the result of all ranks."""
     config = OmegaConf.create(settings)
     assert isinstance(config, DictConfig)
     plan = Plan.of(config.trainer)
     group.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-    data = data_of(config, run, warn=False)
-    other = data.others.get(config.split)
+    data = open_data(config, run, warn=False)
+    other_data = data.others.get(config.split)
     if plan.accelerator == "gpu":
         device = torch.device("cuda", torch.cuda.current_device())
         data.move_to(device)
         model.to(device)
-    weights = str(model.weights)
-    total = len(data.split(config.split).labels)
 
     def evaluate(advance):  # type: ignore[no-untyped-def]
-        """(content of the file, line for the user)"""
-        if not isinstance(model, Likelihood):
-            evaluation = evaluate_split(model, data, config.split, weights=weights, seed=config.seed, on_batch=advance)
-            return evaluation.details, evaluation.text
-        result = bits.evaluate(
-            model, data.batches(config.split), data.spec, draws=config.draws, split=config.split, data=data.name,
-            weights=weights, expected=total, seed=config.seed, on_batch=advance,
+        return evaluate_split(
+            model, data, config.split, weights=str(model.weights), seed=config.seed, draws=config.draws,
+            on_batch=advance,
         )  # fmt: skip
-        return {**result.as_dict(), **latent_usage(model, data, config.split, config.seed)}, f"bits/dim {result}"
 
-    zero = group.is_rank_zero()
-    details, text = with_progress("evaluating", total, evaluate) if zero else evaluate(lambda done: None)
-    if zero:
-        out = Path(config.out)
-        step = read_checkpoint(config.ckpt)[0]["genlab"]["step"]
-        checkpoint = str(find_checkpoint(config.ckpt))
-        about = {"fingerprint": getattr(data, "fingerprints", {}).get(config.split), "other_data": other}
-        write_json(out, {**details, "model": run["names"]["model"], "checkpoint": checkpoint, "step": step, **about})
-        if isinstance(model, Adversarial):
-            print(f"{PLAYERS}:")
-        elif isinstance(model, Coder) and not isinstance(model, Likelihood):
-            print(f"{INSTEAD_CODER}:")
-        print(f"{config.split} {text}" + (f"; CAREFUL: {sentence(config.split, other)}" if other else ""))
+    if not group.is_rank_zero():
+        evaluate(None)
+        return
+    evaluation = with_progress("evaluating", len(data.split(config.split).labels), evaluate)
+    fingerprint = getattr(data, "fingerprints", {}).get(config.split)
+    described = {**origin(config.ckpt), "fingerprint": fingerprint, "other_data": other_data}
+    write_json(Path(config.out), {**evaluation.details, **described})
+    if isinstance(model, Adversarial):
+        print(f"{NOTE_PLAYERS}:")
+    elif isinstance(model, Coder) and not isinstance(model, Likelihood):
+        print(f"{NOTE_CODER}:")
+    careful = f"; CAREFUL: {sentence(config.split, other_data)}" if other_data else ""
+    print(f"{config.split} {evaluation.text}{careful}")
+
+
+def evaluate_samples(config: DictConfig) -> None:
+    """Measure the quality of a GAN's samples, write the JSON file and print the table."""
+    if config.split != "test":
+        raise RequestError(f"split={config.split}: samples are compared with test images; leave split= out")
+    check_at_least(config, "n", MIN_IMAGES)
+    sampling = Sampling(config.n, config.seed)
+    model, run, spec = open_model(config, Sampler, "draw images")
+    extractor = open_feature_extractor(config.classifier, choose_device("auto"), sampling.batch_size, config.trust)
+    data = open_data(config, run, splits=SPLITS)
+    check_measurable(model, data, config.n, config.ckpt)
+    extractor.check_fits(spec, data, run["names"]["data"], config.trust)
+    quality = sample_quality(model, model, extractor, data, sampling, with_progress=with_progress)
+    write_json(Path(config.out), {**origin(config.ckpt), "weights": str(model.weights), **quality.as_dict()})
+    title = quality.title(run["names"]["model"])
+    print(f"{NOTE_GAN}:")
+    print_table(title, ("measure", "samples", "floor", "better"), quality.rows(), quality.lines())
+    print(quality.footnote())

@@ -1,4 +1,8 @@
-"""`genlab reconstruct`: images beside what a code keeps of them; of a denoising model clean, corrupted, denoised."""
+"""`genlab reconstruct`: images beside their reconstructions from a code.
+
+The grid of a denoising model shows each image clean, corrupted and denoised. The .npy file holds the reconstructions
+as integers.
+"""
 
 from __future__ import annotations
 
@@ -13,62 +17,58 @@ from genlab.build.models import model_name
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
 from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
-from genlab.request.common import (
-    at_least,
-    check_out,
-    check_seed,
-    data_of,
-    open_model,
-    save_drawing,
-    with_progress,
-)
+from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
-from genlab.request.contexts import given as conditioned_on
+from genlab.request.contexts import read_contexts
+from genlab.request.numbers import check_at_least, check_seed
+from genlab.request.outputs import check_out, save_images
 from genlab.request.pictures import whole_image
+from genlab.request.progress import with_progress
 
-GROUPS = 4  # images in a row of the grid
+GROUPS = 4  # images (with their reconstructions) in a row of the grid
+BATCH = 200  # images at once, where batch_size is null
 
 
 def command(request: Request) -> None:
-    """Check everything, then reconstruct, then write."""
+    """Check the request, reconstruct the images, write both files and print one line."""
     config, _ = split_hydra(request.config())
-    at_least(config, "n", 1)
+    check_at_least(config, "n", 1)
     check_seed(config)
     out = check_out(config)
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
     model, run, spec = open_model(config, Coder, "reconstruct images")
     corrupted = _corrupted(config, model)
-    x, given, of = _images(config, model, run, spec)
+    x, contexts, source = _images(config, model, run, spec)
     device = next(model.parameters()).device
 
-    torch.manual_seed(config.seed)  # the corruption's noise is torch's own
+    torch.manual_seed(config.seed)  # a corruption takes its noise from torch's global generator
 
-    def work(advance):  # type: ignore[no-untyped-def]
+    def reconstruct(advance):  # type: ignore[no-untyped-def]
         parts = []
-        size = config.batch_size or 200
+        size = config.batch_size or BATCH
         for start in range(0, len(x), size):
             part = x[start : start + size].to(device)
-            context = None if given is None else given[start : start + size].to(device)
-            parts.append(torch.stack(shown(model, part, corrupted, context), 1).cpu())
+            context = None if contexts is None else contexts[start : start + size].to(device)
+            parts.append(torch.stack(with_reconstructions(model, part, corrupted, context), 1).cpu())
             advance(len(part))
         return torch.cat(parts)
 
     with torch.no_grad():
-        groups = with_progress("reconstructing", len(x), work)  # (N, 2 or 3, C, H, W)
+        groups = with_progress("reconstructing", len(x), reconstruct)  # (N, 2 or 3, C, H, W)
     columns = groups.shape[1] * min(GROUPS, len(x))
-    save_drawing(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns=columns)
+    save_images(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns=columns)
     what = "clean, corrupted, denoised" if corrupted else "given, reconstructed"
-    print(f"{out} ({what}) and {out.with_suffix('.npy').name}: {of}")
+    print(f"{out} ({what}) and {out.with_suffix('.npy').name}: {source}")
 
 
-def shown(model: Any, x: Tensor, corrupted: bool, context: Tensor | None = None) -> list[Tensor]:
-    """What is looked at, integers (B, C, H, W) each: the images, their corrupted copies if so, the reconstructions."""
+def with_reconstructions(model: Any, x: Tensor, corrupted: bool, context: Tensor | None = None) -> list[Tensor]:
+    """[x, reconstructions], or if `corrupted` [x, corrupted copies, reconstructions]: integers (B, C, H, W) each."""
     return [x.long(), *model.repair(x)] if corrupted else [x.long(), model.reconstruct(x, context=context)]
 
 
 def _corrupted(config: DictConfig, model: Any) -> bool:
-    """Whether to corrupt: what was asked, else whether the model was trained so."""
+    """Returns True if images are to be corrupted first. By default they are if the model was trained on such images."""
     can = isinstance(model, Denoiser) and model.corruption is not None
     if config.corrupted is None:
         return can
@@ -80,18 +80,15 @@ def _corrupted(config: DictConfig, model: Any) -> bool:
 
 
 def _images(config: DictConfig, model: Any, run: dict[str, Any], spec: ImageSpec) -> tuple[Tensor, Tensor | None, str]:
-    """Images (N, C, H, W), what each is conditioned on if the model wants to know, what the user is told they are."""
+    """(images (N, C, H, W), their contexts or None, where the images are from in words)."""
     if config.image is not None:
-        what = conditioned_on(config, model, run, any_label=False, n=1)
-        return (
-            whole_image(Path(str(config.image)), spec)[None],
-            what.context,
-            str(config.image) + what.says,
-        )
+        contexts = read_contexts(config, model, run, label_required=True, n=1)
+        image = whole_image(Path(str(config.image)), spec)
+        return image[None], contexts.context, f"{config.image}{contexts.text}"
     for key in ("label", "context"):
         if config[key] is not None:
             raise RequestError(f"{key}={config[key]} goes with image=: the images of a split bring their own")
-    data = data_of(config, run)
+    data = open_data(config, run)
     total = len(data.split(config.split).labels)
     if config.n > total:
         raise RequestError(f"n={config.n}: the {config.split} split has {total} images")

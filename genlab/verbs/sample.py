@@ -1,4 +1,7 @@
-"""`genlab sample`: images drawn from a model, or made by what stands in for that, as a PNG grid and as integers."""
+"""`genlab sample`: draw images from a model into a PNG grid, and the same images as integers into a .npy file.
+
+An autoencoder, which has no distribution of images, draws by what `code=` or `chain=` names (`request/samplers.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,40 @@ import torch
 
 from genlab.core import Sampler
 from genlab.models import Autoencoder
-from genlab.request.common import at_least, check_drawing, open_model, save_drawing, with_progress
+from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
-from genlab.request.contexts import given
-from genlab.request.stand_in import sampler_of
+from genlab.request.contexts import read_contexts
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import check_drawing, save_images
+from genlab.request.progress import with_progress
+from genlab.request.samplers import check_data_is_read, sampler_of
 
 
 def command(request: Request) -> None:
-    """Check everything, then draw, then write."""
+    """Check the request, draw the images, write both files and print one line."""
     config, _ = split_hydra(request.config())
     out = check_drawing(config)
-    at_least(config, "batch_size", 1)
+    check_at_least(config, "batch_size", 1)
     model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
-    what = given(config, model, run, any_label=True)
+    contexts = read_contexts(config, model, run, label_required=False)
+    check_data_is_read(config, model)
     started = time.perf_counter()
-    sampler, how = sampler_of(config, model, run)
+    sampler, description = sampler_of(config, model, run)
 
-    generator = torch.Generator().manual_seed(config.seed)  # on the CPU: the same noise for every device
+    generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device gets the same noise
 
     def draw(advance):  # type: ignore[no-untyped-def]
         parts = []
-        for start in range(0, what.n, config.batch_size):
-            n = min(config.batch_size, what.n - start)
-            drawn = sampler.sample(n, context=what.part(start, n), temperature=config.temperature, generator=generator)
-            parts.append(drawn.cpu())
+        for start in range(0, contexts.n, config.batch_size):
+            n = min(config.batch_size, contexts.n - start)
+            context = contexts.part(start, n)
+            images = sampler.sample(n, context=context, temperature=config.temperature, generator=generator)
+            parts.append(images.cpu())
             advance(n)
         return torch.cat(parts)
 
-    images = with_progress("sampling", what.n, draw)
+    images = with_progress("sampling", contexts.n, draw)
     seconds = time.perf_counter() - started
-    save_drawing(out, images, spec, *what.shown(images), columns=what.columns)
-    print(f"{out} and {out.with_suffix('.npy').name}: {what.n} images{what.says} in {seconds:.1f} s{how}")
+    save_images(out, images, spec, *contexts.grid(images), columns=contexts.columns)
+    how = f" ({description})" if description else ""
+    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{how}")

@@ -1,4 +1,7 @@
-"""Pictures of integer images: grids as PNG files, written whole or not at all."""
+"""Grids of integer images as PNG files, which are written completely or not at all.
+
+N images (N, C, H, W); the grids have C channels if C is 1 or 3, otherwise three.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from genlab.core import ImageSpec
 from genlab.system.atomic import atomically
 
+BORDER = 2  # pixels between and around the images of a grid
+MID_GREY = 128
+
 
 def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:
-    """Integers in 0..K-1 -> 0..255, rounding; 8-bit images are unchanged."""
-    return (
-        x.to("cpu", torch.uint8) if spec.levels == 256 else (x.cpu() * 255 / (spec.levels - 1)).round().to(torch.uint8)
-    )
+    """Integers in 0..K-1 -> integers in 0..255, rounded, uint8 on the CPU. 8-bit images do not change."""
+    if spec.levels == 256:
+        return x.to("cpu", torch.uint8)
+    return (x.cpu() * 255 / (spec.levels - 1)).round().to(torch.uint8)
 
 
 def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:
-    """Images (N, C, H, W) row by row, about square unless `columns` are given, enlarged when they are small."""
-    n, columns = len(x), columns or math.ceil(math.sqrt(len(x)))
-    rows, gap = math.ceil(n / columns), 2
-    height, width = spec.height + gap, spec.width + gap
-    sheet = torch.full((spec.channels, rows * height + gap, columns * width + gap), 128, dtype=torch.uint8)
-    for i, image in enumerate(to_uint8(x, spec)):
-        top, left = i // columns * height + gap, i % columns * width + gap
-        sheet[:, top : top + spec.height, left : left + spec.width] = image
+    """Images x (N, C, H, W) row by row on mid-grey; by default about as many rows as columns.
+
+    Images smaller than 64 pixels are enlarged by a whole factor.
+    """
+    columns = columns or math.ceil(math.sqrt(len(x)))
+    sheet = make_grid(to_uint8(x, spec), nrow=columns, padding=BORDER, pad_value=MID_GREY)
+    if len(x) == 1:  # make_grid gives a single image no border
+        sheet = F.pad(sheet, [BORDER] * 4, value=MID_GREY)
     pixels = sheet.permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if spec.channels == 1 else _to_rgb(pixels))
     scale = max(1, 64 // max(spec.height, spec.width))
@@ -37,24 +45,30 @@ def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:
 
 
 def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None) -> None:
-    """Write `grid` as a PNG: under another name first, so that no half-written picture is ever seen."""
-    whole_file(path, lambda temporary: grid(x, spec, columns).save(temporary, format="PNG"))
+    """Write `grid` as a PNG."""
+    save_whole_file(path, lambda temporary: grid(x, spec, columns).save(temporary, format="PNG"))
 
 
-def whole_file(path: Path, save: Callable[[Path], object]) -> None:
-    """`save(temporary name)`, then give the file its name; a folder that is not there is made."""
+def save_whole_file(path: Path, save: Callable[[Path], object]) -> None:
+    """Call `save` with a temporary name, then rename the file to `path`, so that nobody sees half a file.
+
+    A missing folder is made.
+    """
     with atomically(path) as temporary:
         save(temporary)
 
 
 def signed(weights: Tensor) -> Tensor:
-    """Weights (N, C, h, w) -> 0..255, each by its own largest magnitude: zero is 128, positive bright."""
+    """Weights (N, C, h, w) -> integers in 1..255: 128 is zero, larger is positive.
+
+    Each of the N tiles is scaled by its own largest magnitude.
+    """
     largest = weights.abs().flatten(1).amax(1).clamp_min(torch.finfo(weights.dtype).tiny)
-    return (128 + 127 * weights / largest[:, None, None, None]).round().long().cpu()
+    return (MID_GREY + 127 * weights / largest[:, None, None, None]).round().long().cpu()
 
 
 def _to_rgb(pixels):  # type: ignore[no-untyped-def]
-    """(H, W, C) with any C >= 2 -> three channels: the first three, a missing one black."""
+    """Pixels (H, W, C) with C >= 2 -> three channels: the first three, or two and a black one."""
     rgb = torch.zeros(*pixels.shape[:2], 3, dtype=torch.uint8).numpy()
     channels = min(3, pixels.shape[-1])
     rgb[..., :channels] = pixels[..., :channels]

@@ -1,6 +1,6 @@
-"""Plots of codes and of training, and grids with names on their rows and columns: matplotlib, without a window.
+"""Plots of codes and of training, and image grids with named rows and columns, by matplotlib without a window.
 
-Figures are made and given back; `save_figure` writes one, whole or not at all. N images, L units.
+Every function returns a figure; `save_figure` writes it, completely or not at all. N images, L units.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
-from genlab.viz.grids import grid, whole_file
+from genlab.viz.grids import grid, save_whole_file
 
-if TYPE_CHECKING:  # it takes a moment to import, and training without pictures does without
+if TYPE_CHECKING:  # slow to import, and training without pictures does not need it
     from matplotlib.figure import Figure
 
 DPI = 100
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG."""
-    whole_file(path, lambda temporary: figure.savefig(temporary, format="png"))
+    """Write the figure as a PNG."""
+    save_whole_file(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def labelled_grid(
     images: Tensor, spec: ImageSpec, rows: Sequence[str], columns: Sequence[str], *, below: str = ""
 ) -> Figure:
-    """Images (R * K, C, H, W) in R rows of K, with the name of each row on the left and of each column on top."""
+    """Images (R * K, C, H, W) in R rows of K. Row names stand on the left, column names on top, `below` at the foot."""
     picture = grid(images, spec, len(columns))
     width, height = picture.size
     left, top, bottom = 110, 30, 30 if below else 10
@@ -46,7 +46,7 @@ def labelled_grid(
 
 
 def histogram(h: Tensor, split: str) -> Figure:
-    """Of all values of the codes (N, L), zeros aside, and of the mean of each unit."""
+    """Two histograms of codes h (N, L): all values except exact zeros, and the mean of each unit over the images."""
     figure = _figure(9, 3.6)
     values, means = figure.subplots(1, 2)
     on = h[h != 0]
@@ -60,8 +60,12 @@ def histogram(h: Tensor, split: str) -> Figure:
     return _tidy(figure)
 
 
-def scatter(points: Tensor, kept: float | None, labels: Tensor, names: Sequence[str], split: str) -> Figure:
-    """Points (N, 2) coloured by class; `kept`: share of the variance, if they are principal components."""
+def scatter(points: Tensor, variance_share: float | None, labels: Tensor, names: Sequence[str], split: str) -> Figure:
+    """Points (N, 2) coloured by class.
+
+    `labels` (N,) index the class names `names`, which are empty for data without classes. `variance_share`: share of
+    the variance that the points keep if they are principal components; None if they are the code itself.
+    """
     import matplotlib
 
     figure = _figure(6.6, 5.6)
@@ -69,25 +73,25 @@ def scatter(points: Tensor, kept: float | None, labels: Tensor, names: Sequence[
     if names:
         colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "turbo"]
         for i, name in enumerate(names):
-            mine = points[labels == i]
+            of_class = points[labels == i]
             colour = colours(i if len(names) <= 10 else i / (len(names) - 1))
-            axes.scatter(mine[:, 0], mine[:, 1], s=3, color=colour, linewidths=0, label=name)
+            axes.scatter(of_class[:, 0], of_class[:, 1], s=3, color=colour, linewidths=0, label=name)
         if len(names) <= 20:
             axes.legend(markerscale=4, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         axes.scatter(points[:, 0], points[:, 1], s=3, color="0.35", linewidths=0)
     title = f"Codes of {len(points):,} images of the {split} split"
-    if kept is None:
+    if variance_share is None:
         axes.set(xlabel="unit 0", ylabel="unit 1")
     else:
         axes.set(xlabel="first principal component", ylabel="second principal component")
-        title += f": two principal components, {kept:.0%} of the variance"
+        title += f": two principal components, {variance_share:.0%} of the variance"
     axes.set_title(title, fontsize=10)
     return _tidy(figure)
 
 
 def bars(kl: Tensor, split: str) -> Figure:
-    """KL (L,) of every unit, nats, the largest first."""
+    """A bar for the KL of every unit (L,), in nats, the largest first."""
     figure = _figure(6.6, 3.6)
     axes = figure.subplots()
     axes.bar(range(len(kl)), kl.sort(descending=True).values.tolist(), color="0.35", width=1)
@@ -96,21 +100,21 @@ def bars(kl: Tensor, split: str) -> Figure:
     return _tidy(figure)
 
 
-SPARSITY = {  # panels: what the axis says, the measures drawn in it
+SPARSITY = {  # for each panel the name of its axis, and the metrics drawn in it with their labels
     "share of units": {"active": "on, of an image", "dead_share": "never on, of the split"},
     "activation": {"mean_activation": "mean over units and images"},
 }
 
 
 def sparsity(metrics: Path) -> Figure:
-    """The curves of a run's metrics.csv that say how much of the code was in use, beside what was asked for.
+    """Curves of a run's metrics.csv: how much of the code was in use, and the target if its sparsity has one.
 
-    RequestError where it has none.
+    Raises RequestError if the file is missing or has no such metrics.
     """
     rows = _rows(metrics)
     panels = {
-        axis: [name for name in measures if any(_curve(rows, f"{of}/{name}") for of in ("train", "valid"))]
-        for axis, measures in SPARSITY.items()
+        axis: [name for name in metric_labels if any(_curve(rows, f"{split}/{name}") for split in ("train", "valid"))]
+        for axis, metric_labels in SPARSITY.items()
     }
     panels = {axis: names for axis, names in panels.items() if names}
     if not panels:
@@ -118,12 +122,12 @@ def sparsity(metrics: Path) -> Figure:
     figure = _figure(4.5 * len(panels), 3.6)
     for axes, (axis, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in zip(names, ("C0", "C3"), strict=False):
-            for of, style in (("train", "-"), ("valid", "o--")):
-                if points := _curve(rows, f"{of}/{name}"):
-                    label = f"{SPARSITY[axis][name]} ({of})"
+            for split, style in (("train", "-"), ("valid", "o--")):
+                if points := _curve(rows, f"{split}/{name}"):
+                    label = f"{SPARSITY[axis][name]} ({split})"
                     axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1.2, label=label)
-            if asked := _curve(rows, f"valid/asked_{name}"):
-                axes.axhline(asked[-1][1], color=colour, linestyle=":", label="asked for")
+            if target := _curve(rows, f"valid/asked_{name}"):
+                axes.axhline(target[-1][1], color=colour, linestyle=":", label="asked for")
         axes.set(xlabel="optimiser steps", ylabel=axis)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.legend(fontsize=8, frameon=False)
@@ -131,6 +135,7 @@ def sparsity(metrics: Path) -> Figure:
 
 
 def _rows(metrics: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column name."""
     try:
         with open(metrics, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -139,18 +144,19 @@ def _rows(metrics: Path) -> list[dict[str, str]]:
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
-    """(step, value) wherever a row has a value of that name."""
+    """(step, value) of every row that has a value in column `name`."""
     return [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty one, inches."""
+    """An empty figure; width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI)
 
 
 def _tidy(figure: Figure) -> Figure:
+    """The figure with a tight layout and without frames on the right and on top."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

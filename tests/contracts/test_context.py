@@ -1,4 +1,4 @@
-"""Conditional models: every context is a distribution of its own, matters, and must be given."""
+"""Conditional models: p(x | context) is normalised, depends on the context, and needs one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOME = {name: zoo.LISTABLE[name] for name in ("2x2 binary", "1x2 RGB, 3 levels")
 CONDITIONAL = pytest.mark.parametrize("case", zoo.models(SOME, ("label", "image")))
 
 
-SEEDS = range(4)  # one random net may have switched its context off by its ReLUs, not several
+SEEDS = range(4)  # in one random net the ReLUs may block the context, but not in all of several
 
 
 @torch.no_grad()
@@ -20,8 +20,8 @@ SEEDS = range(4)  # one random net may have switched its context off by its ReLU
 def test_probabilities_given_each_context_sum_to_one_and_differ(case):
     images = zoo.every_image(case.spec)
     for seed in SEEDS:
-        made = case.tiny(seed=seed)
-        one, other = (made.log_prob(images, torch.cat([case.given(1, k)] * len(images))).exp() for k in range(2))
+        model = case.tiny(seed=seed)
+        one, other = (model.log_prob(images, torch.cat([case.given(1, k)] * len(images))).exp() for k in range(2))
         assert one.sum().item() == pytest.approx(1, abs=1e-10)
         assert other.sum().item() == pytest.approx(1, abs=1e-10)
         if (one - other).abs().sum() > 1e-3:
@@ -33,15 +33,15 @@ def test_probabilities_given_each_context_sum_to_one_and_differ(case):
 def test_a_context_changes_samples_and_the_missing_or_superfluous_one_is_refused(case):
     differs = False
     for seed in SEEDS:
-        made = case.tiny(seed=seed)
+        model = case.tiny(seed=seed)
         one, same, other = (
-            made.sample(6, context=case.given(6, k), generator=torch.Generator().manual_seed(0)) for k in (0, 0, 1)
+            model.sample(6, context=case.given(6, k), generator=torch.Generator().manual_seed(0)) for k in (0, 0, 1)
         )
         assert torch.equal(one, same)
         differs |= not torch.equal(one, other)
     assert differs
     with pytest.raises(RequestError, match="conditioned on"):
-        made.sample(2)
+        model.sample(2)
     unconditional = zoo.replace(case, context="none").tiny()
     with pytest.raises(RequestError, match="unconditional"):
         unconditional.sample(6, context=case.given(6))
@@ -50,18 +50,20 @@ def test_a_context_changes_samples_and_the_missing_or_superfluous_one_is_refused
 @pytest.mark.parametrize("case", zoo.nets({"grey": zoo.GREY}, ("label", "image")))
 def test_completion_given_a_context_keeps_to_it(case):
     """Known pixels in the middle, so that the particles carry their contexts through resampling."""
-    made = case.tiny(scale=0.3)
+    model = case.tiny(scale=0.3)
     x, known = zoo.random_images(case.spec, 3), torch.zeros(3, 5, 4, dtype=torch.bool)
     known[:, 2] = True
-    done = made.complete(x, known, context=case.given(3), particles=4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(done.images[:, :, 2], x[:, :, 2])
-    other = made.complete(x, known, context=case.given(3, 1), particles=4, generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(done.images, other.images)
+    one, other = (
+        model.complete(x, known, context=case.given(3, k), particles=4, generator=torch.Generator().manual_seed(0))
+        for k in (0, 1)
+    )
+    assert torch.equal(one.images[:, :, 2], x[:, :, 2])
+    assert not torch.equal(one.images, other.images)
 
 
 @pytest.mark.parametrize("case", zoo.nets({"rgb": zoo.RGB}, ("label", "image")))
 def test_gradient_reaches_every_parameter_of_the_context(case):
-    made = case.tiny(scale=0.2, dtype=torch.float).train()
-    made.objective(zoo.random_images(case.spec, 6), case.given(6))["loss"].mean().backward()
-    dead = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    model = case.tiny(scale=0.2, dtype=torch.float).train()
+    model.objective(zoo.random_images(case.spec, 6), case.given(6))["loss"].mean().backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not dead

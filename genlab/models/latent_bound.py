@@ -1,0 +1,140 @@
+"""What trains a latent Gaussian model: a bound on log p(x), or the most likely z. Never what is evaluated.
+
+    bound      elbo: one draw of z and the KL in closed form, times `beta` (Higgins et al. 2017). beta grows from 0 over
+               `warm_up` batches; a unit costs at least `free_bits` nats (Kingma et al. 2016, arXiv:1606.04934, C.8).
+               iwae: the log of the mean of `train_draws` weights (Burda et al. 2016, arXiv:1509.00519).
+               dreg: the same value with the doubly reparameterised gradient of the encoder (Tucker et al. 2019,
+               arXiv:1810.04152), whose signal does not vanish in noise as draws are added.
+    inference  posterior: all of the above.
+               map: "guess the most likely z". The decoder gets the encoder's mean, and log p(x, z) is maximised. The
+               widths of q are fitted as well, without an effect on anything else, because evaluation needs them.
+
+B images, L latent units, k draws. log_likelihood(z) is log p(x | z) in nats: latents (B, L) -> (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genlab.core import RequestError
+
+BOUNDS, INFERENCES = ("elbo", "iwae", "dreg"), ("posterior", "map")
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The keys of a latent Gaussian model's config that say how it is trained. `free_bits`: nats a unit."""
+
+    bound: str = "elbo"
+    train_draws: int = 1
+    beta: float = 1.0
+    free_bits: float = 0.0
+    warm_up: int = 0
+    inference: str = "posterior"
+
+    def __post_init__(self) -> None:
+        beta, free_bits, warm_up = self.beta, self.free_bits, self.warm_up
+        if self.bound not in BOUNDS or self.inference not in INFERENCES:
+            raise RequestError(
+                f"choose model.bound={'|'.join(BOUNDS)} and model.inference={'|'.join(INFERENCES)}, "
+                f"got {self.bound} and {self.inference}"
+            )
+        if beta < 0 or free_bits < 0 or warm_up < 0:
+            raise RequestError(f"beta, free_bits and warm_up must be 0 or more, got {beta}, {free_bits} and {warm_up}")
+        if (self.bound == "elbo") != (self.train_draws == 1) or self.train_draws < 1:
+            raise RequestError(
+                f"model.bound={self.bound} with model.train_draws={self.train_draws}: elbo takes 1, iwae and dreg 2 or "
+                "more"
+            )
+        plain = (beta, free_bits, warm_up) == (1, 0, 0)
+        if not plain and (self.bound != "elbo" or self.guesses):
+            raise RequestError(
+                "beta, free_bits and warm_up change the KL of model.bound=elbo; other bounds and map have none"
+            )
+        if self.guesses and self.bound != "elbo":
+            raise RequestError("model.inference=map has one guess an image: it goes with model.bound=elbo")
+
+    @property
+    def guesses(self) -> bool:
+        """True if the decoder is trained on the most likely z alone."""
+        return self.inference == "map"
+
+    def loss(
+        self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, step: Tensor
+    ) -> dict[str, Tensor]:
+        """Training loss for q(z | x) = N(mean, diag exp log_var), each (B, L), at batch number `step`.
+
+        Nats (B,) each: "loss"; "rate", the KL of q from the prior; "distortion", -log p(x | z).
+        """
+        kl = kl_divergence(mean, log_var)
+        if self.bound != "elbo":
+            terms = self._importance_weighted(log_likelihood, mean, log_var)
+        elif self.guesses:
+            terms = _most_likely(log_likelihood, mean, log_var)
+        else:
+            terms = elbo(log_likelihood, mean, log_var, self.price(kl, step))
+        return {"loss": terms["loss"], "rate": kl.sum(1).detach(), "distortion": terms["distortion"]}
+
+    def price(self, kl: Tensor, step: Tensor) -> Tensor:
+        """KL of every unit (B, L) -> what training pays for it (B,), nats."""
+        beta = self.beta * (1.0 if not self.warm_up else (step / self.warm_up).clamp(max=1))
+        if self.free_bits:
+            # A unit whose mean over the batch is below costs this constant, which has no gradient.
+            kl = torch.where(kl.mean(0) > self.free_bits, kl, self.free_bits)
+        price: Tensor = beta * kl.sum(1)
+        return price
+
+    def _importance_weighted(
+        self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor
+    ) -> dict[str, Tensor]:
+        """Minus the log of the mean of k weights."""
+        k, batch = self.train_draws, len(mean)
+        z = mean + (log_var / 2).exp() * torch.randn(k, *mean.shape, dtype=mean.dtype, device=mean.device)
+        double = self.bound == "dreg"
+        q_mean, q_log_var = (mean.detach(), log_var.detach()) if double else (mean, log_var)
+        likelihood = log_likelihood(z.flatten(0, 1)).view(k, batch)
+        log_w = likelihood + log_normal(z) - log_normal(z, q_mean, q_log_var)
+        loss = math.log(k) - log_w.logsumexp(0)
+        if double and z.requires_grad:
+            # The loss gives the path through each z its share of the weights; dreg needs the square of that share.
+            share = log_w.detach().softmax(0)[..., None]
+            z.register_hook(lambda gradient: share * gradient)
+        return {"loss": loss, "distortion": -likelihood.mean(0).detach()}
+
+
+def elbo(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, price: Tensor) -> dict[str, Tensor]:
+    """One draw of z and a price (B,) of the KL -> "loss" and "distortion", nats (B,) each."""
+    z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+    distortion = -log_likelihood(z)
+    return {"loss": distortion + price, "distortion": distortion.detach()}
+
+
+def _most_likely(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor) -> dict[str, Tensor]:
+    """-log p(x, z) at the mean; and for the widths of q the gradient of the ELBO, which reaches nothing else."""
+    distortion = -log_likelihood(mean)
+    loss = distortion - log_normal(mean)
+    noise = torch.randn_like(mean)
+    z = (mean + (log_var / 2).exp() * noise).detach().requires_grad_()
+    if torch.is_grad_enabled():
+        (slope,) = torch.autograd.grad(-log_likelihood(z).sum(), z)
+        widths = ((log_var / 2).exp() * noise * slope + (log_var.exp() - log_var) / 2).sum(1)
+        loss = loss + widths - widths.detach()
+    return {"loss": loss, "distortion": distortion.detach()}
+
+
+def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL of N(mean, exp log_var) from N(0, 1), unit by unit: (B, L) nats."""
+    return (mean.square() + log_var.exp() - 1 - log_var) / 2
+
+
+def log_normal(z: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
+    """log N(z; mean, diag exp log_var) over the last dimension, nats; of the standard normal without them."""
+    if mean is None or log_var is None:
+        return -(z.square() + LOG_2PI).sum(-1) / 2
+    return -((z - mean).square() / log_var.exp() + log_var + LOG_2PI).sum(-1) / 2
