@@ -16,7 +16,7 @@ from typing import Any
 
 from models_table import README, ROOT, written
 
-from genlab.train.checkpoint import write_text
+from genlab.system.atomic import write_text
 
 FILE = ROOT / "docs" / "bench-cpu.json"
 

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from genlab.measure.bits import Result
-from genlab.train.checkpoint import write_json, write_text
+from genlab.system.atomic import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"

@@ -14,7 +14,7 @@ from genlab.core import Completer, Features, Filters, Fitted, ImageSpec, Likelih
 from genlab.measure.bits import log_marginal
 from genlab.models import GaussianMixture
 from genlab.models.gaussians import Cells, Full, LowRank, log_mass
-from genlab.verbs import resume
+from genlab.processes import resume
 
 LISTED = ImageSpec(1, 2, 2, 4)
 PAIR = ImageSpec(1, 1, 2, 4)

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from genlab import cli
 from genlab.core import RequestError
-from genlab.measure import probe
+from genlab.measure import probe, probe_controls
+from genlab.measure.layers import pooled
 from genlab.measure.probe import Labelled, Probe
 
 
@@ -63,7 +64,7 @@ def test_the_search_ends_when_weaker_penalties_do_no_better(monkeypatch):
 
 def test_what_has_not_converged_says_so(monkeypatch):
     train, valid, test = (separable(n, seed=n, noise=1.0) for n in (60, 60, 60))
-    monkeypatch.setattr(probe, "ITERATIONS", 1)
+    monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
     assert not probe.probe("a", train, valid, test).converged
 
 
@@ -78,8 +79,8 @@ def test_the_layer_is_chosen_on_validation_by_all_seeds():
         """Validation accuracies of two layers, which the test accuracies contradict."""
         return {name: Probe(name, 1, 1.0, valid=v, test=1 - v, converged=True) for name, v in (("a", a), ("b", b))}
 
-    assert probe.chosen([seed(0.9, 0.8), seed(0.5, 0.7)]) == "b"
-    assert probe.chosen([seed(0.9, 0.8), seed(0.7, 0.7)]) == "a"
+    assert probe.best_layer([seed(0.9, 0.8), seed(0.5, 0.7)]) == "b"
+    assert probe.best_layer([seed(0.9, 0.8), seed(0.7, 0.7)]) == "a"
 
 
 def test_interval_has_both_variances():
@@ -89,27 +90,27 @@ def test_interval_has_both_variances():
 
 def test_exactly_so_many_images_are_drawn():
     y = np.repeat([0, 1, 2], [5, 9, 7])
-    a, b = (probe.drawn(y, seed, per_class=4) for seed in (0, 1))
+    a, b = (probe.labelled_subset(y, seed, per_class=4) for seed in (0, 1))
     assert np.bincount(y[a]).tolist() == [4, 4, 4]
     assert len(set(a)) == 12
     assert list(a) == sorted(a) != list(b)
-    assert set(probe.drawn(y, 0, per_class=2)) < set(a)
-    some = probe.drawn(y, 0, count=10)
+    assert set(probe.labelled_subset(y, 0, per_class=2)) < set(a)
+    some = probe.labelled_subset(y, 0, count=10)
     assert list(some) == sorted(set(some))
     assert len(some) == 10
-    assert set(probe.drawn(y, 0, count=6)) < set(some)
-    assert list(probe.drawn(y, 0)) == list(range(21))
+    assert set(probe.labelled_subset(y, 0, count=6)) < set(some)
+    assert list(probe.labelled_subset(y, 0)) == list(range(21))
     with pytest.raises(RequestError, match="only 5"):
-        probe.drawn(y, 0, per_class=6)
+        probe.labelled_subset(y, 0, per_class=6)
     with pytest.raises(RequestError, match="only 21"):
-        probe.drawn(y, 0, count=22)
+        probe.labelled_subset(y, 0, count=22)
 
 
 def test_pooling():
     h = torch.randn(2, 3, 4, 5)
-    assert torch.equal(probe.pooled(h[:, :, 0, 0]), h[:, :, 0, 0])
-    torch.testing.assert_close(probe.pooled(h), h.flatten(2).mean(2))
-    torch.testing.assert_close(probe.pooled(h.flatten(2).mT), h.flatten(2).mean(2))
+    assert torch.equal(pooled(h[:, :, 0, 0]), h[:, :, 0, 0])
+    torch.testing.assert_close(pooled(h), h.flatten(2).mean(2))
+    torch.testing.assert_close(pooled(h.flatten(2).mT), h.flatten(2).mean(2))
 
 
 def images(n, shape=(3, 9, 8)):
@@ -119,23 +120,23 @@ def images(n, shape=(3, 9, 8)):
 
 def test_components_are_white_on_the_training_images_and_come_from_them():
     of = images(300)
-    found = probe.components(of, 5)
+    found = probe_controls.components(of, 5)
     assert {split: x.shape for split, x in found.items()} == dict.fromkeys(of, (300, 5))
     np.testing.assert_allclose(np.cov(found["train"].T), np.eye(5), atol=1e-3)
-    other = probe.components({**of, "test": of["valid"]}, 5)
+    other = probe_controls.components({**of, "test": of["valid"]}, 5)
     np.testing.assert_array_equal(other["test"], found["valid"])
 
 
 def test_patches_see_every_image_alike():
     of = images(210)
-    found = probe.patches(of, 256, seed=0)
-    assert found["train"].shape == (210, 8 * probe.FILTERS)
-    alone = probe.patches({**of, "test": of["test"][7:8]}, 256, seed=0)
+    found = probe_controls.patches(of, 256, seed=0)
+    assert found["train"].shape == (210, 8 * probe_controls.FILTERS)
+    alone = probe_controls.patches({**of, "test": of["test"][7:8]}, 256, seed=0)
     np.testing.assert_allclose(alone["test"][0], found["test"][7], rtol=1e-4, atol=1e-5)
     brighter = {**of, "test": (of["test"] // 2 + 50).to(torch.uint8)}  # contrast and brightness hardly matter
-    close = np.abs(probe.patches(brighter, 256, seed=0)["test"] - found["test"]).mean()
+    close = np.abs(probe_controls.patches(brighter, 256, seed=0)["test"] - found["test"]).mean()
     assert close < 0.1 * np.abs(found["test"]).mean()
-    assert not np.allclose(probe.patches(of, 256, seed=1)["test"], found["test"])
+    assert not np.allclose(probe_controls.patches(of, 256, seed=1)["test"], found["test"])
 
 
 def test_blank_patches_are_no_filters():
@@ -143,14 +144,14 @@ def test_blank_patches_are_no_filters():
     of = {split: torch.zeros_like(x) for split, x in images(50, (1, 20, 20)).items()}
     for split, x in images(50, (1, 8, 8)).items():
         of[split][:, :, :8, :8] = x
-    upper_left = probe.patches(of, 256, seed=0)["test"].reshape(50, 2 * probe.FILTERS, 4)[:, :, 0]
-    assert len(np.unique(upper_left.round(6), axis=1).T) > 1.6 * probe.FILTERS  # a few look alike by chance
+    upper_left = probe_controls.patches(of, 256, seed=0)["test"].reshape(50, 2 * probe_controls.FILTERS, 4)[:, :, 0]
+    assert len(np.unique(upper_left.round(6), axis=1).T) > 1.6 * probe_controls.FILTERS  # a few look alike by chance
 
 
 def test_patches_know_the_range_of_values():
     of = {split: x // 255 * 255 for split, x in images(40).items()}
     binary = {split: x // 255 for split, x in of.items()}
-    found, again = probe.patches(of, 256, seed=0), probe.patches(binary, 2, seed=0)
+    found, again = probe_controls.patches(of, 256, seed=0), probe_controls.patches(binary, 2, seed=0)
     np.testing.assert_allclose(found["test"], again["test"], atol=1e-5)
 
 
@@ -167,7 +168,7 @@ def test_every_net_names_its_blocks_and_gives_what_they_said(case):
     found = made.features(x)
     assert list(found) == [f"block{i}" for i in range(len(made.net.blocks))]
     assert all(torch.equal(h, then) for h, then in zip(found.values(), said, strict=True))
-    assert {probe.pooled(h).shape for h in found.values()} == {(3, made.net.width)}
+    assert {pooled(h).shape for h in found.values()} == {(3, made.net.width)}
 
 
 @pytest.fixture(scope="module")

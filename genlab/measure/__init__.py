@@ -1,1 +1,1 @@
-"""What a model is worth: bits per dimension, the judgement of a split, linear probes, quality of samples."""
+"""Measurements of trained models: likelihood in bits/dim, evaluation of a split, linear probes, quality of samples."""

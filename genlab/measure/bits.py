@@ -1,12 +1,15 @@
-"""Nats into bits per dimension, and whole-split evaluation: the only file that divides by dims * ln 2.
+"""Bits per dimension from log-probabilities in nats, and the likelihood of a whole split.
 
     bits/dim = -log p(x) / (C * H * W * ln 2)
 
-of the original data (Theis et al. 2016, arXiv:1511.01844). Every number is a mean over images, each image counted
-once, summed in float64 in the order of the file, and it travels with what it is: exact or a bound, how many draws,
-which split, which data variant, which weights, which precision. Batches are fixed by the data module, and the noise of
-a bound's draws is a function of the seed and the batch, so one, two or three processes compute the same per-image
-values and hence the same mean.
+of the original data (Theis et al. 2016, arXiv:1511.01844). No other file of genlab makes this division.
+
+Every number is a mean over images. Each image is counted once, and the sum is in float64 in the order of the file. A
+result also says what it is: exact or a bound, how many draws, which split, data variant, weights and precision. The
+data module fixes the batches, and the noise of a bound is a function of the seed and the batch. So any number of
+processes computes the same value for every image, and hence the same mean.
+
+B images in a batch, N in all.
 """
 
 from __future__ import annotations
@@ -15,26 +18,26 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import ImageSpec, Likelihood, RunError
-from genlab.data.batches import context_of
+from genlab.data.batches import Batch, context_of
 from genlab.system.device import moved, precision_used, true_float32
 
 
 def bits_per_dim(nats: Tensor, spec: ImageSpec) -> Tensor:
-    """Log-probability in nats, one per image (B,) -> bits per dimension (B,). Lower is better."""
+    """Log-probabilities of images in nats (B,) -> bits per dimension (B,). Lower is better."""
     return -nats / (spec.dims * math.log(2))
 
 
 def log_marginal(model: Likelihood, x: Tensor, context: Tensor | None = None, *, draws: int = 1) -> Tensor:
-    """log p(x) in nats (B,), float64: exact, or the k-draw bound log 1/k sum w (Burda et al. 2016, arXiv:1509.00519).
+    """log p(x) of images (B, C, H, W) in nats, (B,) float64: exact, or a lower bound from `draws` draws of w.
 
-    An exact model ignores `draws`.
+    The bound is log 1/k sum_i w_i with E[w_i] = p(x) (Burda et al. 2016, arXiv:1509.00519). An exact model ignores
+    `draws`.
     """
     if model.exact:
         return model.log_prob(x, context).double()
@@ -44,9 +47,11 @@ def log_marginal(model: Likelihood, x: Tensor, context: Tensor | None = None, *,
 
 @dataclass(frozen=True)
 class Result:
-    """A likelihood that says what it is. `standard_error` is over images, in bits/dim; `nats` is per image.
+    """The mean likelihood of a split, and what it is.
 
-    `conditioning`: what the images were given, "none", "label" or "image"; p(x | y) does not compare with p(x).
+    `standard_error` is over images, in bits/dim. `nats`: mean log-probability of an image. `n`: number of images.
+    `kind`: "exact" or "bound". `draws`: of the bound. `weights`: "ema" or "raw". `conditioning`: what the model was
+    given for each image, "none", "label" or "image"; log p(x | y) and log p(x) do not compare.
     """
 
     bits_per_dim: float
@@ -64,51 +69,54 @@ class Result:
     def __str__(self) -> str:
         draws = "1 draw" if self.draws == 1 else f"{self.draws:,} draws"
         bound = "exact" if self.kind == "exact" else f"upper bound, {draws}"
-        given = {"none": "", "label": ", given the label", "image": ", given the second image"}[self.conditioning]
-        return f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} ({bound}{given}, {self.n:,} images)"
+        condition = {"none": "", "label": ", given the label", "image": ", given the second image"}[self.conditioning]
+        return f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} ({bound}{condition}, {self.n:,} images)"
 
     def as_dict(self) -> dict[str, float | int | str]:
-        """Primitives, for JSON."""
+        """Primitives, for a JSON file."""
         return asdict(self)
 
 
 class Tally:
-    """Collects nats per image, on any number of processes, and summarises them once. `what` they are, for errors."""
+    """Collects one number for each image, on any number of processes, and summarises them once.
+
+    `what` names the numbers in error messages.
+    """
 
     def __init__(self, what: str = "log-likelihood") -> None:
         self._what = what
         self._index: list[Tensor] = []
-        self._nats: list[Tensor] = []
+        self._values: list[Tensor] = []
 
-    def add(self, index: Tensor, nats: Tensor) -> None:
-        """File positions of the images (B,) and their log-probabilities (B,)."""
+    def add(self, index: Tensor, values: Tensor) -> None:
+        """Add the numbers (B,) of the images at these positions (B,) in the split."""
         self._index.append(index.detach())
-        self._nats.append(nats.detach().double())
+        self._values.append(values.detach().double())
 
     def gathered(self, expected: int | None = None) -> tuple[Tensor, Tensor]:
-        """All processes' (index (N,), nats (N,) float64) on the CPU, in the order of the file.
+        """(positions (N,), numbers (N,) float64) of all processes, on the CPU, in the order of the file.
 
-        Raises RunError when an image is not finite, counted twice, or (with `expected`) missing.
+        Raises RunError if a number is not finite, if an image is counted twice, or if there are not `expected` images.
         """
         index = torch.cat(self._index).cpu() if self._index else torch.empty(0, dtype=torch.long)
-        nats = torch.cat(self._nats).cpu() if self._nats else torch.empty(0, dtype=torch.double)
+        values = torch.cat(self._values).cpu() if self._values else torch.empty(0, dtype=torch.double)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts: list[tuple[Tensor, Tensor]] = [(index, nats)] * dist.get_world_size()
-            dist.all_gather_object(parts, (index, nats))
-            index, nats = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
+            parts: list[tuple[Tensor, Tensor]] = [(index, values)] * dist.get_world_size()
+            dist.all_gather_object(parts, (index, values))
+            index, values = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
         index, order = index.sort()
-        nats = nats[order]
-        if not nats.isfinite().all():
-            bad = index[~nats.isfinite()]
+        values = values[order]
+        if not values.isfinite().all():
+            bad = index[~values.isfinite()]
             raise RunError(
                 f"{self._what} is not finite for {len(bad)} of {len(index)} images, first image {bad[0].item()} "
-                f"of the split ({nats[~nats.isfinite()][0].item()})"
+                f"of the split ({values[~values.isfinite()][0].item()})"
             )
         if len(index.unique()) != len(index) or (expected is not None and len(index) != expected):
             raise RunError(
                 f"evaluation counted {len(index)} values for {expected} images: an image is missing or double"
             )
-        return index, nats
+        return index, values
 
     def result(
         self,
@@ -123,7 +131,10 @@ class Tally:
         conditioning: str = "none",
         expected: int | None = None,
     ) -> Result:
-        """Mean and standard error over all images of all processes."""
+        """Mean and standard error over the images of all processes, if the numbers are log-probabilities in nats.
+
+        Raises RunError as `gathered` does.
+        """
         _, nats = self.gathered(expected)
         bits = bits_per_dim(nats, spec)
         error = (bits.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else 0.0
@@ -137,7 +148,7 @@ class Tally:
 @true_float32()
 def evaluate(
     model: Likelihood,
-    batches: Iterable,
+    batches: Iterable[Batch],
     spec: ImageSpec,
     *,
     draws: int = 1,
@@ -148,18 +159,16 @@ def evaluate(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Result:
-    """Likelihood over every batch (images, labels, index) of a split, on this process's share of it.
+    """Likelihood of a split from `batches` (`data.Batch`), of which every process has its share.
 
-    `seed` decides the draws of a bound; `expected` images of the whole split are insisted on; `on_batch` is told how
-    many images were just done.
+    `draws` and `seed`: of a bound. `expected`: number of images of the whole split; a RunError is raised if there are
+    others. `on_batch(n)` is called after every n images. `split`, `data` and `weights` are only reported.
     """
     weight = next(model.parameters())  # type: ignore[attr-defined]
     tally = Tally()
     for batch in batches:
         seed_for(seed, batch)
-        context = context_of(model, batch)
-        context = None if context is None else moved(context, weight.device)
-        tally.add(batch.index, log_marginal(model, moved(batch.images, weight.device), context, draws=draws))
+        tally.add(batch.index, log_marginal(model, *inputs(model, batch, weight.device), draws=draws))
         if on_batch:
             on_batch(len(batch.index))
     kind = "exact" if model.exact else "bound"
@@ -169,7 +178,15 @@ def evaluate(
     )  # fmt: skip
 
 
-def seed_for(seed: int, batch: Any) -> None:
-    """Seed torch's noise for a batch of a split, which its first image stands for, whichever process has it."""
+def seed_for(seed: int, batch: Batch) -> None:
+    """Seed torch's global generator for a batch of a split. The batch is identified by the position of its first image,
+    so the noise does not depend on the process that has it.
+    """
     mixed = hashlib.blake2b(f"{seed} {int(batch.index[0])}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(mixed, "big"))
+
+
+def inputs(model: object, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Images (B, C, H, W) of a batch and what the model is conditioned on (B, ...), both on the device."""
+    context = context_of(model, batch)
+    return moved(batch.images, device), None if context is None else moved(context, device)

@@ -35,9 +35,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.core import Adversarial, Classifier, Coder, Latent, Likelihood
-from genlab.data.batches import context_of
-from genlab.measure.bits import Tally, evaluate, seed_for
-from genlab.system.device import moved, precision_used, true_float32
+from genlab.measure.bits import Tally, evaluate, inputs, seed_for
+from genlab.system.device import precision_used, true_float32
 
 ACTIVE_VARIANCE = 0.01  # a unit is active if its posterior mean has a larger variance over images
 
@@ -108,8 +107,7 @@ def latent_usage(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]
     image_sums = torch.zeros(3, dtype=torch.double)  # of the rate, the distortion, and 1
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = moved(batch.images, device), context_of(model, batch)
-        context = None if context is None else moved(context, device)
+        x, context = inputs(model, batch, device)
         mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
         kl = (mean.square() + log_var.exp() - 1 - log_var) / 2
         terms = model.objective(x, context)  # type: ignore[attr-defined]
@@ -172,8 +170,7 @@ def _objective_over(
     ever_on: Tensor | None = None
     for batch in data.batches(split):
         seed_for(seed, batch)
-        x, context = moved(batch.images, device), context_of(model, batch)
-        context = None if context is None else moved(context, device)
+        x, context = inputs(model, batch, device)
         for name, term in _objective(model, x, context).items():
             tallies.setdefault(name, Tally(name)).add(batch.index, term)
         if isinstance(model, Coder):

@@ -58,13 +58,13 @@ class Quality:
 
     def title(self, model: str) -> str:
         """One line: how many samples of the model named `model` were compared with what."""
-        of, classifier = self.details, self.details["classifier"]
+        details, classifier = self.details, self.details["classifier"]
         accuracy = classifier["accuracy"]
         accuracy_text = "" if accuracy is None else f", {accuracy:.2%} right on them"
         return (
-            f"{of['n']:,} samples of {model} against {of['test_images']:,} test images of {of['data']}, in "
-            f"{classifier['features']} features of classifier {classifier['sha256'][:12]}{accuracy_text}; "
-            f"floor: {of['n']:,} training images"
+            f"{details['n']:,} samples of {model} against {details['test_images']:,} test images of {details['data']}, "
+            f"in {classifier['features']} features of classifier {classifier['sha256'][:12]}{accuracy_text}; "
+            f"floor: {details['n']:,} training images"
         )
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -80,9 +80,9 @@ class Quality:
 
     def footnote(self) -> str:
         """One line: the time for each image, and what drew the samples if it was not the model itself."""
-        of = self.details
-        notes = [of["stand_in"]] if of["stand_in"] else []
-        return "; ".join([f"{of['seconds_per_image']:.2g} s an image on {of['device']}", *notes])
+        details = self.details
+        notes = [details["stand_in"]] if details["stand_in"] else []
+        return "; ".join([f"{details['seconds_per_image']:.2g} s an image on {details['device']}", *notes])
 
 
 def sample_quality(
@@ -106,11 +106,11 @@ def sample_quality(
     labels = torch.arange(sampling.n) % model.spec.classes if conditional else None
     images, seconds = draw_samples(sampler, sampling, model.spec, labels, with_progress)
     chosen = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(sampling.seed))[: sampling.n]
-    stand_ins = train.take(chosen.to(train.images.device))
+    floor_images = train.take(chosen.to(train.images.device))
 
     real = extractor.extract(test.images, test.labels if data.class_names else None)
     samples = extractor.extract(images, labels)
-    floor = extractor.extract(stand_ins.images, stand_ins.labels if conditional else None)
+    floor = extractor.extract(floor_images.images, floor_images.labels if conditional else None)
     accuracy = real.accuracy
     details = {
         "conditioning": str(getattr(model, "conditioning", "none")), "stand_in": stand_in, "data": data.name,

@@ -40,7 +40,7 @@ def open_data(
     """The data module of a checkpoint's run, read from where the data is on this machine (`data.root`, `data.path`).
 
     The images may differ from those of the run in the `splits` (by default `split`, or all for a verb without it). The
-    differences are in the attribute `others` (see `fingerprint.others`). If `warn`, they are also told on standard
+    differences are in the attribute `others` (see `fingerprint.differences`). If `warn`, they are also told on standard
     error. Raises RequestError for data of another shape or number of levels.
     """
     settings = dict(run["data"])
@@ -64,7 +64,7 @@ def open_data(
         )
     splits = splits or ([config.split] if "split" in config else SPLITS)
     card = read_checkpoint(config.ckpt)[0]["genlab"]
-    data.others = fingerprint.others(card, data, splits, fewer=config.data.limit is not None)
+    data.others = fingerprint.differences(card, data, splits, fewer=config.data.limit is not None)
     if warn:
         for split, counts in data.others.items():
             print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)

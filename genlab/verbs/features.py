@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from genlab.core import Features, RequestError, nearest
-from genlab.data.batches import context_of
 from genlab.data.module import SPLITS
-from genlab.measure import probe
-from genlab.measure.layers import check_layer, default_layer, layer_names
+from genlab.measure.layers import check_layer, default_layer, layer_features, layer_names
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.outputs import writable
@@ -34,7 +32,7 @@ def command(request: Request) -> None:
 
     def compute(advance):  # type: ignore[no-untyped-def]
         only = None if layer == "all" else layer
-        return probe.features(model, data.batches(config.split), context_of, layer=only, on_batch=advance)
+        return layer_features(model, data.batches(config.split), only, advance)
 
     features = with_progress("features", len(labels), compute)  # {layer: (N, D)}
     arrays = features if layer == "all" else {"features": features[layer]}
