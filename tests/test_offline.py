@@ -48,6 +48,7 @@ assert not os.path.exists("other")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
 def test_no_network_but_for_downloads(tmp_path):
     env = environment() | {"GENLAB_DATA": str(tmp_path / "data")}
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):

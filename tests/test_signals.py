@@ -151,6 +151,7 @@ def test_status_is_that_of_a_shell(monkeypatch, capsys, raised, status, said):
     assert capsys.readouterr().err == f"genlab: {said}\n"
 
 
+@pytest.mark.usefixtures("fresh")
 def test_while_imports_run():
     """The command line listens before it imports torch: a signal is a sentence, and no traceback."""
     program = (
