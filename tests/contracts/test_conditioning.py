@@ -11,7 +11,6 @@ import torch
 import zoo
 from omegaconf import OmegaConf
 
-from genlab.build import build
 from genlab.core import Completer, RequestError, Sampler
 
 SPEC, N = zoo.GREY, 3
@@ -45,12 +44,11 @@ def cases():
     found = []
     for model in zoo.choices("model"):
         for context in ("none", "label", "image") if "context" in zoo._composed(model) else (None,):
-            try:
-                kind = build(config(model, context), SPEC).conditioning
-            except RequestError:
+            made = zoo.accepted(config(model, context), SPEC)
+            if made is None:
                 assert context == "image", "it refuses what it should be able to do"
                 continue
-            found.append(pytest.param(model, context, kind, id=f"{model}-{kind}"))
+            found.append(pytest.param(model, context, made.conditioning, id=f"{model}-{made.conditioning}"))
     return found
 
 
