@@ -11,13 +11,13 @@ import os
 import numpy as np
 import pytest
 import torch
+from genlab.request.stand_in import FromNoise
 from PIL import Image
 
 import genlab
 from genlab import cli
 from genlab.core import Completer, RequestError, Sampler
 from genlab.models.chains import STEP, denoising_langevin, walkback_chain
-from genlab.request.stand_in import FromNoise
 
 CHAINS = 20000
 SIGMA = 0.5

@@ -304,7 +304,6 @@ def histogram(images: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
 @cache
 def legal(model: str, group: str, spec: ImageSpec) -> tuple[str, ...]:
     """Heads, codes or corruptions that an autoencoder yaml accepts for images of the spec."""
-
     configs = {choice: Coding(model, spec, **{group: choice}).config() for choice in choices(f"model/{group}")}
     return tuple(choice for choice, config in configs.items() if accepted(config, spec) is not None)
 
