@@ -93,7 +93,7 @@ def _template(config: str, spec: ImageSpec, dtype) -> torch.nn.Module:
 
 def accepted(config: dict, spec: ImageSpec) -> torch.nn.Module | None:
     """The model if its constructors accept one another and the images. Unlike `build`, it makes no sketch first."""
-    plan = Gate("model", (), lambda found: issubclass(found, torch.nn.Module)).plan(config | {"_partial_": True}, "model")
+    plan = Gate("model", (), lambda each: issubclass(each, torch.nn.Module)).plan(config | {"_partial_": True}, "model")
     try:
         return plan()(spec=spec)
     except RequestError:
