@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import restore
 from genlab.build.models import model_name
-from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler, nearest
+from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure.evaluation import evaluate_split
@@ -24,7 +24,7 @@ from genlab.measure.feature_extractor import open_feature_extractor
 from genlab.measure.origin import origin
 from genlab.measure.quality import Sampling, check_measurable, sample_quality
 from genlab.processes import group, launch
-from genlab.request.checkpoints import open_data, open_model
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed
 from genlab.request.outputs import writable
@@ -43,8 +43,7 @@ NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses s
 def command(request: Request) -> None:
     """Check the request, then evaluate here or on `trainer.devices` processes."""
     config, _ = split_hydra(request.config())
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     check_at_least(config, "draws", 1)
     check_seed(config)
     if config.batch_size is not None:
