@@ -105,12 +105,12 @@ def _dispatch(arguments: list[str]) -> int:
         catalogue.run(rest)
         return 0
     # These import Hydra and torch, which takes seconds, so they are imported only by the verbs that need them.
-    from genlab.processes import launch
+    from genlab.processes import group
     from genlab.request.compose import Request
 
     task = importlib.import_module(f"genlab.verbs.{'evaluate' if verb == 'eval' else verb}")
     command = shlex.join(["genlab", *arguments])
-    return launch.together(verb, lambda: task.command(Request(verb, rest, command=command))) or 0
+    return group.run_verb(verb, lambda: task.command(Request(verb, rest, command=command))) or 0
 
 
 def _explain(verb: str) -> None:
@@ -121,7 +121,7 @@ def _explain(verb: str) -> None:
     if verb == "list":
         print("usage: genlab list [model|data|experiment|trainer|…]")
     elif verb == "resume":
-        from genlab.verbs.resume import CHANGEABLE
+        from genlab.processes.resume import CHANGEABLE
 
         print(f"usage: genlab resume run=DIR [trainer.max_steps=…]\n\nWhat may be changed: {CHANGEABLE}.")
     else:

@@ -16,11 +16,10 @@ from typing import Any
 from bench_parts import Case, Step, summary, sync
 from omegaconf import OmegaConf
 
-from genlab import viz
-from genlab.processes import launch
+from genlab.processes.preparation import prepare
 from genlab.train.fit import fit
 from genlab.train.plan import Plan
-from genlab.verbs.train import prepare
+from genlab.train.run import Run
 
 
 def overhead(case: Case, batch: int, steps: int) -> list[dict[str, Any]]:
@@ -32,7 +31,8 @@ def overhead(case: Case, batch: int, steps: int) -> list[dict[str, Any]]:
         "data=mnist_mini", f"data.batch_size={batch}", "data.limit=640", f"trainer.max_steps={steps}",
         "train.sample_every=0", f"train.valid_every={steps}", f"train.checkpoint_every={steps}",
     )  # fmt: skip
-    data, model = prepare(config)
+    prepared = prepare(config)
+    data, model = prepared.data, prepared.model
     plan = Plan.of(config.trainer)
     bare = Step(case, Case(case.model, "1x28x28", case.width, case.depth, case.device).build(), plan.precision)
     real: list[float] = []
@@ -57,9 +57,7 @@ def overhead(case: Case, batch: int, steps: int) -> list[dict[str, Any]]:
         (Path(folder) / "checkpoints").mkdir()
         card = {"config": OmegaConf.to_yaml(config, resolve=True), "spec": asdict(data.spec)}
         settings: Any = OmegaConf.to_container(config)
-        fit(
-            model, data, settings, plan, Path(folder), card=card, draw=viz.save_grid, environment=launch.environment()
-        )  # fmt: skip
+        fit(Run(model, data, settings, plan, Path(folder), card))
     real, loop = real[5:], loop[5 : 5 + len(real[5:])]  # the first steps allocate
     record = {
         **case.name, "batch": batch, "precision": plan.precision,

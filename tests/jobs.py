@@ -1,4 +1,4 @@
-"""What the ranks of test_launch.py do: kept apart, because they start in half the time without Lightning."""
+"""Jobs for the ranks of test_launch.py, in a file that does not import Lightning, so that ranks start faster."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 import torch.distributed as dist
 
 from genlab.core import Interrupted, RequestError, RunError
-from genlab.processes import launch
+from genlab.processes import group
 from genlab.system import signals
 
 
 def write_rank(folder):
-    """Meet the others; write down who is here."""
-    launch.join("cpu")
+    """Join the other ranks, then write their number and a sum over them to a file."""
+    group.join("cpu")
     total = torch.tensor([float(dist.get_rank() + 1)])
     dist.all_reduce(total)
-    Path(folder, str(dist.get_rank())).write_text(f"{launch.world()} {total.item():.0f} {launch.is_zero()}")
+    Path(folder, str(dist.get_rank())).write_text(f"{group.world_size()} {total.item():.0f} {group.is_rank_zero()}")
 
 
 def fail(how, folder):
-    """Rank 1 fails, rank 0 waits for it."""
-    launch.join("cpu")
+    """Rank 1 fails while rank 0 waits for it."""
+    group.join("cpu")
     if dist.get_rank() == 1:
         if how == "signal":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -38,7 +38,7 @@ def fail(how, folder):
 
 
 def stop_when_asked():
-    """Wait for a signal, for as long as a minute."""
+    """Wait for a signal, a minute at most."""
     deadline = time.monotonic() + 60
     while not signals.asked and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -52,6 +52,6 @@ def stop_at_once():
 
 
 def fail_on_zero():
-    """An error of rank zero reaches all."""
-    launch.join("cpu")
-    launch.from_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))
+    """Raise an error on rank zero."""
+    group.join("cpu")
+    group.from_rank_zero(lambda: (_ for _ in ()).throw(RequestError("zero says no")))

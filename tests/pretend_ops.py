@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from genlab.measure.evaluation import evaluate_split
 from genlab.train import callbacks, fit, learner
 from genlab.train.checkpoint import read
 from genlab.train.plan import Plan
+from genlab.train.run import Run
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -56,9 +56,9 @@ def train(subject: Subject, folder: Path, device: torch.device, max_steps: int =
     made: list[Tensor] = []
     with watched(data, **hooks):
         fit.fit(
-            model, data, settings, plan, folder, card={"config": "", "spec": {}, "version": "", "commit": ""},
-            draw=lambda path, images, *_, **__: made.append(images), environment=LightningEnvironment(),
-        )  # fmt: skip
+            Run(model, data, settings, plan, folder, card={"config": "", "spec": {}, "version": "", "commit": ""}),
+            draw=lambda path, images, *_, **__: made.append(images),
+        )
     state = read(folder / "checkpoints" / "last.ckpt")
     return {"weights": state["state_dict"], "optimizer": state["optimizer_states"], "pictures": made}
 
@@ -82,7 +82,8 @@ def watched(data: ImageData, steps: list[int] | None = None, interrupt: int = -1
     def training_step(self: Any, batch: Any, number: int, kind: Any, original: Any) -> Any:
         loss = original(self, batch, number)
         if number == spoil and kind is type(self):
-            self._step_sums = {name: value * torch.nan for name, value in self._step_sums.items()}
+            sums = self._step_sums
+            sums.sums = {name: value * torch.nan for name, value in sums.sums.items()}
         return loss
 
     def quietly(self: Any, *args: Any) -> None:

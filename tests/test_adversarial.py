@@ -1,4 +1,4 @@
-"""Two players in turns: every promise of the learner holds for the turns as well."""
+"""Training of two players in turns: what `Learner` promises of steps holds for turns as well."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ import genlab
 from genlab import cli
 from genlab.build import build
 from genlab.core import RequestError, RunError
-from genlab.processes import launch, sweep_table
+from genlab.processes import launch, resume, sweep_table, training
+from genlab.processes.preparation import prepare
 from genlab.train import ema, fit
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
-from genlab.verbs import evaluate, resume, train
+from genlab.verbs import evaluate
 
 SMALL = {
     "_target_": "genlab.models.GAN",
@@ -48,7 +49,7 @@ def config(**changes):
 
 
 def trained(folder, **changes):
-    train.run(config(**changes), folder, "genlab train")
+    training.run(config(**changes), folder, "genlab train")
     return folder
 
 
@@ -66,7 +67,7 @@ def player(state, part, which="model"):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """An uninterrupted run."""
     return trained(tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -74,7 +75,7 @@ def whole(tmp_path_factory):
 
 
 def test_turns_and_the_average_of_the_generator(tmp_path):
-    """Steps are d d g d d g …: who does not play stays exactly as he is; the average follows the generator's turns."""
+    """Steps are d d g d d g …; a player without a turn stays as it was; the generator is averaged at its turns."""
     learner_states = []
 
     def spy(self, *args, **kwargs):
@@ -120,11 +121,12 @@ def test_two_time_scales():
 
 
 def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
-    """Recomputed from the seeds alone, of weights that hardly move: two turns of the one, one of the other."""
+    """The losses are recomputed from the seeds alone, of weights that hardly move."""
     still = {"optim__lr": 1e-12, "optim__weight_decay": 0.0, "train__sample_every": 0}
     folder = trained(tmp_path / "run", trainer__max_steps=3, **still)
     settings = config(**still)
-    data, model = train.prepare(settings)
+    prepared = prepare(settings)
+    data, model = prepared.data, prepared.model
     model.train()
     seen = {"discriminator": [], "generator": []}
     with torch.no_grad():
@@ -143,7 +145,7 @@ def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
 
 @pytest.mark.parametrize("batch", [4, 5, 6, 11])
 def test_crashed_and_resumed(tmp_path, whole, batch):
-    """Stops in the middle of a discriminator's turns and before a generator's (logs every 3, checkpoints every 4)."""
+    """The run stops between two turns of the discriminator, or before one of the generator."""
     with pytest.raises(Crash):
         trained(tmp_path / "run", data__crash_at=batch)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config()))
@@ -162,7 +164,7 @@ def test_batches_of_an_accumulated_step_are_one_turn(tmp_path):
 
 
 def test_the_newest_weights_are_the_best(whole):
-    """There is no number to choose by, and patience does not run out."""
+    """A GAN has no number by which to choose the best weights."""
     assert checkpoint(whole, "best")["genlab"]["step"] == STEPS
     results = json.loads((whole / "results.json").read_text())
     assert results["best_step"] == STEPS
@@ -177,7 +179,7 @@ def test_the_newest_weights_are_the_best(whole):
             }  # fmt: skip
 
 
-def test_patience_does_not_stop_what_cannot_be_judged(tmp_path):
+def test_patience_never_stops_a_gan(tmp_path):
     folder = trained(tmp_path / "run", train__patience=1, train__valid_every=2, train__sample_every=0)
     assert checkpoint(folder)["genlab"]["step"] == STEPS
 
@@ -235,13 +237,13 @@ def test_bf16_trains(tmp_path, loss):
 
 
 def same_everywhere(folder):
-    """Train on this rank, then compare with rank zero's what it would judge, statistics too, and what it trained."""
+    """Train on this rank, then compare its averaged and trained weights, and its buffers, with those of rank zero."""
     kept = []
     learner = fit.AdversarialLearner
     fit.AdversarialLearner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder, trust=["trainees"])
-    with kept[0].judged() as judged:
-        state = [*judged.state_dict().values(), *kept[0].model.parameters()]
+    training.work(folder, trust=["trainees"])
+    with kept[0].evaluation_model() as model:
+        state = [*model.state_dict().values(), *kept[0].model.parameters()]
         mine = torch.cat([value.detach().float().flatten() for value in state])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
@@ -249,7 +251,7 @@ def same_everywhere(folder):
 
 
 def test_two_ranks_are_one_model(tmp_path):
-    """Each sees images of its own; the weights of who does not play reach neither's optimiser."""
+    """Each rank sees images of its own, and both take the same turns."""
     folder = tmp_path / "run"
     folder.mkdir()
     made = config(**TWO, trainer__max_steps=4, train__valid_every=4, train__sample_every=0)
@@ -264,7 +266,7 @@ def test_two_ranks_are_one_model(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_resume(tmp_path):
-    """In the middle of a row of metrics, of which rank one knows nothing."""
+    """The run stops between two logged rows, so the checkpoint holds sums over both ranks."""
     folder = tmp_path / "run"
     with pytest.raises(RunError, match="a rank stopped with status 1"):
         trained(folder, **TWO, data__crash_at=5, train__log_every=5)
@@ -274,7 +276,7 @@ def test_two_ranks_resume(tmp_path):
     same(outcome(folder), outcome(whole))
 
 
-def test_a_checkpoint_is_its_own_model(whole):
+def test_a_checkpoint_rebuilds_its_model(whole):
     model = genlab.load(whole)
     state = checkpoint(whole, "best")["state_dict"]
     assert all(torch.equal(v, state[f"ema.{k}"]) for k, v in model.state_dict().items())
@@ -310,11 +312,11 @@ def test_what_cannot_be_trained(tmp_path):
             trained(tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
     with pytest.raises(RequestError, match="discriminator_lr"):
-        train.run(trainees.config(optim__discriminator_lr=0.1), tmp_path / "run", "genlab train")
+        training.run(trainees.config(optim__discriminator_lr=0.1), tmp_path / "run", "genlab train")
 
 
 def test_a_sweep_has_nothing_to_sort_by():
-    assert sweep_table.value({"kind": "adversarial"}) is None
+    assert sweep_table.objective({"kind": "adversarial"}) is None
 
 
 def test_data_and_model_agree_on_the_label():

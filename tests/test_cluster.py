@@ -1,4 +1,4 @@
-"""Who has started this process, told by the environment; ranks that find one another, and end together."""
+"""Rank and group from the environment of torchrun and srun; ranks find one another, and end together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainees import environment
 
 from genlab import cli
 from genlab.core import RequestError
-from genlab.processes import launch, lifeline
-from genlab.processes.lifeline import Lifeline
-from genlab.processes.place import Place, first_host, place, ports, tasks_per_node
-from genlab.processes.ranks import Ranks
+from genlab.processes import failure_detector, group, launch
+from genlab.processes.environment import RankEnvironment
+from genlab.processes.failure_detector import FailureDetector
+from genlab.processes.rank_info import RankInfo, first_host, ports, rank_info, tasks_per_node
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NNODES": "1"}
 STEP = {
@@ -41,14 +41,14 @@ STEP = {
     ],
     ids=["alone", "batch", "batch per node", "one task", "step", "ranks in a step", "torchrun of one"],
 )
-def test_the_step_counts_and_not_the_job(env, expected):
-    here = place(env)
-    assert (here.rank, here.world, here.local_rank, here.local_world) == expected
+def test_variables_of_the_step_count_and_not_those_of_the_job(env, expected):
+    here = rank_info(env)
+    assert (here.rank, here.world_size, here.local_rank, here.local_world_size) == expected
 
 
 def test_machines_with_different_numbers_of_tasks_are_refused():
     with pytest.raises(RequestError, match=r"4, 4, 1 tasks.*ntasks-per-node"):
-        place({**STEP, "SLURM_STEP_TASKS_PER_NODE": "4(x2),1"})
+        rank_info({**STEP, "SLURM_STEP_TASKS_PER_NODE": "4(x2),1"})
 
 
 def test_lists_of_slurm():
@@ -58,31 +58,31 @@ def test_lists_of_slurm():
 
 
 def test_rank_zero_is_on_the_first_machine():
-    assert place(STEP).address == "gpu07"
-    assert place({**STEP, "MASTER_ADDR": "gpu07-ib"}).address == "gpu07-ib"
-    assert place({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8"}).address == "127.0.0.1"  # whatever names resolve to
+    assert rank_info(STEP).address == "gpu07"
+    assert rank_info({**STEP, "MASTER_ADDR": "gpu07-ib"}).address == "gpu07-ib"
+    assert rank_info({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8"}).address == "127.0.0.1"  # whatever names resolve to
 
 
-def test_no_two_steps_look_at_the_same_ports():
-    keys = {place({**STEP, **change}).key for change in ({}, {"SLURM_STEP_ID": "4"}, {"SLURM_JOB_ID": "17"})}
-    keys.add(place({**STEP, "SLURM_RESTART_COUNT": "1"}).key)
+def test_two_steps_use_different_ports():
+    keys = {rank_info({**STEP, **change}).key for change in ({}, {"SLURM_STEP_ID": "4"}, {"SLURM_JOB_ID": "17"})}
+    keys.add(rank_info({**STEP, "SLURM_RESTART_COUNT": "1"}).key)
     assert len({tuple(ports(key)) for key in keys}) == 4
     assert next(iter(ports("a", "1234"))) == 1234
     assert all(15000 <= port < 32000 for key in keys for port in ports(key))
 
 
-def test_lightning_is_told_and_guesses_nothing():
-    ranks = Ranks(place(STEP))
+def test_lightning_gets_the_ranks():
+    ranks = RankEnvironment(rank_info(STEP))
     assert (ranks.world_size(), ranks.global_rank(), ranks.local_rank(), ranks.node_rank()) == (8, 5, 1, 1)
     assert ranks.creates_processes_externally
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0, (1, 4)), (1, (0, 1)), (4, (1, 4))])
-def test_a_task_that_sees_one_gpu_takes_that(monkeypatch, gpus, expected):
+def test_a_task_that_sees_one_gpu_uses_it(monkeypatch, gpus, expected):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert (launch.here().local_rank, launch.here().local_world) == expected
+    assert (group.this_rank().local_rank, group.this_rank().local_world_size) == expected
 
 
 # ---- refusals before anything is started
@@ -101,7 +101,7 @@ def test_more_ranks_than_cores(tmp_path, monkeypatch, capsys):
     launch.check_cores(99, "cpu")  # srun has started them
 
 
-def test_one_process_is_no_team(monkeypatch, capsys):
+def test_a_verb_of_one_process_refuses_ranks(monkeypatch, capsys):
     for name, value in {**STEP, "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert cli.run(["sample", "ckpt=x"]) == 2
@@ -117,11 +117,11 @@ def test_one_process_is_no_team(monkeypatch, capsys):
 
 
 def meet(keys):
-    """One lifeline for each (key, rank), one after the other, in threads."""
+    """One detector for each (key, rank), one after the other, in threads."""
     lines = {}
 
     def one(key, rank):
-        lines[key, rank] = Lifeline(Place("srun", rank, 2, key=key), {}, patience=20)
+        lines[key, rank] = FailureDetector(RankInfo("srun", rank, 2, key=key), {}, timeout=20)
 
     threads = [threading.Thread(target=one, args=each) for each in keys]
     for thread in threads:
@@ -132,11 +132,11 @@ def meet(keys):
     return lines
 
 
-def test_two_steps_on_the_same_ports_find_their_own(monkeypatch):
-    """The worst case: every port of the one is a port of the other, and a stranger has the first."""
+def test_ranks_of_two_steps_on_the_same_ports_find_their_own(monkeypatch):
+    """The worst case: both steps have the same ports, and another program listens on the first of them."""
     wanted = list(ports("somebody"))[:4]
-    monkeypatch.setattr(lifeline, "ports", lambda key, preferred: wanted)
-    stranger = lifeline._listen_at(wanted)
+    monkeypatch.setattr(failure_detector, "ports", lambda key, preferred: wanted)
+    stranger = failure_detector._listen_on_first_free(wanted)
     with stranger:
         lines = meet([("a", 0), ("b", 1), ("b", 0), ("a", 1)])
         assert len(lines) == 4
@@ -144,7 +144,7 @@ def test_two_steps_on_the_same_ports_find_their_own(monkeypatch):
             lines[key, 0].store.set("step", key)
             assert lines[key, 1].store.get("step").decode() == key
     for line in lines.values():
-        line.done()
+        line.report_done()
 
 
 TEAM = """
@@ -152,11 +152,11 @@ import os, signal, sys, time
 import torch, torch.distributed as dist
 from genlab import cli
 from genlab.core import RequestError
-from genlab.processes import launch, lifeline
+from genlab.processes import failure_detector, group
 from genlab.verbs import train
 how = sys.argv[1]
 def command(request):
-    launch.join("cpu")
+    group.join("cpu")
     dist.barrier()
     if dist.get_rank() == int(how[-1]):
         if how.startswith("killed"):
@@ -167,7 +167,7 @@ def command(request):
         time.sleep(1000)  # in something that never hears of it
     dist.barrier()
 train.command = command
-lifeline.GRACE = 2.0
+failure_detector.GRACE = 2.0
 cli.main(["train"])
 """
 

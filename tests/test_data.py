@@ -1,16 +1,19 @@
-"""Data sets: the right integers, splits that never move, a training order that is a function of a number."""
+"""Data sets: the right integers, splits that never change, training batches that are a function of their number."""
 
 import gzip
 import hashlib
 import io
 import pickle
+import socket
+import stat
 import struct
 import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -36,7 +39,7 @@ from genlab.data import (
 from genlab.data import cifar10 as cifar10_module
 from genlab.data import mnist as mnist_module
 from genlab.data import svhn as svhn_module
-from genlab.data.binarize import still
+from genlab.data.binarize import static_binarization
 from genlab.data.mnist import IDX_FILES
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
@@ -70,7 +73,7 @@ def toy(**options):
 
 @pytest.fixture
 def as_rank(monkeypatch):
-    """Make `batches` believe that this is process r of w."""
+    """Make `batches` act as process r of w."""
 
     def pretend(rank, world):
         for user in (batches, module):
@@ -81,12 +84,12 @@ def as_rank(monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network; an empty cache."""
+    """A machine on which no name of another machine can be looked up."""
 
     def refuse(*args, **kwargs):
-        raise URLError("no network")
+        raise socket.gaierror(-2, "no network")
 
-    monkeypatch.setattr(files, "urlopen", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +290,7 @@ def test_static_is_one_draw_for_ever():
     data = mini(binarize="static")
     assert data.name == "mnist_mini_binary-static"
     assert data.spec.levels == 2
-    train = still("static", MNISTMini().load(None).train.images, "train")
+    train = static_binarization("static", MNISTMini().load(None).train.images, "train")
     assert md5(train.numpy().tobytes()) == "7f64c94e8edb48af27a01a1385e5e5a6"
     for name in SPLITS:
         assert set(data.split(name).images.unique().tolist()) == {0, 1}
@@ -296,7 +299,7 @@ def test_static_is_one_draw_for_ever():
 
 def test_a_pixel_is_one_with_probability_of_its_grey():
     grey = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
-    drawn = still("static", grey.repeat(100_000, 1), "train").double().mean(0)
+    drawn = static_binarization("static", grey.repeat(100_000, 1), "train").double().mean(0)
     assert drawn[0] == 0
     assert drawn[-1] == 1
     p = grey.double() / 255
@@ -355,7 +358,7 @@ def idx(values):
 
 @pytest.fixture
 def fake_mnist(monkeypatch):
-    """Four tiny IDX files, {name: bytes}, whose md5s and mirrors are the published ones for this test."""
+    """Four tiny IDX files, {name: bytes}. For this test they are the published ones."""
     rng = np.random.RandomState(0)
     shapes = [(20, 28, 28), (20,), (6, 28, 28), (6,)]
     arrays = [rng.randint(0, 256 if len(shape) > 1 else 10, shape).astype(np.uint8) for shape in shapes]
@@ -364,7 +367,7 @@ def fake_mnist(monkeypatch):
     monkeypatch.setattr(MNIST, "content_md5s", contents)
     for source in (MNIST, FashionMNIST):
         monkeypatch.setattr(source.published, "resources", [(name, md5(blob)) for name, blob in content.items()])
-        monkeypatch.setattr(source.published, "mirrors", ["https://one.test/", "https://two.test/"])
+        monkeypatch.setattr(source.published, "mirrors", ["http://one.test/", "http://two.test/"])
     return SimpleNamespace(arrays=arrays, content=content)
 
 
@@ -467,39 +470,133 @@ def test_offline_is_one_sentence_that_helps(tmp_path, offline, source, name):
     with pytest.raises(RequestError) as error:
         ImageData(source, validation=1, root=tmp_path / "here").split("test")
     one_sentence(error, name, tmp_path / "here", "http", "no network", "data.root", "GENLAB_DATA", "data=mnist_mini")
-    assert not list((tmp_path / "here").rglob("*.part"))
+    assert "Connection" not in str(error.value)  # the layers of requests around the reason
+    assert not [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves `server.served`, {url: bytes or a function that answers}, and notes every request in `server.asked`."""
+
+    protocol_version = "HTTP/1.0"  # a connection for each file
+
+    def do_GET(self):
+        url = f"http://{self.headers['Host']}{self.path}"
+        self.server.asked.append(url)
+        content = self.server.served.get(url)
+        if content is None:
+            self.send_error(404, "not here")
+        elif callable(content):
+            content(self)
+        else:
+            self.answer(content, {} if "two" in url else {"Content-Length": len(content)})
+
+    def answer(self, content, headers):
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Say nothing."""
 
 
 @pytest.fixture
 def network(monkeypatch):
-    """A fake network, {url: bytes}; remembers what was asked for."""
-    served, asked = {}, []
-
-    def urlopen(request, timeout):
-        asked.append(request.full_url)
-        if request.full_url not in served:
-            raise URLError("not here")
-        response = io.BytesIO(served[request.full_url])
-        response.headers = {} if "two" in request.full_url else {"Content-Length": str(len(response.getvalue()))}
-        return response
-
-    monkeypatch.setattr(files, "urlopen", urlopen)
-    return SimpleNamespace(served=served, asked=asked)
+    """A real HTTP server that every name of another machine leads to."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.served, server.asked = {}, []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    really = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: really(*server.server_address, type=socket.SOCK_STREAM))
+    monkeypatch.setenv("no_proxy", "*")
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def test_download_goes_to_the_second_mirror_and_happens_once(tmp_path, fake_mnist, network):
     for name, blob in fake_mnist.content.items():
-        network.served["https://two.test/" + name] = blob
+        network.served["http://two.test/" + name] = blob
     first, second = IDX_FILES[0], IDX_FILES[1]
-    network.served["https://one.test/" + first] = b"<html>404</html>"  # a mirror that sends something else
+    network.served["http://one.test/" + first] = b"<html>404</html>"  # a mirror that sends something else
     splits = FashionMNIST().load(tmp_path)
     assert np.array_equal(splits.train.images[:, 0], fake_mnist.arrays[0])
-    asked = [f"https://{mirror}.test/{name}" for name in (first, second) for mirror in ("one", "two")]
+    asked = [f"http://{mirror}.test/{name}" for name in (first, second) for mirror in ("one", "two")]
     assert network.asked[:4] == asked
-    assert sorted(path.name for path in (tmp_path / "FashionMNIST" / "raw").iterdir()) == sorted(IDX_FILES)
+    folder = tmp_path / "FashionMNIST" / "raw"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(IDX_FILES)
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {stat.S_IMODE(ordinary.stat().st_mode)}
     network.asked.clear()
     FashionMNIST().load(tmp_path)
     assert network.asked == []
+
+
+def cut_off(server, content):
+    """Announce ten bytes more than there are."""
+    server.answer(content, {"Content-Length": len(content) + 10})
+
+
+def endless(server, content):
+    """Never stop; say nothing of the size."""
+    server.answer(content, {})
+    while True:
+        server.wfile.write(bytes(1 << 16))
+
+
+def elsewhere(server, content):
+    """Send the client to a file on its own disk."""
+    server.send_response(302)
+    server.send_header("Location", Path(__file__).as_uri())
+    server.end_headers()
+
+
+def nonsense(server, content):
+    """A size that is not a number."""
+    server.answer(content, {"Content-Length": "many"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (cut_off, "10 more expected"),
+        (endless, "more than 100,000 bytes"),
+        (elsewhere, "No connection adapters"),
+        (nonsense, "many"),
+        (lambda server, _: server.send_error(503, "too busy"), "503 Server Error: too busy"),
+        (lambda server, _: server.connection.shutdown(socket.SHUT_RDWR), "Remote end closed"),
+    ],
+    ids=["cut off", "endless", "elsewhere", "nonsense", "busy", "silent"],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bad_mirror_leaves_nothing_behind_and_the_next_one_is_asked(
+    tmp_path, fake_mnist, network, monkeypatch, answer, why
+):
+    monkeypatch.setattr(files, "MAX_DOWNLOAD", 100_000)
+    monkeypatch.setattr(network, "handle_error", lambda *_: None)  # clients hang up
+    name, blob = next(iter(fake_mnist.content.items()))
+    for mirror in ("one", "two"):
+        network.served[f"http://{mirror}.test/{name}"] = lambda server: answer(server, blob)
+    with pytest.raises(RequestError, match=why) as error:
+        FashionMNIST().load(tmp_path)
+    one_sentence(error, name, "could not be downloaded")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    network.served |= {f"http://two.test/{name}": blob for name, blob in fake_mnist.content.items()}
+    assert np.array_equal(FashionMNIST().load(tmp_path).train.images[:, 0], fake_mnist.arrays[0])
+
+
+def test_a_packed_file_stays_packed_whatever_the_server_calls_it(tmp_path, fake_mnist, network):
+    for name, blob in fake_mnist.content.items():
+        headers = {"Content-Length": len(blob), "Content-Encoding": "gzip"}
+        network.served[f"http://one.test/{name}"] = lambda server, blob=blob, headers=headers: server.answer(
+            blob, headers
+        )
+    FashionMNIST().load(tmp_path)
+    for name, blob in fake_mnist.content.items():
+        assert (tmp_path / "FashionMNIST" / "raw" / name).read_bytes() == blob
+    assert all("one.test" in url for url in network.asked)
 
 
 def test_other_processes_wait_for_the_first(tmp_path, fake_mnist, network, monkeypatch):
@@ -524,7 +621,7 @@ def test_a_damaged_file_is_named(tmp_path, fake_mnist, network):
 
 @pytest.fixture
 def fake_cifar(monkeypatch):
-    """Two batches in the published format, {name: bytes}."""
+    """Two batches in the published format: `arrays` and the `content` of their files, {name: bytes}."""
     rng = np.random.RandomState(0)
     arrays = {
         name: (rng.randint(0, 256, (8, 3072)).astype(np.uint8), [*range(8)]) for name in ("data_batch_1", "test_batch")
@@ -557,6 +654,7 @@ def test_cifar_archive_is_downloaded_and_read_as_it_is(tmp_path, network, fake_c
             member.size = len(blob)
             archive.addfile(member, io.BytesIO(blob))
     monkeypatch.setattr(cifar10_module.Official, "tgz_md5", md5(out.getvalue()))
+    monkeypatch.setattr(cifar10_module.Official, "url", "http://one.test/cifar-10-python.tar.gz")
     network.served[cifar10_module.Official.url] = out.getvalue()
     check_cifar(CIFAR10().load(tmp_path), fake_cifar)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
@@ -594,7 +692,7 @@ def test_a_cifar_archive_packed_anew_is_known_by_its_members(tmp_path, offline, 
 
 
 def test_no_more_of_an_archive_is_read_than_a_batch_can_have(tmp_path, offline, fake_cifar, monkeypatch):
-    monkeypatch.setattr(cifar10_module, "MOST", 1000)
+    monkeypatch.setattr(cifar10_module, "MAX_UNPACKED", 1000)
     with zipfile.ZipFile(tmp_path / "cifar-10-python.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in fake_cifar.content:
             archive.writestr(name, bytes(10_000_000))

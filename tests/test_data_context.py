@@ -17,9 +17,9 @@ from genlab import cli
 from genlab.build import build_data, restore
 from genlab.core import ImageSpec, RequestError
 from genlab.data import Grey, Half, ImageData, Label, LowRes, MNISTMini, Split, Splits, module
+from genlab.processes import resume
 from genlab.request.folders import configs_folder
 from genlab.request.pictures import context_image
-from genlab.verbs import resume
 
 RGB, DIGIT, BINARY = ImageSpec(3, 8, 12, classes=2), ImageSpec(1, 7, 9), ImageSpec(1, 8, 12, 2)
 LEGAL = [(Grey(), RGB), (LowRes(), RGB), (LowRes(2), BINARY), (Half(), RGB), (Half(), DIGIT), (Half(), BINARY)]

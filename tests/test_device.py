@@ -15,7 +15,7 @@ from genlab.flows import ActNorm
 from genlab.nets.coders.dcgan import SpectralNorm
 from genlab.nets.layers.attention import rotary_table, rotate
 from genlab.system.device import Mirror, cholesky, inverse, precision_used, solve, true_float32
-from genlab.train.learner import networks
+from genlab.train.compile import networks
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The average is the weighted sum it claims to be, and it is what is judged."""
+"""The averaged weights follow their formula, and they are the ones that are evaluated."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def learner(decay):
     return Learner(Tiny(spec), spec, AdamW(), max_steps=1, decay=decay)
 
 
-def test_judged_is_the_average_in_evaluation_mode():
+def test_the_evaluation_model_is_the_average_in_evaluation_mode():
     with_average, without = learner(0.9), learner(0)
     for parameter in with_average.ema.parameters():
         parameter.data.fill_(0.5)
     with_average.train()
     assert not with_average.ema.training  # the average never trains
-    with torch.autocast("cpu", dtype=torch.bfloat16), with_average.judged() as model:
+    with torch.autocast("cpu", dtype=torch.bfloat16), with_average.evaluation_model() as model:
         assert model is with_average.ema
         assert not model.training
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     without.train()
-    with without.judged() as model:
+    with without.evaluation_model() as model:
         assert model is without.model
         assert not model.training
     assert without.model.training
@@ -65,7 +65,7 @@ def test_judged_is_the_average_in_evaluation_mode():
 
 
 def test_validation_and_test_use_the_average(tmp_path):
-    """The recorded number is the average's, and differs from the raw weights'."""
+    """The recorded number is that of the averaged weights, and differs from that of the raw weights."""
     folder = trained(tmp_path / "run", trainer__max_steps=5, train__ema=0.9)
     best = checkpoint(folder, "best")
     from trainees import DotsData

@@ -1,4 +1,4 @@
-"""The quick part of scripts/faults, which says what each does; the scripts themselves are run for minutes, by hand.
+"""The quick part of scripts/faults. The scripts say what each does, and are run for minutes by hand.
 
 What forks or kills has a process of its own, because a fork of a process with threads may inherit a lock for ever.
 The quick part of nan_rank is in test_launch.py.

@@ -1,4 +1,4 @@
-"""What a run was trained, validated and tested on is known to its checkpoint; other data is said or refused."""
+"""A checkpoint knows what its run was trained, validated and tested on; other data is reported or refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from genlab import cli
 from genlab.core import RequestError
 from genlab.data import MNISTMini, folder_data
-from genlab.data.fingerprint import card, check_same, fingerprint, hashes, others, sentence
+from genlab.data.fingerprint import card, check_same, differences, fingerprint, hashes, sentence
 from genlab.data.module import ImageData
 from genlab.train.checkpoint import read
 
@@ -66,27 +66,27 @@ def test_binarising_seeds_and_contexts_do_not_change_what_the_data_is():
 def test_what_differs_is_counted(tmp_path):
     pictures(tmp_path / "a", 80)
     kept = card(data(tmp_path / "a"))
-    assert others(kept, data(tmp_path / "a"), ("train", "valid", "test")) == {}
+    assert differences(kept, data(tmp_path / "a"), ("train", "valid", "test")) == {}
     check_same(kept, data(tmp_path / "a"))
-    assert others({}, data(tmp_path / "a"), ("test",)) == {}  # a checkpoint of before there were fingerprints
+    assert differences({}, data(tmp_path / "a"), ("test",)) == {}  # a checkpoint without fingerprints
     tested, trained = of(tmp_path / "a", "test"), of(tmp_path / "a", "train")
     total = len(tested)
     tested[0].unlink()
     changed = data(tmp_path / "a")
-    counts = others(kept, changed, ("train", "valid", "test"))
+    counts = differences(kept, changed, ("train", "valid", "test"))
     assert list(counts) == ["test"]
     assert counts["test"] == {
         "images": total - 1, "other": 0, "train": 0, "valid": 0, "test": total - 1, "new": 0, "missing": 1,
     }  # fmt: skip
-    assert others(kept, data(tmp_path / "a", limit=3), ("test",), fewer=True) == {}
+    assert differences(kept, data(tmp_path / "a", limit=3), ("test",), fewer=True) == {}
     shutil.copy(trained[0], tested[0])  # what was trained on, under the name of a test image
-    counts = others(kept, data(tmp_path / "a"), ("test",))["test"]
+    counts = differences(kept, data(tmp_path / "a"), ("test",))["test"]
     assert (counts["train"], counts["missing"], counts["other"]) == (1, 1, 1)
     assert "1 were trained on" in sentence("test", counts)
     with pytest.raises(RequestError, match=r"the data has changed .*1 were trained on"):
         check_same(kept, data(tmp_path / "a"))
     pictures(tmp_path / "b", 30, seed=1)
-    counts = others(kept, data(tmp_path / "b"), ("test",))["test"]
+    counts = differences(kept, data(tmp_path / "b"), ("test",))["test"]
     assert counts["new"] == counts["images"]
     relabelled = tmp_path / "c"
     pictures(relabelled, 80)
@@ -97,7 +97,7 @@ def test_what_differs_is_counted(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on a folder, the folder, and what was printed."""
+    """A folder with a run, the photos that it was trained on, and what it printed."""
     top = tmp_path_factory.mktemp("fingerprint")
     pictures(top / "photos", 60)
     (top / "photos" / "cat" / "notes.txt").write_text("x")

@@ -271,7 +271,7 @@ def test_folders_for_the_splits_in_any_case_of_the_letters(tmp_path, names):
         assert values(data, "train") == set(range(12))
     else:
         assert values(data, "test") | values(data, "train") == set(range(12))
-    assert "1 images outside" in data.found
+    assert "1 images outside" in data.summary
 
 
 def test_a_train_folder_alone_is_a_split_but_not_beside_classes(tmp_path):
@@ -323,21 +323,21 @@ def test_what_cannot_be_read_is_said_and_what_is_no_picture_is_counted(tmp_path,
     for part in ("locked (Permission denied)", "gone (a link that leads nowhere", "b.png (a link that leads nowhere"):
         assert part in str(error.value)
     data = folder_data(tmp_path, 8, 1, True, validation=0.5)
-    assert "3 images in 1 classes (a)" in data.found
+    assert "3 images in 1 classes (a)" in data.summary
     for part in ("1 hidden", "1 .heic", "3 of 6 images or folders", "locked"):
-        assert part in data.found
-    assert "\n" not in data.found
+        assert part in data.summary
+    assert "\n" not in data.summary
 
 
-def test_found_counts_images_that_are_in_two_splits_and_what_readers_note(tmp_path):
+def test_the_summary_counts_images_that_are_in_two_splits_and_what_readers_note(tmp_path):
     for name in ("train", "test"):
         numbered(tmp_path / name, 6)
     frames = [Image.new("L", (8, 8), value) for value in (77, 200)]
     frames[0].save(tmp_path / "train" / "two.gif", save_all=True, append_images=frames[1:])
-    found = folder_data(tmp_path, 8, 1, False, validation=2).found
-    assert "13 images, no classes: 5 train, 2 valid, 6 test" in found
-    assert "valid and test images equal training images" in found
-    assert "1 images have several frames" in found
+    summary = folder_data(tmp_path, 8, 1, False, validation=2).summary
+    assert "13 images, no classes: 5 train, 2 valid, 6 test" in summary
+    assert "valid and test images equal training images" in summary
+    assert "1 images have several frames" in summary
 
 
 def test_names_that_are_not_utf_8(tmp_path):
@@ -348,7 +348,7 @@ def test_names_that_are_not_utf_8(tmp_path):
     data = folder_data(tmp_path / "link", 8, 3, False, validation=1)
     assert data.name == "folder-caf\\xe9"
     assert data.class_names == ("caf\\xe9",)
-    data.found.encode("utf-8")
+    data.summary.encode("utf-8")
     with pytest.raises(RequestError, match=r"caf\\xe9 is not UTF-8") as error:
         folder_data(tmp_path / cafe, 8, 3, False, validation=1)
     str(error.value).encode("utf-8")

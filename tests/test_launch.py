@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from trainees import checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
-from genlab.processes import launch
-from genlab.verbs import resume
+from genlab.processes import launch, resume
 
 TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
@@ -29,13 +28,13 @@ TWO = {"trainer__devices": 2, "trainer__strategy": "ddp"}
 
 def same_weights(folder):
     """Train on this rank, then compare this rank's weights with rank zero's."""
+    from genlab.processes import training
     from genlab.train import fit
-    from genlab.verbs import train
 
     kept = []
     learner = fit.Learner
     fit.Learner = lambda *a, **k: kept.append(learner(*a, **k)) or kept[-1]
-    train.work(folder, trust=["trainees"])
+    training.work(folder, trust=["trainees"])
     mine = torch.cat([p.detach().flatten() for p in kept[0].parameters()])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
@@ -70,7 +69,7 @@ def test_a_failing_rank_is_one_sentence(tmp_path, capfd, how, kind, sentence):
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_rank_zero_speaks_for_all():
+def test_an_error_of_rank_zero_reaches_all_ranks():
     with pytest.raises(RequestError, match="zero says no"):
         launch.ranks(2, "jobs:fail_on_zero")
 
@@ -97,7 +96,7 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
 
 
 def test_guard_on_two_ranks(tmp_path):
-    """One rank's poison skips the step on both; too much of it stops both with one sentence."""
+    """A non-finite loss on one rank skips the step on both; too many of them stop both with one sentence."""
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"stopped at step 10: 3 steps .* came first out of trap; .*last\.ckpt"):
         trained(folder, **TWO, data__poison=[2, 6, 9], data__poisoned_rank=1)
@@ -125,8 +124,8 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
     asked.write_text(OmegaConf.to_yaml(config(**TWO, data__sleep=0.3)))
     program = (
         "import sys; from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.verbs import train\n"
-        "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
+        "from genlab.core import RunError; from genlab.processes import training\n"
+        "try: training.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )
     command = [sys.executable, "-c", program, str(asked), str(folder)]
@@ -148,10 +147,10 @@ def test_end_of_the_parent_saves_and_ends_all(tmp_path, number):
 
 
 def rank_of_torchrun(config_file, folder):
-    """What each process of `torchrun … genlab train` does; folders differ, as clocks do."""
-    from genlab.verbs import train
+    """What each process of `torchrun … genlab train` does. The folders differ, as names made from clocks do."""
+    from genlab.processes import training
 
-    train.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
+    training.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
 
 
 def test_started_by_torchrun(tmp_path):
@@ -181,7 +180,7 @@ def test_started_by_torchrun(tmp_path):
 
 @pytest.mark.slow
 def test_sharded_training_equals_replicated_and_resumes(tmp_path):
-    """FSDP2 over two CPU ranks: the checkpoint is one whole file, with the numbers of DDP."""
+    """FSDP2 over two CPU ranks: the checkpoint is one file with all weights, and they are those of DDP."""
     options = {**TWO, "trainer__gradient_clip_val": None}
     replicated = trained(tmp_path / "ddp", **options)
     sharded = trained(tmp_path / "fsdp", **{**options, "trainer__strategy": "fsdp"})

@@ -6,9 +6,9 @@ import pytest
 from trainees import Crash, config, trained
 
 from genlab.core import RequestError
+from genlab.processes import resume
 from genlab.train import loggers
 from genlab.train.loggers import MetricsFile
-from genlab.verbs import resume
 
 
 def test_union_of_columns_one_row_a_step(tmp_path):

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is, to the bit, the run that was not."""
+"""A run that was killed and resumed ends exactly, to the bit, as a run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from omegaconf import OmegaConf
 from trainees import Crash, checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
+from genlab.processes import resume, training
 from genlab.train.optim import AdamW
-from genlab.verbs import resume, train
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Uninterrupted runs, by how many batches make a step."""
+    """The outcomes of uninterrupted runs, by the number of batches in a step."""
     made = {}
 
     def run(accumulate):
@@ -65,8 +65,8 @@ def start(folder, **changes):
     file.write_text(OmegaConf.to_yaml(config(**changes)))
     program = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path; from omegaconf import OmegaConf\n"
-        "from genlab.core import RunError; from genlab.verbs import train\n"
-        "try: train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
+        "from genlab.core import RunError; from genlab.processes import training\n"
+        "try: training.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), 'genlab train')\n"
         "except RunError as error: sys.exit(str(error))"
     )
     command = [sys.executable, "-c", program, str(file), str(folder)]
@@ -103,7 +103,7 @@ def test_real_signals(tmp_path, whole, number):
 
 
 def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatch):
-    """The step is finished first: a checkpoint has no half-summed gradients."""
+    """The step is finished first, because a checkpoint has no half-summed gradients."""
     from genlab.train.learner import Learner
 
     terms = Learner._terms
@@ -122,7 +122,7 @@ def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatc
     same(outcome(tmp_path / "run"), whole(2))
 
 
-def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
+def test_a_finished_run_is_refused_unless_it_gets_more_steps(tmp_path, whole):
     folder = trained(tmp_path / "run", optim__schedule="constant")
     with pytest.raises(RequestError, match=r"is finished at step 12: train longer with trainer\.max_steps=24"):
         resume.run(folder, ["trust=[trainees]"], "genlab resume")
@@ -136,7 +136,7 @@ def test_a_finished_run_says_so_unless_asked_for_more(tmp_path, whole):
 
 
 def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
-    """The cosine had ended at 0; stretched to 24 steps, step 13 is in its middle."""
+    """The cosine had ended at 0. Stretched to 24 steps, it has step 13 in its middle."""
     folder = trained(tmp_path / "run")
     resume.run(folder, ["trust=[trainees]", "trainer.max_steps=24", "train.log_every=1"], "genlab resume")
     rows = (folder / "metrics.csv").read_text().splitlines()
@@ -146,7 +146,7 @@ def test_a_longer_schedule_goes_on_from_its_own_rate(tmp_path):
     assert rate > 0.02
 
 
-def test_evaluation_missing_from_a_finished_run_is_made_up_for(tmp_path, whole):
+def test_a_missing_evaluation_of_a_finished_run_is_done(tmp_path, whole):
     folder = trained(tmp_path / "run")
     (folder / "results.json").unlink()
     resume.run(folder, ["trust=[trainees]"], "genlab resume")
@@ -197,5 +197,5 @@ def test_two_runs_in_one_process(tmp_path, whole):
     same(outcome(first), whole(1))
     same(outcome(second), whole(1))
     with pytest.raises(RequestError, match="already holds a run"):
-        train.run(config(), first, "genlab train")
+        training.run(config(), first, "genlab train")
     assert json.loads((first / "results.json").read_text())["model"] == "tiny"

@@ -17,11 +17,10 @@ from trainees import Dots, checkpoint, config, environment, outcome, same, train
 from genlab import cli
 from genlab.core import Interrupted
 from genlab.data import ImageData
-from genlab.processes import launch
+from genlab.processes import launch, resume, training
 from genlab.system import signals
 from genlab.train.callbacks import Checkpoints, Pictures, Validation
 from genlab.train.learner import Learner
-from genlab.verbs import resume, train
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def test_a_signal_at_any_moment_of_training_loses_nothing(tmp_path, whole, monke
     same(outcome(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize(("owner", "name", "at"), [(Checkpoints, "act", 3), (train, "evaluate_split", 1)])
+@pytest.mark.parametrize(("owner", "name", "at"), [(Checkpoints, "act", 3), (training, "evaluate_split", 1)])
 def test_after_the_last_step_only_the_test_is_left(tmp_path, whole, monkeypatch, owner, name, at):
     during(monkeypatch, owner, name, signal.SIGHUP, at)
     with pytest.raises(Interrupted, match=r"SIGHUP .*(only the test left|a test that is not done)"):
@@ -154,6 +153,7 @@ def test_the_exit_status_is_that_of_a_shell(monkeypatch, capsys, raised, status,
     assert capsys.readouterr().err == f"genlab: {message}\n"
 
 
+@pytest.mark.usefixtures("fresh")
 def test_a_signal_during_imports_is_one_sentence():
     """Handlers are installed before torch is imported, so there is no traceback."""
     program = (
@@ -178,9 +178,9 @@ def test_a_signal_reaches_both_ranks(tmp_path, number):
         "import sys; from pathlib import Path; from genlab import cli\n"
         "from genlab.system import signals; signals.install()\n"
         "def dispatch(words):\n"
-        "    from trainees import config; from genlab.verbs import train\n"
+        "    from trainees import config; from genlab.processes import training\n"
         "    asked = config(trainer__devices=2, trainer__strategy='ddp', data__sleep=0.3)\n"
-        "    train.run(asked, Path(words[0]), 'genlab')\n"
+        "    training.run(asked, Path(words[0]), 'genlab')\n"
         "cli._dispatch = dispatch; sys.exit(cli.run(sys.argv[1:]))"
     )
     process = subprocess.Popen(
@@ -211,6 +211,6 @@ def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path, whole):
     with signals.patiently():
         signal.raise_signal(signal.SIGXCPU)
         with pytest.raises(Interrupted, match="at step 1 of 12"):
-            train.run(asked, tmp_path / "run", "genlab train")
+            training.run(asked, tmp_path / "run", "genlab train")
     resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), whole)

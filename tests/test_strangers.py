@@ -21,11 +21,12 @@ from genlab.build import build, build_data, load, read_checkpoint, restore, untr
 from genlab.build import models as building
 from genlab.build.gate import public
 from genlab.core import ImageSpec, RequestError
+from genlab.processes import training
+from genlab.processes.run_folder import open_folder
 from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
 from genlab.request.folders import configs_folder
 from genlab.system.atomic import atomically, write_text
-from genlab.verbs import train
 
 SPEC = ImageSpec(1, 4, 4, 2)
 MODEL = {
@@ -222,7 +223,7 @@ def run_folder(here):
     """The folder of a run that was killed at its start."""
     config, _ = split_hydra(Request("train", FAST, command="").config())
     with ExitStack() as claim:
-        train.open_folder(here / "run", config, "genlab train", claim, or_next=False)
+        open_folder(here / "run", config, "genlab train", claim, or_next=False)
     return here / "run"
 
 
@@ -511,7 +512,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     small = ["model.net.width=8", "model.net.depth=1", "trainer.max_steps=2"]
     config, _ = split_hydra(Request("train", [*FAST, *small], command="").config())
-    train.run(config, folder, "genlab train")
+    training.run(config, folder, "genlab train")
     return folder
 
 

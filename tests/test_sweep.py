@@ -1,4 +1,4 @@
-"""`genlab train -m`: words read first, a signal ends the sweep, a second start goes on, and one table for all of it."""
+"""`genlab train -m`: overrides are checked first, a signal ends the sweep, a second start resumes it, one table."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from trainees import environment
 
 from genlab import cli
 from genlab.core import Interrupted, RunError
-from genlab.processes import sweep, sweep_table, sweep_words, workers
+from genlab.processes import sweep, sweep_overrides, sweep_table, sweep_workers
 from genlab.request.compose import Request
+from genlab.system import signals
 from genlab.system.signals import Stopped
 
 FAST = [
@@ -35,7 +36,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Runs that take no time: `what(number)` is called in each; what it returns is the validation value."""
+    """Replace runs by ones that take no time: in each, `what(number)` is called and returns the validation value."""
 
     def use(what):
         def run(config, folder, command):
@@ -46,7 +47,7 @@ def pretended(monkeypatch):
             (folder / "results.json").write_text(json.dumps(results))
             return results
 
-        monkeypatch.setattr(sweep.train, "run", run)
+        monkeypatch.setattr(sweep.training, "run", run)
         monkeypatch.setattr(
             sweep.resume, "run", lambda folder, *_: run(sweep.OmegaConf.load(folder / "config.yaml"), folder, "again")
         )
@@ -109,14 +110,14 @@ def test_odd_sweeps_are_one_sentence(words, sentence, here, capfd):
     ],
     ids=lambda value: value[0],
 )
-def test_every_way_to_write_a_sweep(words, jobs):
+def test_all_notations_of_values(words, jobs):
     request = Request("train", ["-m", *words], command="")
-    sweep_words.check(request)
-    assert [" ".join(job) for job in sweep_words.jobs(request)] == jobs
-    assert sweep_words.number(request) == len(jobs)
+    sweep_overrides.check(request)
+    assert [" ".join(job) for job in sweep_overrides.jobs(request)] == jobs
+    assert sweep_overrides.number(request) == len(jobs)
 
 
-def test_slurm_has_a_limit_that_is_said():
+def test_slurm_jobs_have_a_time_limit():
     launcher = Request("train", ["sweep=slurm"], command="").config().hydra.launcher
     assert launcher.timeout_min > 60
     assert launcher.max_num_timeout > 0
@@ -125,10 +126,10 @@ def test_slurm_has_a_limit_that_is_said():
 # ---- the folder
 
 
-def test_sixteen_sweeps_of_one_second_have_sixteen_folders(tmp_path):
+def test_sixteen_sweeps_begun_in_the_same_second_have_sixteen_folders(tmp_path):
     made = []
     threads = [
-        threading.Thread(target=lambda: made.append(sweep._claim(tmp_path / "a" / "12-00-00", named=False)))
+        threading.Thread(target=lambda: made.append(sweep._new_folder(tmp_path / "a" / "12-00-00", named=False)))
         for _ in range(16)
     ]
     for thread in threads:
@@ -175,7 +176,7 @@ def test_a_second_start_goes_on(here, pretended, capfd):
 
 @pytest.mark.parametrize(("number", "patient"), [(signal.SIGINT, True), (signal.SIGUSR1, False)])
 def test_a_signal_ends_the_sweep(number, patient, here, pretended, capfd):
-    """While a run saves by itself (patient), and while nobody listens but the sweep."""
+    """While a run handles the signal itself (patient), and while only the sweep does."""
     begun = []
 
     def run(job):
@@ -190,10 +191,10 @@ def test_a_signal_ends_the_sweep(number, patient, here, pretended, capfd):
         return 1.0
 
     pretended(run)
-    handlers = {n: signal.getsignal(n) for n in workers.ENDING}
+    handlers = {n: signal.getsignal(n) for n in signals.ENDING}
     assert cli.run(["train", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep"]) == 128 + number
     assert begun == [0, 1]
-    assert {n: signal.getsignal(n) for n in workers.ENDING} == handlers
+    assert {n: signal.getsignal(n) for n in signals.ENDING} == handlers
     rows = rows_of(here / "sweep")
     assert [rows[run]["failed"] for run in ("0", "1")] == ["", "not finished"]
     said = capfd.readouterr().err
@@ -223,22 +224,22 @@ def test_a_signal_ends_a_sweep_of_joblib(here):
     assert "0 of 4 runs finished, 2 saved, 2 not started" in said
     assert "Traceback" not in said
     assert all((here / "sweep" / run / "checkpoints" / "last.ckpt").exists() for run in "01")
-    assert not (here / "sweep" / workers.STOP).exists()
+    assert not (here / "sweep" / sweep_workers.STOP).exists()
 
 
 def test_workers_stop_when_they_are_told(here):
-    assert not workers.stopping(here / "sweep")
-    workers.stop(here / "sweep")
-    assert workers.stopping(here / "sweep")
+    assert not sweep_workers.stop_requested(here / "sweep")
+    sweep_workers.request_stop(here / "sweep")
+    assert sweep_workers.stop_requested(here / "sweep")
 
 
 def test_the_first_signal_is_passed_on_and_the_second_ends_all():
     told = []
-    with workers.listening(lambda: told.append(1)) as heard:
+    with sweep_workers.signal_listener(lambda: told.append(1)) as first_signal:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         assert told == [1]
-        assert heard() == signal.SIGTERM
+        assert first_signal() == signal.SIGTERM
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
 
@@ -246,18 +247,18 @@ def test_the_first_signal_is_passed_on_and_the_second_ends_all():
 # ---- SLURM's jobs, without SLURM
 
 
-def test_failed_is_failed(tmp_path, monkeypatch):
-    """submitit's result is a file; what SLURM sees is the status of the process."""
+def test_a_failed_slurm_job_has_a_status_of_failure(tmp_path, monkeypatch):
+    """submitit writes the result to a file; SLURM sees the exit status of the process."""
     registered = []
     monkeypatch.setattr(sweep.atexit, "register", lambda *call: registered.append(call))
     sweep._failed(tmp_path / "0", ["seed=0"], RunError("no"), "basic")
     assert registered == []
     sweep._failed(tmp_path / "0", ["seed=0"], RunError("no"), "submitit")
-    assert registered == [(workers.leave, 1)]
+    assert registered == [(sweep_workers.exit_now, 1)]
     assert (tmp_path / "0" / "error.txt").read_text() == "no\n"
 
 
-def test_out_of_time_is_queued_again_or_says_why_not():
+def test_a_job_out_of_time_is_queued_again_or_the_reason_is_reported():
     def requeues(number, frame):
         raise SystemExit(-1)
 
@@ -265,14 +266,14 @@ def test_out_of_time_is_queued_again_or_says_why_not():
         raise RuntimeError("Job not requeued because: timed-out too many times.")
 
     with pytest.raises(SystemExit):
-        sweep._start_again(requeues)
-    assert "timed-out too many times" in str(sweep._start_again(refuses))
+        sweep._requeue(requeues)
+    assert "timed-out too many times" in str(sweep._requeue(refuses))
 
 
 # ---- the table
 
 
-def test_the_table_is_in_order_whatever_has_a_number(tmp_path, capsys):
+def test_the_table_is_sorted_by_validation_value(tmp_path, capsys):
     for name, valid in (("0", {"loss": 2.0}), ("1", {"kind": "adversarial"}), ("2", {"bits_per_dim": 1.0})):
         (tmp_path / name).mkdir()
         results = {"valid": valid, "test": valid, "steps": 1, "seconds": 0.1}
@@ -298,29 +299,29 @@ def test_workers_take_different_gpus(monkeypatch, tmp_path):
         "accumulate_grad_batches": 1, "gradient_clip_val": None,
     }  # fmt: skip
     monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
-    monkeypatch.setattr(workers.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(sweep_workers.tempfile, "gettempdir", lambda: str(tmp_path))
     taken, kept = [], []
     for number in (0, 3, 5):  # a worker's first job
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(workers, "_held", [])
-        workers.own_gpus(trainer, number)
+        monkeypatch.setattr(sweep_workers, "_gpu_lock", [])
+        sweep_workers.reserve_gpus(trainer, number)
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        workers.own_gpus(trainer, number + 1)  # its next job stays there
+        sweep_workers.reserve_gpus(trainer, number + 1)  # its next job stays there
         assert os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
-        kept.append(workers._held)
+        kept.append(sweep_workers._gpu_lock)
     assert taken == ["0,1", "2,3", "2,3"]  # the third shares: there is no third pair
-    monkeypatch.setattr(workers, "_held", [])
+    monkeypatch.setattr(sweep_workers, "_gpu_lock", [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    workers.own_gpus({**trainer, "accelerator": "cpu"}, 0)
+    sweep_workers.reserve_gpus({**trainer, "accelerator": "cpu"}, 0)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    assert workers.split(["3", "GPU-1"], 1) == ["3", "GPU-1"]
+    assert sweep_workers.gpu_groups(["3", "GPU-1"], 1) == ["3", "GPU-1"]
 
 
 # ---- trackers
 
 
-def test_a_tracker_run_a_job_always_finished(here, monkeypatch):
-    """Weights & Biases without a network: two jobs, the second of which fails, and neither is left open."""
+def test_each_job_ends_its_own_tracker_run(here, monkeypatch):
+    """Weights & Biases without a network: of two jobs the second fails, and both tracker runs are ended."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

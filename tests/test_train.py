@@ -1,4 +1,4 @@
-"""Training on a few dots: the schedule, the numbers, the guard, the files, the refusals."""
+"""Training on a few tiny images: schedule, logged numbers, gradient guard, files, requests that are refused."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from trainees import DotsData, Tiny, checkpoint, config, environment, same, trai
 
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.measure.bits import bits_per_dim
-from genlab.train.checkpoint import AtomicCheckpointIO, write_text
+from genlab.processes.preparation import check_config
+from genlab.system.atomic import write_text
+from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
-from genlab.verbs import train
 
 
 def rows(folder):
@@ -60,7 +61,7 @@ def test_only_matrices_decay():
 
 
 def test_train_metric_is_the_mean_over_images(tmp_path):
-    """Of the first three batches, whose losses are recomputed here from the seeds alone."""
+    """The losses of the first three batches are recomputed here from the seeds alone."""
     folder = trained(tmp_path / "run", optim__lr=1e-12, train__ema=0, optim__weight_decay=0.0)
     data = DotsData(validation=16, batch_size=8, seed=3)
     torch.manual_seed(3)
@@ -148,7 +149,7 @@ def test_bad_steps_are_skipped_and_counted(tmp_path):
 
 
 def test_a_skipped_step_changes_nothing(tmp_path):
-    """Three poisoned batches, then stop: the weights are those of before."""
+    """Two batches are poisoned: the weights stay as they were before them."""
     folder, before = tmp_path / "run", trained(tmp_path / "before", trainer__max_steps=4, optim__schedule="constant")
     trained(folder, trainer__max_steps=6, data__poison=[4, 5], optim__schedule="constant")
     for part in ("state_dict", "optimizer_states"):
@@ -177,7 +178,7 @@ def test_too_many_bad_steps_stop_the_run(tmp_path):
 
 
 def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
-    """The loss is finite, its gradient is not: sqrt at 0."""
+    """The loss is finite and its gradient is not: the square root at 0."""
     objective = Tiny.objective
     monkeypatch.setattr(
         Tiny, "objective", lambda self, x, c=None: {"loss": objective(self, x)["loss"] + (0 * self.logits.sum()).sqrt()}
@@ -190,7 +191,7 @@ def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
 
 
 def holding(value):
-    """The least that reads as a checkpoint of genlab."""
+    """The smallest content that is read as a checkpoint of genlab."""
     return {"genlab": {"spec": {}, "config": ""}, "state_dict": {"value": torch.tensor(value)}}
 
 
@@ -295,7 +296,7 @@ def test_configs_compose_and_fit_the_code():
     with initialize_config_dir(str(folder), version_base="1.3"):
         for trainer in ("auto", "cpu", "ddp_cpu", "smoke"):
             made = compose("train", [f"trainer={trainer}"])
-            plan = train.checked(made)
+            plan = check_config(made)
             assert plan.processes == (2 if trainer == "ddp_cpu" else 1)
             for section in ("train", "trainer", "optim"):
                 assert made[section].keys() == config()[section].keys()

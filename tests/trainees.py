@@ -1,4 +1,4 @@
-"""A model, data and configs that train in milliseconds: what the tests of training, resuming and launching share."""
+"""A model, data and configs that train in milliseconds, shared by the tests of training, resuming and launching."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, distributed, nn
 
 from genlab.core import Completion, ImageSpec
 from genlab.data import ImageData, Split, Splits
+from genlab.processes import training
 from genlab.train.checkpoint import read
-from genlab.verbs import train
 
 POISON = 255  # a training batch full of this grey level makes `Trap` answer NaN
 
 
 class Trap(nn.Module):
-    """Zero per image, NaN for a poisoned one."""
+    """Zero for an image, NaN for a poisoned one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B,)."""
@@ -48,7 +48,7 @@ class Tiny(nn.Module):
         return table.gather(-1, x.long()[..., None]).flatten(1).sum(1)
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Depends on the batch, on noise, and through the trap on whether the batch is poisoned."""
+        """Terms (B,) that depend on the batch and on noise, and are NaN for a poisoned batch."""
         fuss = self.net(torch.randn(len(x), 4, device=x.device)).square().flatten() + self.trap(x)
         return {"loss": 0.1 * fuss - self.log_prob(x), "fuss": fuss}
 
@@ -94,7 +94,7 @@ class DotsData(ImageData):
         self.poison, self.poisoned_rank, self.crash_at, self.sleep = set(poison), poisoned_rank, crash_at, sleep
 
     def training_batch(self, number: int):
-        """As ImageData's, except for the batches that are not."""
+        """The batch of ImageData, or a poisoned one."""
         time.sleep(self.sleep)
         if self.crash_at is not None and number >= self.crash_at:
             raise Crash
@@ -139,7 +139,7 @@ def config(**changes: Any) -> DictConfig:
 
 def trained(folder: Path, **changes: Any) -> Path:
     """Train a Tiny in `folder`."""
-    train.run(config(**changes), folder, "genlab train")
+    training.run(config(**changes), folder, "genlab train")
     return folder
 
 
@@ -149,7 +149,7 @@ def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything a run leaves behind except clocks, command lines, its config and the commit it ran on."""
+    """Everything that a run leaves behind, without times, command lines, its config and the commit."""
     kept: dict[str, Any] = {"metrics": (folder / "metrics.csv").read_text()}
     for picture in sorted(folder.glob("*/*.png")):
         kept[str(picture.relative_to(folder))] = picture.read_bytes()
@@ -181,7 +181,7 @@ def same(a: Any, b: Any, path: str = "") -> None:
 
 
 def environment() -> dict[str, str]:
-    """For a child process that imports this module."""
+    """The environment of a child process that imports this module."""
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Codes of autoencoders, and what corrupts their input."""
+"""Codes of autoencoders (dense, sparse, stochastic), and corruptions of their input."""
 
 from genlab.codes.code import Coded
 from genlab.codes.corruption import Gaussian, Masking, SaltPepper
@@ -22,7 +22,7 @@ __all__ = [
     "support",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
 CONFIGURABLE = {
     "code": ("Dense", "KL", "L1", "L2", "Lifetime", "SpikeSlab", "TopK"),
     "corruption": ("Gaussian", "Masking", "SaltPepper"),

@@ -1,7 +1,8 @@
-"""What a code is: numbers of an encoder -> the code that the decoder gets, and what it costs.
+"""The interface of a code: the encoder's outputs -> the code that the decoder gets, and a penalty.
 
-A code owns the activation of the hidden layer and the price of using it. Everything here is about one batch:
-B images, L units (`units`), `inputs` numbers of the encoder for each unit.
+A code is the activation of the hidden layer of an autoencoder together with a penalty on the activations.
+
+B images in a batch, L units (`units`); the encoder has `inputs` outputs for each unit.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from torch import Tensor
 
 
 class Coded(NamedTuple):
-    """Code h (B, L) and what is added to the training loss (B,), nats.
+    """The result of a code.
 
-    `active`: the share of an image's units that are on (B,), where that cannot be counted in h.
+    `h`: the code (B, L). `penalty`: the term that is added to the training loss, in the units of the reconstruction
+    (nats with a head), (B,). `active`: the share of an image's units that are active (B,), where it cannot be counted
+    in h, else None.
     """
 
     h: Tensor
@@ -23,12 +26,12 @@ class Coded(NamedTuple):
 
 
 class Code(Protocol):
-    """A hidden layer with a price.
+    """A hidden layer with a penalty.
 
-    `inputs`: numbers that the encoder gives for a unit. `unit_columns`: whether the decoder's weights of every unit
-    must have length 1, without which a penalty on h is dodged by a small h and large weights. (A head has weights of
-    its own: with one, only weight decay holds them.) `on`: a unit counts as on where |h| > on. `asked`: the sparsity
-    that was asked for, under the name of the measure that should reach it, if any.
+    `inputs`: how many outputs of the encoder belong to a unit. `unit_columns`: True if the weights that leave a unit of
+    the decoder must have length 1. Otherwise a penalty on h could be avoided by a small h and large weights. (The
+    weights of a head are not affected; only weight decay keeps them small.) `on`: a unit counts as active where
+    |h| > on. `asked`: the sparsity that the config asks for, by the name of the measure that should reach it, or {}.
     """
 
     inputs: int
@@ -37,5 +40,5 @@ class Code(Protocol):
     asked: dict[str, float]
 
     def __call__(self, a: Tensor) -> Coded:
-        """What the encoder says (B, inputs * L) -> the code. May differ in training and evaluation mode."""
+        """Outputs of the encoder (B, inputs * L) -> the code. Training and evaluation mode may differ."""
         ...

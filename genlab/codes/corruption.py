@@ -1,8 +1,10 @@
-"""What a denoising autoencoder has to undo (Vincent et al. 2010, JMLR 11, sec. 3.3).
+"""Corruptions, which a denoising autoencoder learns to undo (Vincent et al. 2010, JMLR 11, sec. 3.3).
 
-Images come scaled, y (B, C, H, W) in [0, 1], and go out corrupted with the values that were touched, bool of that
-shape: an emphasised loss (sec. 3.4) weighs those differently, unless they are `everywhere`. Noise is torch's, so the
-training step's seed decides; or a generator's, on whose device it is drawn.
+A corruption takes images y (B, C, H, W), scaled to [0, 1]. It returns the corrupted images and a mask of the corrupted
+values, bool (B, C, H, W). An emphasised loss (sec. 3.4) gives these values another weight. `everywhere` is True for a
+corruption of all values, for which such a loss makes no sense.
+
+Noise comes from torch's global generator, which a training step seeds, or from a given generator and on its device.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from genlab.system.device import moved
 
 
 class Gaussian(nn.Module):
-    """y + sigma * noise; every value is touched. `sigma` in units of the range of an image."""
+    """Adds Gaussian noise of standard deviation `sigma`, in units of the range of an image, to every value."""
 
     everywhere = True
 
@@ -28,12 +30,12 @@ class Gaussian(nn.Module):
         self.sigma = sigma
 
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> corrupted, touched."""
+        """(B, C, H, W) -> (corrupted images, mask of the corrupted values)."""
         return y + self.sigma * _noise(torch.randn, y, generator), torch.ones_like(y, dtype=torch.bool)
 
 
-class _Some(nn.Module):
-    """Touches every value with probability `share`."""
+class _Partial(nn.Module):
+    """Corrupts every value with probability `share`."""
 
     everywhere = False
 
@@ -44,25 +46,25 @@ class _Some(nn.Module):
         self.share = share
 
 
-class Masking(_Some):
-    """Touched values become 0."""
+class Masking(_Partial):
+    """Corrupted values become 0."""
 
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> corrupted, touched."""
-        touched = _noise(torch.rand, y, generator) < self.share
-        return y.masked_fill(touched, 0), touched
+        """(B, C, H, W) -> (corrupted images, mask of the corrupted values)."""
+        corrupted = _noise(torch.rand, y, generator) < self.share
+        return y.masked_fill(corrupted, 0), corrupted
 
 
-class SaltPepper(_Some):
-    """Touched values become 0 or 1 by a fair coin."""
+class SaltPepper(_Partial):
+    """Corrupted values become 0 or 1, each with probability 1/2."""
 
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> corrupted, touched."""
+        """(B, C, H, W) -> (corrupted images, mask of the corrupted values)."""
         u = _noise(torch.rand, y, generator)
         return torch.where(u < self.share, (u < self.share / 2).to(y.dtype), y), u < self.share
 
 
 def _noise(kind: Callable[..., Tensor], y: Tensor, generator: torch.Generator | None) -> Tensor:
-    """torch.rand or torch.randn numbers, one for each value of y."""
+    """Numbers of torch.rand or torch.randn (`kind`) in the shape and on the device of y."""
     device = y.device if generator is None else generator.device
     return moved(kind(y.shape, dtype=y.dtype, device=device, generator=generator), y.device)

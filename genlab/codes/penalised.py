@@ -1,11 +1,13 @@
-"""Codes that are left as they are, or are charged for what they use: dense, L1, L2, and the KL of Bernoullis.
+"""A code without a penalty (dense), and codes with a penalty on their activations: L1, L2, and the KL of Bernoullis.
 
-L1: Olshausen & Field 1996. Charging |h| alone can be dodged, by a small h and large decoder weights, so the decoder's
-columns are kept at length 1 (`unit_columns`). L2 likewise: it shrinks large values, and pushes none to exactly zero.
-KL: Ng 2011 (CS294A notes, "Sparse autoencoder"): every unit is to be on for a share rho of the images,
+L1: Olshausen & Field 1996. A small h and large decoder weights would avoid a penalty on |h|, so the decoder's columns
+are kept at length 1 (`unit_columns`). L2 does the same; it shrinks large values but makes none exactly zero.
+
+KL: Ng 2011 (CS294A notes, "Sparse autoencoder"). The mean activation rho_j of every unit should be rho:
     beta * sum_j KL(rho || rho_j),   KL(a || b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b)).
-Ours takes rho_j from a running mean over batches, so that small batches say something, with the gradient of the
-batch's own mean. The batch is that of all processes together: several give the objective that one would give.
+Ours takes rho_j from a running mean over batches, so that it is useful for small batches, too. Its gradient is that of
+the mean of the current batch. On several processes the mean is over the batches of all of them, so that the objective
+is that of a single process.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, 
 
 
 class Dense(nn.Module):
-    """h = activation(a), free of charge: what makes it a bottleneck is a small L."""
+    """h = activation(a) without a penalty. A small number of units makes it a bottleneck."""
 
     inputs, unit_columns = 1, False
 
@@ -41,7 +43,7 @@ class Dense(nn.Module):
 
 
 class Penalised(nn.Module):
-    """h = relu(a) at the price of weight * sum |h|^power."""
+    """h = relu(a) with the penalty weight * sum_j |h_j|^power."""
 
     inputs, unit_columns, on = 1, True, 0.0
 
@@ -59,21 +61,24 @@ class Penalised(nn.Module):
 
 
 class L1(Penalised):
-    """h = relu(a) at the price of weight * sum |h|."""
+    """h = relu(a) with the penalty weight * sum_j |h_j|."""
 
     def __init__(self, *, units: int, weight: float) -> None:
         super().__init__(units=units, weight=weight, power=1)
 
 
 class L2(Penalised):
-    """h = relu(a) at the price of weight * sum h^2."""
+    """h = relu(a) with the penalty weight * sum_j h_j^2."""
 
     def __init__(self, *, units: int, weight: float) -> None:
         super().__init__(units=units, weight=weight, power=2)
 
 
 class KL(nn.Module):
-    """h = sigmoid(a) at the price of weight * sum_j KL(target || mean of unit j)."""
+    """h = sigmoid(a) with the penalty weight * sum_j KL(target || mean of unit j).
+
+    `momentum`: of the running mean over batches.
+    """
 
     inputs, unit_columns, on = 1, False, 0.5
 
@@ -94,13 +99,13 @@ class KL(nn.Module):
         """(B, L) -> the code."""
         h = a.sigmoid()
         mean = h.mean(0)
-        if self.training and torch.is_grad_enabled():  # a look without gradients is no step of training
+        if self.training and torch.is_grad_enabled():  # without gradients this is not a training step
             self._follow(mean.detach().to(self.running.dtype))
-        rate = self.running + mean - mean.detach()  # the running value with the batch's gradient
+        rate = self.running + mean - mean.detach()  # the value of the running mean, the gradient of the batch's mean
         return Coded(h, (self.weight * bernoulli_kl(self.target, rate).sum()).expand(len(h)))
 
     def _follow(self, mean: Tensor) -> None:
-        """Move the running mean towards a batch's (L,), the same on every process."""
+        """Move the running mean towards the mean of a batch (L,), averaged over all processes."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
@@ -109,6 +114,6 @@ class KL(nn.Module):
 
 
 def bernoulli_kl(a: float, b: Tensor) -> Tensor:
-    """KL(Bernoulli(a) || Bernoulli(b)), nats, elementwise; 0 < a < 1; finite for every b that rounding may produce."""
+    """KL(Bernoulli(a) || Bernoulli(b)) in nats, elementwise, for 0 < a < 1. It is finite also for b = 0 and b = 1."""
     b = b.clamp(1e-6, 1 - 1e-6)
     return a * (math.log(a) - b.log()) + (1 - a) * (math.log1p(-a) - (-b).log1p())

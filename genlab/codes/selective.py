@@ -1,9 +1,9 @@
-"""Codes in which units compete: the k largest of an image, or the largest few of a batch for every unit.
+"""Codes in which units compete, for each image (top-k) or over a batch (lifetime).
 
-Top-k: k-sparse autoencoders (Makhzani & Frey 2014, arXiv:1312.5663): a linear code of which each image keeps its k
-largest units. Lifetime: winner-take-all autoencoders (Makhzani & Frey 2015, arXiv:1409.2752): each unit keeps the
-share of a batch's images at which it is largest, so no unit can die; at test time it is a plain ReLU. Only the winners
-get a gradient.
+Top-k: k-sparse autoencoders (Makhzani & Frey 2014, arXiv:1312.5663). The code is linear, and every image keeps its k
+largest units. Lifetime: winner-take-all autoencoders (Makhzani & Frey 2015, arXiv:1409.2752). Every unit keeps its
+largest activations, those of a fixed share of the images of a batch, so every unit is used and none can die. In
+evaluation mode it is a ReLU. In both codes only the units that are kept get a gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genlab.core import RequestError
 
 
 class TopK(nn.Module):
-    """The k largest units of an image as they are, zero elsewhere; in training and after."""
+    """Keeps the k largest units of an image and sets the others to zero, in training and evaluation mode."""
 
     inputs, unit_columns, on = 1, False, 0.0
 
@@ -34,9 +34,9 @@ class TopK(nn.Module):
 
 
 class Lifetime(nn.Module):
-    """In training the ceil(share * B) largest activations of every unit over the batch, after it relu(a).
+    """In training mode keeps the ceil(share * B) largest activations of every unit over a batch; else relu(a).
 
-    A batch is that of one process: several have winners each.
+    On several processes, each keeps the largest activations of its own batch.
     """
 
     inputs, unit_columns, on = 1, False, 0.0

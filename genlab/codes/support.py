@@ -1,8 +1,9 @@
-"""Which vectors are codes: what a vector that was drawn must go through before the decoder may read it.
+"""The support of a code: which vectors can be codes, and how to turn any vector into one of them.
 
-A density fitted to codes gives any vector, and codes are often not any vector: at most k units that are not zero, none
-below zero, all between 0 and 1. Nothing turns a Gaussian into a sparse code, though: a unit that is exactly zero for
-nine images in ten is, after a ReLU, still on for about half of the draws.
+A density that was fitted to codes is drawn from to sample images. Its draws can be any vector, but codes often cannot:
+they have at most k units that are not zero, or none below zero, or all between 0 and 1. So a draw is mapped to the
+support before it is decoded. That does not make it a typical code: a unit that is exactly zero for nine images in ten
+is, after a ReLU of Gaussian draws, still active in about half of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ RANGES = {nn.ReLU: (0.0, None), nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
 
 
 def support(code: nn.Module) -> tuple[Callable[[Tensor], Tensor], str]:
-    """(any vectors (B, L) -> vectors that could be codes, what that does in words; "" where any vector could)."""
+    """(a function from any vectors (B, L) to vectors in the support of the code, a description of it for the user).
+
+    The description is "" if every vector is in the support.
+    """
     if isinstance(code, TopK):
         return lambda h: code(h).h, f"all but the {code.k} largest units set to 0"
     low, high = None, None

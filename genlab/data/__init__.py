@@ -1,4 +1,4 @@
-"""Data sets: integer images, fixed splits, and a training sequence that is a function of a number."""
+"""Data sets: integer images, fixed splits, and training batches that are a function of their number."""
 
 from genlab.data.batches import Batch
 from genlab.data.cifar10 import CIFAR10
@@ -30,7 +30,7 @@ __all__ = [
     "folder_data",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
 CONFIGURABLE = {
     "data": ("ImageData", "folder_data"),
     "source": ("BinarizedMNIST", "CIFAR10", "FashionMNIST", "Folder", "MNIST", "MNISTMini", "SVHN"),

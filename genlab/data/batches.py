@@ -1,11 +1,12 @@
-"""Batches: the whole split once, in order; or training images for ever, in an order that is a function of a number.
+"""Batches: a whole split once, in order; or an endless sequence of training batches.
 
-Images sit in one tensor and a batch is an index into it: no worker processes, no queues, no state but a position.
-The training order is the concatenation of one seeded permutation an epoch, and global batch k is positions
-[k B w, (k + 1) B w) of that sequence for batches of B on w processes. So every image is seen once an epoch, no batch
-is partial, and a run that goes on at batch k sees what it would have seen.
+All images are in one tensor and a batch is an index into it. There are no worker processes and no queues, and the only
+state is a position. The training sequence is one seeded permutation of the images per epoch, one after the other. With
+batches of B images on w processes, step k takes the positions [k B w, (k + 1) B w) of the sequence, and process r the
+r-th B of these. So every image is seen once an epoch, no batch is smaller than the others, and a run that is resumed at
+step k sees the images that it would have seen without the interruption.
 
-N images, B a batch, C channels, H x W pixels; w processes, of which this is number r.
+N images in all, B in a batch, C channels, H x W pixels; w processes, of which this is number r.
 """
 
 from __future__ import annotations
@@ -24,51 +25,56 @@ from genlab.system.device import moved
 
 
 class Batch(NamedTuple):
-    """Images uint8 (B, C, H, W), labels int64 (B,), which images of the split they are, int64 (B,), and where the data
-    comes with second images, those: uint8 (B, C', H', W').
+    """A batch of images.
+
+    `images`: uint8 (B, C, H, W). `labels`: int64 (B,). `index`: their positions in the split, int64 (B,).
+    `context`: the second images, uint8 (B, C', H', W'), or None.
     """
 
     images: Tensor
     labels: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: Tensor  # type: ignore[assignment]  # hides the method tuple.index, which nothing uses
     context: Tensor | None = None
 
 
-ORDER, DRAW = 0, 1  # what random numbers are for: keys of `generator`
+ORDER, DRAW = 0, 1  # what random numbers are used for: part of the key of `generator`
 
 
 def take(split: Split, index: Tensor) -> Batch:
-    """The batch of these images of a split, on the split's device."""
+    """The images of a split at the positions `index` (B,), on the device of the split."""
     index = moved(index, split.images.device)
     return Batch(*split.take(index), index)
 
 
 class WholeSplit:
-    """Every image of a split once: fixed batches in order, the last one as small as it must be.
+    """Every image of a split once, in fixed batches and in order. The last batch may be smaller.
 
-    Process r of w gets the whole batches r, r + w, r + 2w, …: however many processes, the batches are the same.
-    `finish` is done to every batch.
+    Process r of w gets the batches r, r + w, r + 2w, …, so the batches are the same for any number of processes.
+    `transform` is applied to every batch.
     """
 
-    def __init__(self, split: Split, batch_size: int, finish: Callable[[Batch], Batch] = lambda batch: batch) -> None:
-        self.split, self.batch_size, self.finish = split, batch_size, finish
+    def __init__(
+        self, split: Split, batch_size: int, transform: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> None:
+        self.split, self.batch_size, self.transform = split, batch_size, transform
 
     def __len__(self) -> int:
-        return len(self._mine())
+        return len(self._batch_numbers())
 
     def __iter__(self) -> Iterator[Batch]:
         total = len(self.split.labels)
-        for batch in self._mine():
-            start = batch * self.batch_size
-            yield self.finish(take(self.split, torch.arange(start, min(start + self.batch_size, total))))
+        for number in self._batch_numbers():
+            start = number * self.batch_size
+            yield self.transform(take(self.split, torch.arange(start, min(start + self.batch_size, total))))
 
-    def _mine(self) -> range:
+    def _batch_numbers(self) -> range:
+        """The batches of this process."""
         rank, world = rank_and_world()
         return range(rank, -(-len(self.split.labels) // self.batch_size), world)
 
 
-class Endless:
-    """Batches number start(), start() + 1, … without end; `start` is asked whenever iteration begins."""
+class TrainingSequence:
+    """The batches batch(k), batch(k + 1), … without end. `start` gives k whenever an iteration begins."""
 
     def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int]) -> None:
         self.batch, self.start = batch, start
@@ -78,7 +84,10 @@ class Endless:
 
 
 def training_order(seed: int, total: int, start: int, length: int) -> Tensor:
-    """Which of the `total` images are at positions start .. start + length - 1 of the training sequence, (length,)."""
+    """Numbers of the images at positions start .. start + length - 1 of the training sequence, (length,).
+
+    `total`: how many training images there are.
+    """
     pieces = []
     while length > 0:
         epoch, offset = divmod(start, total)
@@ -88,20 +97,20 @@ def training_order(seed: int, total: int, start: int, length: int) -> Tensor:
     return torch.cat(pieces)
 
 
-@lru_cache(maxsize=2)  # a batch rarely touches more than this epoch and the next
+@lru_cache(maxsize=2)  # a batch rarely reaches beyond the next epoch
 def permutation(seed: int, epoch: int, total: int) -> Tensor:
-    """The order of one epoch, (total,)."""
+    """The order of the images in one epoch, (total,)."""
     return torch.randperm(total, generator=generator(seed, ORDER, epoch))
 
 
 def generator(*key: int) -> torch.Generator:
-    """Random numbers that are a function of some integers: equal keys, equal numbers; else unrelated ones."""
+    """A generator that is a function of its key: equal keys give equal numbers, other keys give unrelated ones."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed takes 63 bits
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process and how many there are; (0, 1) unless the run is distributed."""
+    """(number of this process, number of processes): (0, 1) unless the run is distributed."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

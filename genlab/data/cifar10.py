@@ -1,9 +1,11 @@
 """CIFAR-10: 50,000 + 10,000 photographs, 32 x 32, RGB, 10 classes (Krizhevsky 2009).
 
-Names and checksums are torchvision's. Either its unpacked folder `cifar-10-batches-py` is there, or the published
-archive, or one that somebody packed anew, is read as it is, without unpacking. A batch is a pickle, and unpickling a
-stranger's file runs his code: ours verifies the md5 of the very bytes it unpickles, and reads no more of an archive
-than a batch can have. Shapes: images (N, 3, 32, 32), labels (N,).
+Names and checksums are torchvision's. We read its unpacked folder `cifar-10-batches-py`, or else the published
+archive, or an archive that somebody has made anew. Archives are read without unpacking them to the disk. A batch is a
+pickle, and unpickling a file from a stranger can run code. So we check the md5 of exactly the bytes that are unpickled,
+and read no more of an archive than a batch can have.
+
+Shapes: images (N, 3, 32, 32), labels (N,).
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ import torch
 from torchvision.datasets import CIFAR10 as Official
 
 from genlab.core import RequestError
-from genlab.data.files import MOST, File, check_md5, find, locate
+from genlab.data.files import MAX_UNPACKED, File, check_md5, find, locate
 from genlab.data.source import Split, Splits
 
 STEMS = (Official.filename.removesuffix(".tar.gz"), Official.base_folder)
-ENDINGS = (".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")  # of archives that are read, but not made by a download
+ENDINGS = (".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")  # of archives that are read but never downloaded
 
 
 class CIFAR10:
@@ -37,7 +39,10 @@ class CIFAR10:
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def load(self, root: Path | None) -> Splits:
-        """Read `<root>/cifar-10-batches-py/*` or else `<root>/cifar-10-python.tar.gz` or `.tar`, `.tar.xz`, `.zip` …"""
+        """Read `<root>/cifar-10-batches-py/*`, else `<root>/cifar-10-python.tar.gz` (or `.tar`, `.tar.xz`, `.zip` …).
+
+        Raises RequestError if the files are missing and cannot be downloaded, or are damaged.
+        """
         md5s = dict(Official.train_list + Official.test_list)
         paths = {name: find(File(name, folder=Official.base_folder), root) for name in md5s}
         if None in paths.values():
@@ -56,22 +61,25 @@ class CIFAR10:
 
 
 def read_archive(path: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Name -> content, up to `MOST` bytes, of these files of a tar or zip archive, in whatever folder they are."""
-    found = {}
+    """Read these files from a tar or zip archive, in whichever folder they are: name -> content.
+
+    Reads at most `MAX_UNPACKED` bytes of each. Raises RequestError if the archive is damaged or lacks one of them.
+    """
+    contents = {}
     try:
         for name, file in members(path):
             if name in names:
-                found[name] = file.read(MOST)
+                contents[name] = file.read(MAX_UNPACKED)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise RequestError(f"{path} is damaged: {error}; delete or replace it") from error
-    lacking = [name for name in names if name not in found]
-    if lacking:
-        raise RequestError(f"{path} is not an archive of CIFAR-10: it lacks {', '.join(lacking)}; delete or replace it")
-    return found
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise RequestError(f"{path} is not an archive of CIFAR-10: it lacks {', '.join(missing)}; delete or replace it")
+    return contents
 
 
 def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name without folders, content) of every file of an archive, while it is open."""
+    """Yield (name without folders, open file) for every file of an archive."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for item in archive.infolist():
@@ -86,8 +94,8 @@ def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def read_batch(blob: bytes) -> Split:
-    """One pickled batch, its md5 already verified: rows of 1024 red, 1024 green, 1024 blue values."""
-    with warnings.catch_warnings():  # pickled by a NumPy of 2009, whose way to write a dtype is deprecated
+    """Decode one pickled batch, whose md5 has been checked: rows of 1024 red, 1024 green and 1024 blue values."""
+    with warnings.catch_warnings():  # NumPy warns about the way in which the NumPy of 2009 pickled a dtype
         warnings.simplefilter("ignore")
         batch = pickle.loads(blob, encoding="bytes")
     images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
@@ -95,5 +103,5 @@ def read_batch(blob: bytes) -> Split:
 
 
 def join(splits: list[Split]) -> Split:
-    """Batches one after the other."""
+    """Concatenate batches."""
     return Split(torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits]))

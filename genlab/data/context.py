@@ -1,16 +1,18 @@
-"""What an image is conditioned on, made from the image itself: its luminance, a small version, its left half.
+"""Contexts: what an image is conditioned on, computed from the image itself.
 
-Colouring (Guadarrama et al. 2017, arXiv:1705.07208), super-resolution (Dahl et al. 2017, arXiv:1702.00783) and
-completion become p(x | context), whose likelihood is as exact as p(x). Ours is integer arithmetic throughout: the same
-context on every device, and luminance is to the integer what Pillow's `convert("L")` gives for the same picture.
+A context is the luminance of the image, a small version of it, or its left half. Then colouring (Guadarrama et al.
+2017, arXiv:1705.07208), super-resolution (Dahl et al. 2017, arXiv:1702.00783) and completion are models of
+p(x | context), and their likelihood is as exact as that of p(x). We compute with integers only, so a context is the
+same on every device. Luminance is equal to what Pillow's `convert("L")` gives for the same picture.
 
-Each class says what it makes of an ImageSpec and of images. `whole` is the spec of the images of the data set:
+A context splits a whole image of the data set into the part x that is modelled and the context. Every class has these
+methods; `whole` is the spec of a whole image:
 
-    spec(whole)                  spec of what is modelled, with `.context`
-    whole(spec)                  its inverse, for whoever has the model alone
-    modelled(images)             the part of the whole images (N, C, H, W) that is modelled
-    __call__(images, whole)      (what is modelled, its contexts uint8 (N, C', H', W') or None)
-    pictures(x, context, whole)  (the contexts, the images x with them), both (N, C, H, W) in 0..255, to be looked at
+    spec(whole)                  the spec of x, with `.context`
+    whole(spec)                  the inverse of `spec`, for callers that only have the model
+    modelled(images)             whole images (N, C, H, W) -> x
+    __call__(images, whole)      whole images (N, C, H, W) -> x and its contexts, uint8 (N, C', H', W') or None
+    pictures(x, context, whole)  two pictures to look at, the context alone and with x, both (N, C, H, W) in 0..255
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
 
-UNKNOWN = 128  # the grey of what is not there
+UNKNOWN = 128  # the grey in which a picture shows missing pixels
 
 
 @runtime_checkable
 class Context(Protocol):
-    """`kind`: what the model must be conditioned on, "label" or "image". `name`: of the variant of the data."""
+    """What images are conditioned on.
+
+    `kind`: what the model must be conditioned on, "label" or "image". `name`: part of the name of the data set.
+    """
 
     kind: str
     name: str
@@ -40,39 +45,39 @@ class Context(Protocol):
 
 @runtime_checkable
 class SecondImage(Context, Protocol):
-    """A context that can be looked at."""
+    """A context that is an image."""
 
     def whole(self, spec: ImageSpec) -> ImageSpec: ...
     def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]: ...
 
 
 class Label:
-    """The class label, which every batch has anyway."""
+    """The class label, which every batch contains anyway."""
 
     kind, name = "label", "label"
 
     def spec(self, whole: ImageSpec) -> ImageSpec:
-        """Unchanged."""
+        """`whole` unchanged. Raises RequestError if the data set has no labels."""
         if not whole.classes:
             raise RequestError("data/context=label needs images with labels, and this data set has none")
         return whole
 
     def modelled(self, images: Tensor) -> Tensor:
-        """All of it."""
+        """The images unchanged."""
         return images
 
     def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
-        """No second image."""
+        """The images unchanged, and None: there is no second image."""
         return images, None
 
 
 class Grey:
-    """Colour from grey: the context is the luminance (ITU-R BT.601), rounded, (B, 1, H, W), 256 levels."""
+    """Colouring: the context is the luminance (ITU-R BT.601), rounded, (B, 1, H, W) in 0..255."""
 
     kind, name = "image", "grey"
 
     def spec(self, whole: ImageSpec) -> ImageSpec:
-        """The whole image, given one channel."""
+        """The whole image, with a context of one channel. Raises RequestError unless images have three channels."""
         if whole.channels != 3:
             raise RequestError(
                 f"data/context=grey learns to colour, so it needs colour images: these have {whole.channels} "
@@ -81,27 +86,28 @@ class Grey:
         return replace(whole, context=ImageSpec(1, whole.height, whole.width))
 
     def whole(self, spec: ImageSpec) -> ImageSpec:
-        """The image without its context."""
+        """`spec` without its context."""
         return replace(spec, context=None)
 
     def modelled(self, images: Tensor) -> Tensor:
-        """All of it."""
+        """The images unchanged."""
         return images
 
     def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
-        """Weights in 65536ths, as Pillow has them."""
+        """The images, and their luminance with Pillow's weights, in 65536ths."""
         red, green, blue = to_bytes(images, whole.levels).int().unbind(1)
         luminance = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
         return images, luminance[:, None].to(torch.uint8)
 
     def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]:
-        """Grey in three channels; the coloured images."""
+        """The luminance in three channels; the colour images."""
         return context.expand(-1, whole.channels, -1, -1), to_bytes(x, whole.levels)
 
 
 class LowRes:
-    """Super-resolution: the context is the mean of every factor x factor block, rounded, (B, C, H/f, W/f), 256 levels
-    whatever the levels of the image.
+    """Super-resolution: the context is the mean of every block of f x f pixels, f = `factor`, (B, C, H/f, W/f).
+
+    The means are rounded to 0..255, also if the image has fewer levels.
     """
 
     kind = "image"
@@ -112,7 +118,7 @@ class LowRes:
         self.factor, self.name = factor, f"lowres{factor}"
 
     def spec(self, whole: ImageSpec) -> ImageSpec:
-        """The whole image, given a small one."""
+        """The whole image, with a small one as context. Raises RequestError if the blocks do not fit."""
         if whole.height % self.factor or whole.width % self.factor:
             raise RequestError(
                 f"data/context=lowres makes blocks of {self.factor}x{self.factor} pixels, and images of "
@@ -122,39 +128,39 @@ class LowRes:
         return replace(whole, context=small)
 
     def whole(self, spec: ImageSpec) -> ImageSpec:
-        """The image without its context."""
+        """`spec` without its context."""
         return replace(spec, context=None)
 
     def modelled(self, images: Tensor) -> Tensor:
-        """All of it."""
+        """The images unchanged."""
         return images
 
     def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
-        """Sums of integers, divided and rounded (halves up) once."""
+        """The images, and the means of their blocks: integer sums, divided and rounded (halves up) once."""
         f = self.factor
         sums = images.long().unflatten(-1, (-1, f)).sum(-1).unflatten(-2, (-1, f)).sum(-2)
-        return images, _rounded(255 * sums, (whole.levels - 1) * f * f)
+        return images, _rounded_quotient(255 * sums, (whole.levels - 1) * f * f)
 
     def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]:
-        """Every small pixel as its block; the images."""
+        """The small image, every pixel enlarged to its block; the images."""
         large = context.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return large, to_bytes(x, whole.levels)
 
 
 class Half:
-    """The right half, (B, C, H, W - W//2), is the image; the left half, (B, C, H, W//2), its context."""
+    """Completion: the right half (B, C, H, W - W//2) is modelled, and the left half (B, C, H, W//2) is the context."""
 
     kind, name = "image", "half"
 
     def spec(self, whole: ImageSpec) -> ImageSpec:
-        """The right half, given the left one."""
+        """The right half, with the left half as context. Raises RequestError for images one pixel wide."""
         if whole.width < 2:
             raise RequestError("data/context=half needs images at least 2 pixels wide, and these have 1")
         left = whole.width // 2
         return replace(whole, width=whole.width - left, context=replace(whole, width=left, classes=0))
 
     def whole(self, spec: ImageSpec) -> ImageSpec:
-        """Both halves side by side."""
+        """The spec of both halves side by side."""
         assert spec.context is not None
         return replace(spec, width=spec.width + spec.context.width, context=None)
 
@@ -163,52 +169,52 @@ class Half:
         return images[..., images.shape[-1] // 2 :]
 
     def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
-        """Views of the two halves."""
+        """The right half and the left half, as views."""
         return self.modelled(images), images[..., : whole.width // 2]
 
     def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]:
-        """The left half with nothing beside it; the two halves joined."""
+        """The left half beside grey; the two halves side by side."""
         left, right = to_bytes(context, whole.levels), to_bytes(x, whole.levels)
         return torch.cat([left, torch.full_like(right, UNKNOWN)], -1), torch.cat([left, right], -1)
 
 
 class HalfMean:
-    """The mean of the right half, rounded to a level, is the image, (B, C, 1, 1); the left half its context."""
+    """Regression: the mean of the right half, rounded to a level, (B, C, 1, 1), given the left half (B, C, H, W//2)."""
 
     kind, name = "image", "half_mean"
 
     def spec(self, whole: ImageSpec) -> ImageSpec:
-        """One pixel, given the left half."""
+        """One pixel, with the left half as context. Raises RequestError for images of an odd width."""
         if whole.width % 2:
             raise RequestError(f"data/context=half_mean needs images of an even width, and these have {whole.width}")
         return replace(whole, height=1, width=1, context=replace(whole, width=whole.width // 2, classes=0))
 
     def whole(self, spec: ImageSpec) -> ImageSpec:
-        """Both halves side by side."""
+        """The spec of both halves side by side."""
         assert spec.context is not None
         return replace(spec.context, width=2 * spec.context.width, classes=spec.classes)
 
     def modelled(self, images: Tensor) -> Tensor:
-        """Sums of integers, divided and rounded (halves up) once."""
+        """The means of the right halves: integer sums, divided and rounded (halves up) once."""
         right = images[..., images.shape[-1] // 2 :].long()
-        return _rounded(right.sum((-2, -1), keepdim=True), right.shape[-2] * right.shape[-1])
+        return _rounded_quotient(right.sum((-2, -1), keepdim=True), right.shape[-2] * right.shape[-1])
 
     def __call__(self, images: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor | None]:
-        """The mean, and a view of the left half."""
+        """The mean of the right half, and a view of the left half."""
         return self.modelled(images), images[..., : whole.width // 2]
 
     def pictures(self, x: Tensor, context: Tensor, whole: ImageSpec) -> tuple[Tensor, Tensor]:
-        """The left half with nothing beside it; with the mean as the right half."""
+        """The left half beside grey; the left half beside the mean of the right half."""
         left = to_bytes(context, whole.levels)
         right = to_bytes(x, whole.levels).expand_as(left)
         return torch.cat([left, torch.full_like(left, UNKNOWN)], -1), torch.cat([left, right], -1)
 
 
 def to_bytes(x: Tensor, levels: int) -> Tensor:
-    """Integers in 0..levels - 1 -> uint8 in 0..255, rounded; 8-bit images are unchanged."""
-    return x.to(torch.uint8) if levels == 256 else _rounded(255 * x.long(), levels - 1)
+    """Integers in 0..levels - 1 -> uint8 in 0..255, rounded. Images of 256 levels are unchanged."""
+    return x.to(torch.uint8) if levels == 256 else _rounded_quotient(255 * x.long(), levels - 1)
 
 
-def _rounded(a: Tensor, b: int) -> Tensor:
-    """a / b to the nearest integer, halves up, without floats; uint8."""
+def _rounded_quotient(a: Tensor, b: int) -> Tensor:
+    """a / b rounded to the nearest integer, halves up, as uint8. It is computed without floats."""
     return ((2 * a + b) // (2 * b)).to(torch.uint8)

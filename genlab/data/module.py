@@ -1,16 +1,17 @@
-"""ImageData: the one data module. Any source, its three splits, and two ways to read them.
+"""ImageData: the data module of every data set, with three splits and two ways to read them.
 
     source -> official splits -> binarise -> cut validation off the training split -> first `limit` images
-    split("test") / batches("test")      the whole split, every image once: what numbers are computed on
+    split("test"), batches("test")       the whole split, every image once: for evaluation
     training_batch(k)                    batch k of the endless training sequence, a function of (seed, k, process)
 
-A `context` (see `context.py`) is taken from an image as it is shown: after it is drawn and mirrored, batch by batch.
+A `context` (see `context.py`) is computed from an image after binarisation and mirroring, batch by batch.
 
-Validation is cut with a seed of its own, so every run is judged by the same images; `seed` orders the training images
-and moves nothing else. The only state is `position`, the number of training batches already used: the learner advances
-it, the checkpoint keeps it, and a resumed run goes on with the batch the killed one would have seen next.
+The validation images are chosen with a fixed seed, so all runs are compared on the same images. `seed` changes the
+order, binarisation and mirroring of the training images, and nothing else. The only state is `position`, the number of
+training batches already used. The learner advances it and the checkpoint keeps it, so a resumed run continues with the
+batch that the interrupted run would have seen next.
 
-N images, B a batch, C channels, H x W pixels. Images are uint8 in 0..levels - 1, labels int64.
+N images in all, B in a batch, C channels, H x W pixels. Images are uint8 in 0..levels - 1, labels int64.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from genlab.core import ImageSpec, RequestError, nearest
-from genlab.data.batches import DRAW, Batch, Endless, WholeSplit, generator, rank_and_world, take, training_order
-from genlab.data.binarize import KINDS, fresh_draw, still
+from genlab.data.batches import (
+    DRAW,
+    Batch,
+    TrainingSequence,
+    WholeSplit,
+    generator,
+    rank_and_world,
+    take,
+    training_order,
+)
+from genlab.data.binarize import KINDS, dynamic_draw, static_binarization
 from genlab.data.context import Context
 from genlab.data.fingerprint import fingerprint, hashes
 from genlab.data.mnist import BinarizedMNIST
@@ -40,13 +50,16 @@ AUGMENT = ("none", "hflip")
 class ImageData(LightningDataModule):
     """The splits of a source, as whole splits and as a training sequence.
 
-    `validation`: how many training images are set aside to choose by, or which share of them if below 1; a source that
-    publishes a validation split keeps its own. `limit`: only the first images of every split. `root`: see
-    `files.data_root`. `binarize`: see `binarize.py`. `augment="hflip"`: mirror half of the training images. `context`:
-    what every image is conditioned on, one of `context.py`; None: nothing.
+    `validation`: how many training images become the validation split, or which share of them if it is below 1. It is
+    not used if the source publishes a validation split. `batch_size`: images in a training batch of one process.
+    `eval_batch_size`: images in a batch of `batches`. `root`: see `files.data_root`. `binarize`: see `binarize.py`.
+    `augment`: "hflip" mirrors half of the training images. `context`: what every image is conditioned on, see
+    `context.py`; None for nothing. `limit`: use only the first images of every split. `seed`: of the training sequence.
+
+    Raises RequestError if an option is not possible. Files are read when the first image is needed.
     """
 
-    # A few validation batches on many processes leave some without any; they wait for the others.
+    # With few validation batches and many processes, some processes have none. They wait for the others.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -83,8 +96,8 @@ class ImageData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.binarize, self.augment, self.limit, self.seed = binarize, augment, limit, seed
         self.context = context
-        # Source and variant: numbers on different names do not compare. (That a model was given the labels, which are
-        # there for all, the result itself says.)
+        # The name of the source and the variant. Results on different names cannot be compared. (All variants have
+        # labels. Whether a model was given them is part of its results.)
         self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
         self.name += f"_{context.name}" if context is not None and context.kind == "image" else ""
         self.position = 0
@@ -92,23 +105,23 @@ class ImageData(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the labels mean; empty without classes."""
+        """The names of the classes, in the order of the labels; empty without classes."""
         return self._loaded[1]
 
     @property
     def whole(self) -> ImageSpec:
-        """Shape and alphabet of an image of the source, before a context is taken from it."""
+        """Shape and levels of a whole image, from which a context has not been split off."""
         channels, height, width = self._loaded[0]["train"].images.shape[1:]
         levels = 256 if self.binarize == "none" else 2
         return ImageSpec(channels, height, width, levels, len(self.class_names))
 
     @property
     def spec(self) -> ImageSpec:
-        """Shape and alphabet of the images that are modelled, and of their contexts."""
+        """Shape and levels of the images that are modelled, and of their contexts."""
         return self.whole if self.context is None else self.context.spec(self.whole)
 
     def split(self, name: str) -> Split:
-        """All images (N, C, H, W) and labels (N,) of "train", "valid" or "test", the same at every call."""
+        """All modelled images (N, C, H, W) and labels (N,) of "train", "valid" or "test", the same at every call."""
         split = self._whole_split(name)
         return split if self.context is None else Split(self.context.modelled(split.images), split.labels)
 
@@ -118,12 +131,12 @@ class ImageData(LightningDataModule):
         return self._conditioned(take(split, torch.arange(min(count, len(split.labels)))))
 
     def batches(self, split: str, index: torch.Tensor | None = None) -> WholeSplit:
-        """The whole split, or its images at the positions `index`, in fixed batches, for this process."""
+        """The batches of this process of a whole split, or of its images at the positions `index` (n,)."""
         whole = self._whole_split(split)
         return WholeSplit(whole if index is None else whole.take(index), self.eval_batch_size, self._conditioned)
 
     def training_batch(self, number: int) -> Batch:
-        """Batch `number` of the training sequence, for this process, augmented and drawn as the options say."""
+        """Batch `number` of the training sequence for this process, binarised and augmented."""
         rank, world = rank_and_world()
         splits, _ = self._loaded
         split = splits.get("grey", splits["train"])
@@ -131,17 +144,17 @@ class ImageData(LightningDataModule):
         images, labels, index, _ = take(split, training_order(self.seed, len(split.labels), start, self.batch_size))
         random = generator(self.seed, DRAW, number, rank)
         if self.binarize == "dynamic":
-            images = fresh_draw(images, random)
+            images = dynamic_draw(images, random)
         if self.augment == "hflip":
             mirror = moved(torch.randint(0, 2, (len(images), 1, 1, 1), generator=random), images.device)
             images = torch.where(mirror > 0, images.flip(-1), images)
         batch = self._conditioned(Batch(images, labels, index))
-        there = [None if part is None else moved(part, self._target) for part in batch]
-        return Batch(*there)  # type: ignore[arg-type]
+        tensors = [None if tensor is None else moved(tensor, self._target) for tensor in batch]
+        return Batch(*tensors)  # type: ignore[arg-type]
 
-    def train_dataloader(self) -> Endless:
-        """The training sequence from `position` on."""
-        return Endless(self.training_batch, lambda: self.position)
+    def train_dataloader(self) -> TrainingSequence:
+        """The training sequence, starting at `position`."""
+        return TrainingSequence(self.training_batch, lambda: self.position)
 
     def val_dataloader(self) -> WholeSplit:
         """The validation split."""
@@ -152,9 +165,9 @@ class ImageData(LightningDataModule):
         return self.batches("test")
 
     def move_to(self, device: torch.device | str) -> None:
-        """Keep the images on a GPU if they fit in a quarter of its free memory; else training batches are sent there.
+        """Move all images to a GPU if they fit into a quarter of its free memory; otherwise move only training batches.
 
-        Call it before asking for batches: a loader keeps the tensors that it was made with.
+        Call this before `batches`, whose result keeps the tensors that it was made with.
         """
         device, (splits, _) = torch.device(device), self._loaded
         size = sum(tensor.nbytes for split in splits.values() for tensor in split)
@@ -164,74 +177,78 @@ class ImageData(LightningDataModule):
                 splits[name] = Split(split.images.to(device), split.labels.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training sequence; everything else follows from the options."""
+        """The position in the training sequence. Everything else follows from the options."""
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a run stopped."""
+        """Continue at the position of a checkpoint."""
         self.position = state_dict["position"]
 
     def _whole_split(self, name: str) -> Split:
-        """A split as it was loaded: images that no context has been taken from."""
+        """A split of whole images, from which a context has not been split off."""
         choose("split", name, SPLITS)
         return self._loaded[0][name]
 
     def _conditioned(self, batch: Batch) -> Batch:
-        """A batch of whole images -> what is modelled of them, with its context."""
+        """A batch of whole images -> the part that is modelled, with its context."""
         if self.context is None:
             return batch
         images, context = self.context(batch.images, self.whole)
         return Batch(images.contiguous(), batch.labels, batch.index, None if context is None else context.contiguous())
 
     @property
-    def found(self) -> str:
-        """One line on what there is: images, classes, splits, and what a person should know about how it was read."""
+    def summary(self) -> str:
+        """One line for the user: the number of images, classes and splits, and remarks about how they were read."""
         splits, names = self._loaded
         counts = {name: len(splits[name].labels) for name in SPLITS}
         classes = f" in {len(names)} classes ({listed(names, 10)})" if names else ", no classes"
-        each = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        sizes = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         train = self.hashes["train"]
-        twice = int(sum(torch.isin(self.hashes[name], train).sum() for name in ("valid", "test")))
-        remarks = [*self._remarks, *([f"{twice:,} valid and test images equal training images"] if twice else [])]
-        return "; ".join([f"{self.name}: {sum(counts.values()):,} images{classes}: {each}", *remarks])
+        equal = int(sum(torch.isin(self.hashes[name], train).sum() for name in ("valid", "test")))
+        remarks = [*self._remarks, *([f"{equal:,} valid and test images equal training images"] if equal else [])]
+        return "; ".join([f"{self.name}: {sum(counts.values()):,} images{classes}: {sizes}", *remarks])
 
     @property
     def hashes(self) -> dict[str, torch.Tensor]:
-        """Split -> a number of every image as the source gives it, before it is drawn as 0 and 1, int64 (N,)."""
-        self._loaded  # noqa: B018  (made while loading)
+        """Split -> a hash of every whole image before binarisation, int64 (N,)."""
+        self._loaded  # noqa: B018  (loading sets the hashes)
         return self._hashes
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Split -> a hash of its images and labels, in whatever order: equal for the same data, else different."""
+        """Split -> one hash of its images and labels. Equal data has equal hashes, in any order of the images."""
         return {name: fingerprint(self.hashes[name], self._loaded[0][name].labels) for name in SPLITS}
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, Split], tuple[str, ...]]:
-        """The splits, and "grey" where training draws from the 8-bit images; the names of the classes."""
+        """(the splits, the names of the classes).
+
+        With dynamic binarisation, the split "grey" has the 8-bit training images from which batches are drawn.
+        """
         official = self.source.load(self.root)
-        given = splits = self._divided(official)
+        splits = original = self._divided(official)
         if self.binarize != "none":
 
-            def drawn(name: str, split: Split) -> Split:
-                return Split(still(self.binarize, split.images, name), split.labels)
+            def binarized(name: str, split: Split) -> Split:
+                return Split(static_binarization(self.binarize, split.images, name), split.labels)
 
+            # Official splits are binarised whole, so that the draw depends neither on `validation` nor on `limit`.
             splits = self._divided(
                 replace(
                     official,
-                    train=drawn("train", official.train),
-                    test=drawn("test", official.test),
-                    valid=official.valid and drawn("valid", official.valid),
+                    train=binarized("train", official.train),
+                    test=binarized("test", official.test),
+                    valid=official.valid and binarized("valid", official.valid),
                 )
             )
-        self._hashes = {name: hashes(split.images) for name, split in given.items()}
+        self._hashes = {name: hashes(split.images) for name, split in original.items()}
         self._remarks = official.remarks
         if self.binarize == "dynamic":
-            splits["grey"] = given["train"]
+            splits["grey"] = original["train"]
         return splits, official.class_names
 
     def _divided(self, official: Splits) -> dict[str, Split]:
-        """The first `limit` images of every split, after validation is cut from training if the source has none."""
+        """The first `limit` images of every split. Validation is cut from training if the source does not have it."""
         train, valid = (
             (official.train, official.valid) if official.valid else self._cut(official.train, official.numbers)
         )
@@ -239,7 +256,10 @@ class ImageData(LightningDataModule):
         return {name: split.take(slice(self.limit)) for name, split in splits.items()}
 
     def _cut(self, train: Split, numbers: torch.Tensor | None) -> tuple[Split, Split]:
-        """Official training images -> the ones to train on, the ones to validate on."""
+        """Divide the official training images: (training split, validation split).
+
+        `numbers`: see `Splits.numbers`.
+        """
         total = len(train.labels)
         share = 0 < self.validation < 1
         count = min(total - 1, max(1, round(self.validation * total))) if share else self.validation
@@ -255,12 +275,12 @@ class ImageData(LightningDataModule):
 
 
 def choose(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
+    """Raise RequestError if the value of the option `key` is not among the choices."""
     if value not in choices:
         raise RequestError(f"data.{key}={value} is not known; {nearest(str(value), choices)}")
 
 
 def at_least(least: int, key: str, value: int) -> None:
-    """Refuse what is not an integer from `least` on."""
+    """Raise RequestError unless the value of the option `key` is an integer of at least `least`."""
     if not isinstance(value, int) or value < least:
         raise RequestError(f"data.{key}={value} is not possible; it is an integer, at least {least}")

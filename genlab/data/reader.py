@@ -1,4 +1,4 @@
-"""A picture file as 8-bit pixels: the one reader of `data=folder`, `image=`, `context=` and `known=`.
+"""Read a picture file as 8-bit pixels, the same for `data=folder`, `image=`, `context=` and `known=`.
 
 Only the formats named here are opened, because Pillow opens some others by calling other programs. A picture's size is
 in its header, so its pixels are counted before any is decoded. Then every mode of Pillow is either converted correctly
@@ -36,16 +36,18 @@ ADVICE = "save it as grey or RGB with 8 bits"
 
 
 class Unreadable(ValueError):
-    """Why a file cannot be used as a picture; the sentence does not name the file."""
+    """A file cannot be used as a picture. The message says why and does not name the file."""
 
 
 class TooLarge(Unreadable):
-    """A picture of more pixels than allowed."""
+    """A picture has more pixels than allowed."""
 
 
 class Picture(NamedTuple):
-    """`colours`: mode L or RGB, upright, laid on white. `alpha`: uint8 (H, W), None if all is opaque. `notes`: what the
-    user should know about how it was read, each as the end of "it has …".
+    """A picture.
+
+    `colours`: mode L or RGB, upright, laid on white. `alpha`: uint8 (H, W), 255 where opaque; None if all is opaque.
+    `notes`: what the user should know about how it was read; each completes the sentence "it has …".
     """
 
     colours: Image.Image
@@ -54,7 +56,7 @@ class Picture(NamedTuple):
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a picture file. Raises Unreadable, with one sentence, if it cannot be used."""
+    """Read a picture file. Raises Unreadable with one sentence if it cannot be used."""
     check_file(path)
     try:
         # An open file, not a path: Pillow may map a path into memory, and then a rotated TIFF becomes noise.
@@ -79,7 +81,7 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def check_file(path: Path) -> None:
-    """Raises Unreadable unless it is a regular file: a folder cannot be read, and a pipe would block."""
+    """Raise Unreadable unless this is a regular file. A folder cannot be read, and reading a pipe would block."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
@@ -93,13 +95,13 @@ def check_file(path: Path) -> None:
 
 
 def printable(path: object) -> str:
-    """A path as text for any terminal or file: bytes that are not UTF-8 become escapes."""
+    """A path as text for any terminal or file. Bytes that are not UTF-8 become escapes."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def _bounded(max_pixels: int) -> Iterator[None]:
-    """Pillow's own size check, with our bound and as an error. Its other warnings do not concern the pixels."""
+    """Use Pillow's check of the size with our bound, and make it an error. Ignore Pillow's other warnings."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
@@ -111,20 +113,22 @@ def _bounded(max_pixels: int) -> Iterator[None]:
 
 
 def _frames(image: Image.Image) -> tuple[str, ...]:
-    """A note if there are several frames (the second picture in a phone's JPEG is a copy of the first)."""
+    """A note if there are several frames. (The second picture in a phone's JPEG is a copy of the first.)"""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     return ("several frames, of which the first is read",) if frames > 1 else ()
 
 
 def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
-    """The decoded picture in a mode of 8 bits; `raw`: how Pillow names the bits of the file."""
+    """Convert a decoded picture to a mode of 8 bits. `raw`: Pillow's name for the format of the values in the file."""
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     if 2 in tags.get(SAMPLEFORMAT, (1,)):
         raise Unreadable(f"its values have a sign: {ADVICE}")
     inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # white is zero; Pillow corrects this up to 8 bits only
     if image.mode == "F":
         values = np.asarray(image)
-        if inverted or not (values >= 0).all() or not (values <= 1).all():  # written like this, NaN is refused
+        if (
+            inverted or not (values >= 0).all() or not (values <= 1).all()
+        ):  # NaN is refused, too: comparisons with it are false
             raise Unreadable(f"its floats are not within 0..1: {ADVICE}")
         return Image.fromarray((values * 255 + 0.5).astype(np.uint8))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -143,7 +147,7 @@ def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Picture:
-    """Lay the colours on white, and keep how opaque they were."""
+    """Lay the colours on white, and keep their opacity."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if not image.has_transparency_data:
         return Picture(image.convert(mode), None, ())

@@ -1,7 +1,8 @@
-"""What a data set is before training knows of it: integer images, integer labels, official splits.
+"""Sources: what a data set contains before anything is done to it: integer images, integer labels, official splits.
 
-A source reads files and nothing else. Pixels and labels are the integers of the file, uint8 and int64, and never pass
-through a float: recovering integers from scaled floats is how 63 of 256 grey levels were once labelled wrongly.
+A source only reads files. Pixels and labels are the integers of the files, as uint8 and int64. They are never converted
+to floats, because converting back is error-prone: other code that recovered integers from scaled floats got 63 of the
+256 grey levels wrong.
 
 N images, C channels, H x W pixels.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLIT_SEED = 1
+SPLIT_SEED = 1  # of the division into training and validation images: it belongs to the data, not to a run
 
 
 class Split(NamedTuple):
@@ -35,10 +36,12 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The official splits of a data set. `valid` only where the publisher made one; without labels, no class names.
+    """The official splits of a data set.
 
-    `numbers`: of every training image one in [0, 1), the lowest of which are to validate on, where that must not depend
-    on the other images. `remarks`: what a person should know about how the files were read.
+    `class_names`: empty if there are no labels. `valid`: None unless the publisher made a validation split. `numbers`:
+    a number in [0, 1) for every training image (N,), or None; with them, the images with the lowest numbers become the
+    validation images, and whether an image is one of them hardly depends on the other images. `remarks`: what the user
+    should know about how the files were read.
     """
 
     train: Split
@@ -60,19 +63,19 @@ class Source(Protocol):
 
 
 def cut(split: Split, count: int) -> tuple[Split, Split]:
-    """Divide N images into N - count and `count`, chosen once and for all; both keep the order of the file.
+    """Divide N images into N - `count` for training and `count` for validation, both in the order of the file.
 
-    The choice depends on N and `count` alone, never on the seed of a run: every run is judged by the same images.
-    RandomState, because NumPy promises never to change its numbers.
+    The division depends only on N and `count`, not on the seed of a run, so that all runs are compared on the same
+    images. RandomState, because NumPy promises that its numbers never change.
     """
     shuffled = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(split.labels)))
     return split.take(shuffled[count:].sort().values), split.take(shuffled[:count].sort().values)
 
 
 def numbers_of(purpose: str, names: Iterable[str]) -> Tensor:
-    """A number in [0, 1) of every name, float64 (N,): a function of the name and the purpose, as good as drawn.
+    """A pseudo-random number in [0, 1) for every name, float64 (N,). It depends only on the name and the purpose.
 
-    Names are compared as people read them: the same in both ways in which Unicode writes an accent.
+    Unicode has two ways to write an accented letter. Both give the same number.
     """
     keys = (f"{purpose}/{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape") for name in names)
     digests = (hashlib.sha256(key).digest() for key in keys)
@@ -80,7 +83,7 @@ def numbers_of(purpose: str, names: Iterable[str]) -> Tensor:
 
 
 def lowest(numbers: Tensor, share: float, least: int, most: int) -> Tensor:
-    """Which numbers are below `share`, (N,) bool; the lowest `least` if fewer are, the lowest `most` if more are."""
+    """Choose the numbers (N,) below `share`, but at least the `least` lowest and at most `most`: bool (N,)."""
     count = max(0, min(most, max(least, int((numbers < share).sum()))))
     chosen = torch.zeros(len(numbers), dtype=torch.bool)
     chosen[numbers.argsort(stable=True)[:count]] = True

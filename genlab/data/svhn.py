@@ -1,7 +1,9 @@
 """SVHN, cropped digits: 73,257 + 26,032 house numbers, 32 x 32, RGB, 10 classes (Netzer et al. 2011).
 
-Names, addresses and checksums are torchvision's. Ours writes the digit 0 as label 0 (the files say 10). The 531,131
-"extra" images are not used. Shapes: images (N, 3, 32, 32), labels (N,).
+Names, addresses and checksums are torchvision's. The digit 0 has the label 0 (it is 10 in the files). The 531,131
+"extra" images are not used.
+
+Shapes: images (N, 3, 32, 32), labels (N,).
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ class SVHN:
     class_names = tuple("0123456789")
 
     def load(self, root: Path | None) -> Splits:
-        """Read `<root>/train_32x32.mat` and `<root>/test_32x32.mat`."""
+        """Read `<root>/train_32x32.mat` and `<root>/test_32x32.mat`.
+
+        Raises RequestError if they are missing and cannot be downloaded, or are damaged.
+        """
         published = [Official.split_list[split] for split in ("train", "test")]
         files = [File(name, md5=md5, urls=(url,)) for url, name, md5 in published]
         train, test = map(read_mat, locate(files, root))
@@ -31,7 +36,7 @@ class SVHN:
 
 
 def read_mat(path: Path) -> Split:
-    """A MATLAB file of X (32, 32, 3, N) and y (N, 1) in 1..10."""
+    """Read a MATLAB file with images X (32, 32, 3, N) and labels y (N, 1) in 1..10."""
     from scipy.io import loadmat  # slow to import, and no other data set needs it
 
     content = loadmat(path)

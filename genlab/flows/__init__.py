@@ -1,4 +1,4 @@
-"""Invertible layers: what a normalizing flow is made of."""
+"""Invertible layers, from which normalizing flows are built."""
 
 from genlab.flows.actnorm import ActNorm
 from genlab.flows.coupling import AffineCoupling
@@ -28,7 +28,7 @@ __all__ = [
     "Variational",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
 CONFIGURABLE = {
     "squash": ("Logit",),
     "flow": ("MultiScale",),

@@ -1,9 +1,9 @@
-"""Activation normalisation: every channel is shifted and scaled, to mean 0 and variance 1 at the start.
+"""Activation normalisation: every channel is shifted and scaled, at the start to mean 0 and variance 1.
 
 Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.1). Ours keeps the statistics of the first training batch apart from
-what is learnt on top of them: they are buffers, so averaged weights copy them instead of averaging them, and a step
-that turns out not finite undoes them. A checkpoint holds them with the flag that says they are there; evaluation
-never takes them. All processes take the same.
+the learnt shift and scale. The statistics are buffers, so averaged weights copy them instead of averaging them, and
+they are restored when a training step that is not finite is undone. A checkpoint contains them together with a flag
+that they are set. Evaluation never sets them. On several processes they are of the batches of all processes together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genlab.system.device import Mirror
 
 
 class ActNorm(Layer):
-    """z = ((y - mean) / std - bias) * exp(log_scale), a number each a channel."""
+    """z = ((y - mean) / std - bias) * exp(log_scale), with one of these numbers for every channel."""
 
     ready: Tensor
     mean: Tensor
@@ -31,25 +31,26 @@ class ActNorm(Layer):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
-        self._ready = Mirror()  # `ready`, which to read is to wait for a GPU
-        self._seen = False  # it was true before a step: for good
+        self._ready = Mirror()  # the host's copy of `ready`: reading the buffer waits for the GPU
+        self._seen = False  # True once `ready` was True before a step; from then on it cannot become False again
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W). The first batch in training mode sets the statistics."""
+        """(B, C, H, W) -> the same shape. The first batch in training mode sets the statistics."""
         if self.training and not self._seen:
             self._seen = bool(self._ready.read(self.ready))
             if not self._seen:
                 self._start(y.detach())
         z = ((y - self.mean) / self.std - self.bias) * self.log_scale.exp()
-        places = y.shape[2] * y.shape[3]
-        return z, (places * (self.log_scale - self.std.log()).sum()).expand(len(y))
+        positions = y.shape[2] * y.shape[3]
+        return z, (positions * (self.log_scale - self.std.log()).sum()).expand(len(y))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W)."""
+        """(B, C, H, W) -> the same shape."""
         return (z * (-self.log_scale).exp() + self.bias) * self.std + self.mean
 
     @torch.no_grad()
     def _start(self, y: Tensor) -> None:
+        """Set the statistics to those of y (B, C, H, W)."""
         moments = torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(moments)

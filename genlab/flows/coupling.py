@@ -1,8 +1,9 @@
-"""Affine coupling: one half of the channels is shifted and scaled by what a net makes of the other half.
+"""Couplings: half of the channels are transformed, with parameters that a net computes from the other half.
 
-Dinh et al. 2017 (arXiv:1605.08803, eq. 7-8). Ours squashes the log-scale softly at +-3 and always changes the first
-half; a `Mixing` before it decides which channels these are. The net may compute in lower precision: what it returns is
-taken to the precision of the values, in which determinants are summed.
+Affine coupling: shift and scale (RealNVP, Dinh et al. 2017, arXiv:1605.08803, eq. 7-8). Ours bounds the log-scale
+softly by +-3 and always changes the first half of the channels; a `Mixing` before it chooses which channels these are.
+The net may compute in lower precision. Its outputs are converted to the precision of the values, in which
+log-determinants are summed.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from genlab.flows.layer import Layer, Shape, resized, total
 
-LIMIT = 3.0  # of a log-scale
+LIMIT = 3.0  # bound of a log-scale
 
 
 class Coupling(Layer):
     """Changes the first C // 2 channels by `transform`, given the others.
 
-    `net(inputs=, outputs=, size=, context_width=)` arrives unfinished.
+    `net(inputs=, outputs=, size=, context_width=)` makes the net. `numbers`: how many parameters `transform` needs for
+    every value.
     """
 
     def __init__(self, shape: Shape, *, net: Callable[..., nn.Module], numbers: int, context_width: int = 0) -> None:
@@ -32,27 +34,28 @@ class Coupling(Layer):
         )
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W)."""
+        """(B, C, H, W) -> the same shape."""
         changed, given = y[:, : self.changed], y[:, self.changed :]
-        z, log_det = self.transform(changed, self._chosen(given, context))
+        z, log_det = self.transform(changed, self._net_outputs(given, context))
         return torch.cat([z, given], 1), total(log_det)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W)."""
+        """(B, C, H, W) -> the same shape."""
         changed, given = z[:, : self.changed], z[:, self.changed :]
-        return torch.cat([self.undo(changed, self._chosen(given, context)), given], 1)
+        return torch.cat([self.undo(changed, self._net_outputs(given, context)), given], 1)
 
     def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """y (B, c, H, W) and (B, numbers, c, H, W) -> z and the log-derivatives, each as y."""
+        """y (B, c, H, W), parameters (B, numbers, c, H, W) -> z and ln |dz/dy|, both of the shape of y."""
         raise NotImplementedError
 
     def undo(self, z: Tensor, parameters: Tensor) -> Tensor:
-        """z (B, c, H, W) -> y."""
+        """The inverse of `transform`: z (B, c, H, W), parameters (B, numbers, c, H, W) -> y."""
         raise NotImplementedError
 
-    def _chosen(self, given: Tensor, context: Tensor | None) -> Tensor:
-        found = self.net(given, resized(context, given)).to(given.dtype)
-        return found.contiguous().unflatten(1, (self.numbers, self.changed))
+    def _net_outputs(self, given: Tensor, context: Tensor | None) -> Tensor:
+        """The net's outputs, (B, numbers, c, H, W)."""
+        outputs = self.net(given, resized(context, given)).to(given.dtype)
+        return outputs.contiguous().unflatten(1, (self.numbers, self.changed))
 
 
 class AffineCoupling(Coupling):
@@ -72,5 +75,5 @@ class AffineCoupling(Coupling):
 
 
 def bounded(log_scale: Tensor, limit: float = LIMIT) -> Tensor:
-    """Softly inside +-limit, and itself near 0."""
+    """A smooth function with values between -limit and limit, close to the identity near 0."""
     return limit * torch.tanh(log_scale / limit)

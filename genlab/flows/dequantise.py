@@ -1,13 +1,13 @@
-"""Dequantisation: an integer x becomes a real number y = x + u of its bin, u in (0, 1).
+"""Dequantisation: noise u in (0, 1) turns an integer x into a real number y = x + u.
 
     log P(x) >= E_q(u|x) [log p(x + u) - log q(u | x)],    and p(x + u) / q(u | x) has the mean P(x)
 
-(Theis et al. 2016, arXiv:1511.01844, for uniform noise; Ho et al. 2019, Flow++, arXiv:1902.00275, for a learnt q.) So
-a flow of real numbers has bits/dim that compare with those of models of integers, as a bound; several draws tighten it.
+Theis et al. 2016 (arXiv:1511.01844) for uniform noise; Ho et al. 2019 (Flow++, arXiv:1902.00275) for a learnt q. The
+bound makes the bits/dim of a flow comparable with those of models of integers. Several draws of u make it tighter.
 
-`Variational`: u is the sigmoid of logistic noise that went through affine couplings with features of x. Flow++ starts
-from Gaussian noise; ours, whose couplings start as the identity, starts as uniform dequantisation. Odd sizes are made
-even by noise that nothing reads: an invisible pixel with a uniform u.
+`Variational`: u is the sigmoid of logistic noise that went through affine couplings, which see features of x. Flow++
+starts from Gaussian noise. Our couplings start as the identity, so q starts as uniform noise. An odd height or width is
+padded to an even one; the u of the added pixels is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EDGE = 2.0**-16  # float32 has no number between 256 - 2^-16 and 256
 
 
 class Uniform(Layer):
-    """u uniform: the log-weight is 0."""
+    """Uniform noise: u is uniform on (0, 1), and log q(u | x) = 0."""
 
     exact = False
 
@@ -37,18 +37,19 @@ class Uniform(Layer):
         self.levels = levels
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Whole numbers 0..K-1 (B, C, H, W), as floats -> (0, K). Noise from torch's global generator."""
+        """Integers 0..K-1 as floats (B, C, H, W) -> numbers in (0, K). Noise comes from torch's global generator."""
         return y + torch.rand_like(y).clamp(EDGE, 1 - EDGE), y.new_zeros(len(y))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The bin's number, 0..K-1."""
+        """Real numbers (B, C, H, W) -> integers 0..K-1 as floats."""
         return z.floor().clamp(0, self.levels - 1)
 
 
 class Variational(Uniform):
-    """u ~ q(u | x), learnt. `net(inputs=, outputs=, size=, context_width=)` arrives unfinished.
+    """Learnt noise u ~ q(u | x).
 
-    `width`: features of x; `steps`: couplings, which take turns with the diagonals of 2 x 2 squares.
+    `net(inputs=, outputs=, size=, context_width=)` makes the nets. `width`: features of x. `steps`: number of
+    couplings, which change the two diagonals of squares of 2 x 2 pixels in turn.
     """
 
     def __init__(
@@ -64,27 +65,28 @@ class Variational(Uniform):
         layers: list[Layer] = []
         for step in range(steps):
             layers += [Mixing(turn if step else diagonals), AffineCoupling(squeezed, net=net, context_width=width)]
-        self.flow = Stack([*layers, Mixing(_back(diagonals, turn, steps))])
+        self.flow = Stack([*layers, Mixing(_inverse_order(diagonals, turn, steps))])
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `Uniform`'s, with the log-weight -log q(u | x)."""
+        """Integers 0..K-1 as floats (B, C, H, W) -> numbers in (0, K), and the log-weight -log q(u | x)."""
         _, height, width = self.padded
         x = F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2])) * (2 / (self.levels - 1)) - 1
         features = self.look(self.squeeze(x)[0]).to(y.dtype)
         noise = torch.rand_like(x).clamp(EDGE, 1 - EDGE).logit()
         v, log_det = self.flow(self.squeeze(noise)[0], features)
-        # log q(v) = log logistic(noise) - log_det; du/dv is the logistic density, too.
+        # log q(v) = log logistic(noise) - log_det, and du/dv = logistic(v), the density of the logistic distribution.
         log_weight = total(_log_logistic(v)) - total(_log_logistic(noise)) + log_det
         u = self.squeeze.inverse(v)[..., : y.shape[2], : y.shape[3]].sigmoid()
         return y + u.clamp(EDGE, 1 - EDGE), log_weight
 
 
 def _log_logistic(v: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution, elementwise."""
     return F.logsigmoid(v) + F.logsigmoid(-v)
 
 
-def _back(first: list[int], turn: list[int], steps: int) -> list[int]:
-    """The order that undoes what the mixings of all steps did."""
+def _inverse_order(first: list[int], turn: list[int], steps: int) -> list[int]:
+    """The order of channels that undoes the mixings of all steps: `first` once, then `turn` for each further step."""
     order = first
     for _ in range(steps - 1):
         order = [order[i] for i in turn]

@@ -1,8 +1,8 @@
-"""From the range of the pixels to the whole line: z = logit(alpha + (1 - 2 alpha) y / K).
+"""The logit layer, from the range of the pixels to all real numbers: z = logit(alpha + (1 - 2 alpha) y / K).
 
-Dinh et al. 2017 (arXiv:1605.08803, sec. 4.1), who take alpha = 0.05. With our default of 0 the flow's density lives on
-(0, K)^D and nowhere else, so the probabilities of all images sum to 1, and the bins of black and white, where many
-pixels are, become half lines. The scale of the pixels (the factor 1/K) is part of the log-determinant.
+Dinh et al. 2017 (arXiv:1605.08803, sec. 4.1), who use alpha = 0.05. With our default of 0 the flow has a density only
+on (0, K)^D, so the probabilities of all images sum to 1. The bins of black and white, which contain many pixels, become
+infinitely long. The log-determinant includes the scale of the pixels (the factor 1/K).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genlab.flows.layer import Layer, total
 
 
 class Logit(Layer):
-    """(0, K) -> the line, value by value."""
+    """(0, K) -> real numbers, elementwise. `levels`: K. `alpha`: 0 or more, below 0.5."""
 
     def __init__(self, *, levels: int, alpha: float = 0.0) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class Logit(Layer):
         self.levels, self.alpha = levels, alpha
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y (B, …) inside (0, K)."""
+        """y (B, …) in (0, K) -> the same shape."""
         p = self.alpha + (1 - 2 * self.alpha) * y / self.levels
         z = torch.logit(p)
         return z, total(-F.logsigmoid(z) - F.logsigmoid(-z) + math.log((1 - 2 * self.alpha) / self.levels))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """With a margin, values can leave (0, K)."""
+        """(B, …) -> the same shape. With alpha > 0, values can be outside (0, K)."""
         return (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha) * self.levels

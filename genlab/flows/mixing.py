@@ -1,8 +1,9 @@
-"""Invertible 1x1 convolution: an invertible matrix W = P L U between the channels of every place.
+"""Invertible 1x1 convolution: the channels at every position are multiplied by an invertible matrix W.
 
-Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.2): P is fixed, L has ones on its diagonal, and the log-determinant is
-the sum of U's log-diagonal, whose signs are fixed. Ours starts as a permutation rather than as a random rotation:
-pixels whose values are few and often the same are easier to predict from one another than sums of them are.
+Kingma & Dhariwal 2018 (Glow, arXiv:1807.03039, sec. 3.2): the matrix is a product of a fixed permutation and two
+triangular matrices. L has ones on its diagonal; the diagonal of U is positive, and the log-determinant is the sum of
+its logarithms. Ours starts as a permutation and not as a random rotation: pixels with few different values are easier
+to predict from each other than sums of pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from genlab.system.device import inverse
 
 
 class Mixing(Layer):
-    """z = W y at every place. `order`: which channel of y each channel of z is at the start."""
+    """z = W y at every position. `order`: for each channel of z, the channel of y that it is at the start."""
 
     order: Tensor
 
@@ -30,18 +31,18 @@ class Mixing(Layer):
         self.log_diagonal = nn.Parameter(torch.zeros(channels))
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), in the precision of y whatever the autocast."""
-        places = y.shape[2] * y.shape[3]
+        """(B, C, H, W) -> the same shape, in the precision of y, also under autocast."""
+        positions = y.shape[2] * y.shape[3]
         with torch.autocast(y.device.type, enabled=False):
             z = torch.einsum("ij,bjhw->bihw", self.weight().to(y.dtype), y)
-        return z, (places * self.log_diagonal.sum()).expand(len(y))
+        return z, (positions * self.log_diagonal.sum()).expand(len(y))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W)."""
+        """(B, C, H, W) -> the same shape."""
         return torch.einsum("ij,bjhw->bihw", inverse(self.weight()), z)
 
     def weight(self) -> Tensor:
-        """W (C, C): permutes, then U, then L."""
+        """W (C, C): the permutation, then U, then L."""
         lower = self.lower.tril(-1) + torch.eye(len(self.order), dtype=self.lower.dtype, device=self.lower.device)
         upper = self.upper.triu(1) + self.log_diagonal.exp().diag()
         return (lower @ upper)[:, self.order.argsort()]

@@ -1,11 +1,12 @@
-"""Mixture-of-logistics coupling: each value goes through the distribution function of a mixture that a net chose.
+"""Mixture-of-logistics coupling: each value goes through the distribution function of a mixture, chosen by a net.
 
     z = logit(F(y)) exp(s) + t,    F(y) = sum_k weight_k sigmoid((y - mean_k) exp(-scale_k))
 
-Ho et al. 2019, Flow++ (arXiv:1902.00275, eq. 10-13). An affine map moves and stretches a bump; this one can flatten
-several into one, so a single coupling models values that are black or white. The inverse is found by bisection between
-the inverses of the single logistics, which enclose it. Ours takes Newton's step where it stays inside the bracket,
-spreads the means at the start, and passes gradients through the inverse by the implicit function theorem.
+Ho et al. 2019 (Flow++, arXiv:1902.00275, eq. 10-13). An affine map shifts and scales a density. This map can also merge
+several modes into one, so a single coupling can model values that are either black or white. The inverse is computed
+by bisection between the inverses of the single logistics, which enclose it. Ours uses Newton's steps where they stay
+inside the bracket, starts with means that are spread out, and passes gradients through the inverse by the implicit
+function theorem.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from genlab.flows.coupling import Coupling, bounded
 from genlab.flows.layer import Shape
 
-NARROWEST = 8.0  # scales are e^-8 … e^8
-BISECTIONS = 150  # at most, a third of them for sure; where the function is steep a dozen will do
-LOOK = 16  # steps after which a GPU is asked whether all values are found: to ask is to wait
-SPREAD = 2.0  # means start between -2 and 2
+NARROWEST = 8.0  # bound of the log-scales: scales are between e^-8 and e^8
+BISECTIONS = 150  # largest number of steps, of which every third is a bisection; a dozen is usual
+LOOK = 16  # a GPU is asked only every so many steps whether all values have converged, because asking means waiting
+SPREAD = 2.0  # at the start the means are between -2 and 2
 
 
 class MixtureCoupling(Coupling):
-    """`components`: logistics in the mixture of a value."""
+    """A coupling by mixtures of logistics. `components`: logistics in the mixture of a value."""
 
     means: Tensor
 
@@ -52,11 +53,12 @@ class MixtureCoupling(Coupling):
             y = _solved(z, log_weight, mean, log_scale)
         if not torch.is_grad_enabled():
             return y
-        found, log_slope = _logit_cdf(y, log_weight, mean, log_scale)
-        step = (z - found) * (-log_slope.detach()).exp()  # one Newton step has the right derivatives
+        value, log_slope = _logit_cdf(y, log_weight, mean, log_scale)
+        step = (z - value) * (-log_slope.detach()).exp()  # the derivatives of one Newton step are those of the inverse
         return y + step - step.detach()
 
     def _unpacked(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Log-weights, means and log-scales of the mixture, (B, K, c, H, W) each; s and t, (B, c, H, W) each."""
         k = self.components
         logits, mean, log_scale, rest = parameters.split([k, k, k, 2], 1)
         mean = mean + self.means.to(mean.dtype)
@@ -64,40 +66,47 @@ class MixtureCoupling(Coupling):
 
 
 def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
-    """y with _logit_cdf(y) = z, z (B, …), to the precision of either; `mixture`: its other arguments, (B, K, …)."""
+    """Solve _logit_cdf(y) = z for y, up to the rounding of y or z. z (B, …).
+
+    `mixture`: log-weights, means and log-scales, (B, K, …) each.
+    """
     shape, tiny = z.shape, 4 * torch.finfo(z.dtype).eps
     z, parts = z.reshape(1, -1), [part.transpose(0, 1).reshape(1, part.shape[1], -1) for part in mixture]
     ends = parts[1] + z[:, None] * parts[2].exp()
     low, high = ends.amin(1), ends.amax(1)
     y = (low + high) / 2
-    # On a CPU the values that are found leave; on a GPU they stay and are kept, for it would have to be asked which.
-    leaving = y.device.type == "cpu"
-    solved, at = torch.empty_like(y), torch.arange(y.numel(), device=y.device)
+    # On a CPU, values that have converged are removed from the computation. On a GPU they stay and are kept constant,
+    # because the host would have to wait to learn which ones they are.
+    removing = y.device.type == "cpu"
+    solved, index = torch.empty_like(y), torch.arange(y.numel(), device=y.device)
     for i in range(BISECTIONS):
-        found, log_slope = _logit_cdf(y, *parts)
-        step = (z - found) * (-log_slope).exp()
-        moving = (step.abs() > tiny * (1 + y.abs())) & ((z - found).abs() > tiny * (1 + z.abs()))
-        if leaving:
-            solved[:, at] = y
+        value, log_slope = _logit_cdf(y, *parts)
+        step = (z - value) * (-log_slope).exp()
+        moving = (step.abs() > tiny * (1 + y.abs())) & ((z - value).abs() > tiny * (1 + z.abs()))
+        if removing:
+            solved[:, index] = y
         else:
             solved = y
-        if (leaving or i % LOOK == LOOK - 1) and not moving.any():
+        if (removing or i % LOOK == LOOK - 1) and not moving.any():
             break
-        low, high = torch.where(found < z, y, low), torch.where(found < z, high, y)
-        better = y + step
-        inside = (better > low) & (better < high) & (i % 3 < 2)  # every third step halves the bracket, come what may
-        better = torch.where(inside, better, (low + high) / 2)
-        if not leaving:
-            y = torch.where(moving, better, y)
+        low, high = torch.where(value < z, y, low), torch.where(value < z, high, y)
+        newton = y + step
+        inside = (newton > low) & (newton < high) & (i % 3 < 2)  # every third step is a bisection
+        improved = torch.where(inside, newton, (low + high) / 2)
+        if not removing:
+            y = torch.where(moving, improved, y)
             continue
-        y, moving = better, moving[0]
-        at, y, z, low, high = at[moving], *(value[:, moving] for value in (y, z, low, high))
+        y, moving = improved, moving[0]
+        index, y, z, low, high = index[moving], *(values[:, moving] for values in (y, z, low, high))
         parts = [part[..., moving] for part in parts]
     return solved.view(shape)
 
 
 def _logit_cdf(y: Tensor, log_weight: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """y (B, …) -> logit of the mixture's distribution function at y, and the logarithm of its slope, each as y."""
+    """y (B, …) -> logit(F(y)), F the mixture's distribution function, and the logarithm of its slope, (B, …) each.
+
+    The parameters of the mixture are (B, K, …).
+    """
     distance = (y[:, None] - mean) * (-log_scale).exp()
     left = F.logsigmoid(distance)
     right = left - distance

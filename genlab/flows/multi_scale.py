@@ -1,13 +1,13 @@
-"""The flow of an image: couplings between neighbouring pixels, coarser and coarser.
+"""A multi-scale flow for images: couplings between neighbouring pixels, at coarser and coarser resolutions.
 
-A level makes 2 x 2 squares into four parts, couples them in `steps` steps (`ActNorm`, `Mixing`, coupling), and splits:
-three parts leave, and the fourth, every second pixel of every second row, is the image of the next level. At the start
-the steps take turns to change first one diagonal of the squares given the other, then the upper pair given the lower
-one, and the fourth part is never changed.
+A level squeezes squares of 2 x 2 pixels into four parts and couples them in `steps` steps of `ActNorm`, `Mixing` and a
+coupling. Then it splits: three parts leave the flow, and the fourth, every second pixel of every second row, is the
+image of the next level. At the start, the steps change in turn one diagonal of the squares given the other, and the
+upper pair given the lower one, so that the fourth part is never changed.
 
-Multi-scale as Dinh et al. 2017 (arXiv:1605.08803) with the steps of Kingma & Dhariwal 2018 (arXiv:1807.03039). They let
-half of the channels leave and so double them at each level; ours keeps their number, and each level costs a quarter of
-the one before.
+The multi-scale architecture is that of Dinh et al. 2017 (RealNVP, arXiv:1605.08803), the steps are those of Kingma &
+Dhariwal 2018 (Glow, arXiv:1807.03039). In these papers half of the channels leave, so the number of channels doubles
+from level to level. In ours it stays the same, and each level costs a quarter of the level before.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from genlab.flows.squeeze import Squeeze
 
 
 class MultiScale(Layer):
-    """(C, H, W) -> z (D,), standard normal. `coupling(shape, context_width=)` arrives unfinished.
+    """(C, H, W) -> z (D,), which the model takes to be standard normal.
 
-    `levels`: squeezes; fewer where an image of one pixel is left before. `steps`: couplings of a level.
+    `coupling(shape, context_width=)` makes a coupling. `levels`: number of squeezes; there are fewer if an image of one
+    pixel is left earlier. `steps`: couplings of a level. D is larger than C * H * W where the image was padded.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MultiScale(Layer):
         self.exact = all(level.exact for level in self.levels)
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, D); D is larger than the image where it was padded."""
+        """(B, C, H, W) -> (B, D)."""
         parts, total = [], y.new_zeros(len(y))
         for level, split, (leaving, *_) in zip(self.levels, self.splits, self.shapes, strict=False):
             y, log_det = level(y, context)
@@ -84,6 +85,6 @@ class MultiScale(Layer):
 
 
 def _middle_swapped(channels: int) -> list[int]:
-    """The order of 4 * channels channels in which the second and the third of four parts change places."""
+    """The order of 4 * channels channels that swaps the second and the third of four parts."""
     parts = [range(part * channels, (part + 1) * channels) for part in (0, 2, 1, 3)]
     return list(itertools.chain(*parts))

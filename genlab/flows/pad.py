@@ -1,8 +1,8 @@
-"""A row or column of noise below and to the right of odd sizes, so that they can be squeezed.
+"""Padding: a row or column of noise is added to an image of odd height or width, so that it can be squeezed.
 
-The noise e ~ N(0, I) is part of what the flow explains: log p(y, e) - log N(e) is one draw of a log-weight whose
-exponential has the mean p(y) (augmented flows, Huang et al. 2020, arXiv:2002.07101). The flow has but to learn that
-noise is noise.
+The flow models the image y and the noise e ~ N(0, I) together. log p(y, e) - log N(e) is one draw of a log-weight whose
+exponential has the mean p(y) (augmented flows, Huang et al. 2020, arXiv:2002.07101). The bound is tight if the flow
+learns the distribution of the noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def even(shape: Shape) -> Shape:
 
 
 class Pad(Layer):
-    """(C, H, W) -> (C, H or H + 1, W or W + 1)."""
+    """(C, H, W) -> (C, H or H + 1, W or W + 1), with noise below and to the right."""
 
     exact = False
 
@@ -32,7 +32,7 @@ class Pad(Layer):
         self.padded = even(shape)
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise from torch's global generator; the weight is -log N(e)."""
+        """Add noise from torch's global generator. The log-weight is -log N(e)."""
         z = torch.randn(len(y), *self.padded, dtype=y.dtype, device=y.device)
         log_q = total(-0.5 * z.square() - 0.5 * math.log(2 * math.pi))
         kept = z[..., : self.height, : self.width]
@@ -41,5 +41,5 @@ class Pad(Layer):
         return z, -log_q
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The noise is dropped."""
+        """Remove the noise."""
         return z[..., : self.height, : self.width]

@@ -1,8 +1,8 @@
-"""Squares of 2 x 2 pixels become 4 channels (Dinh et al. 2017, arXiv:1605.08803, sec. 3.6).
+"""Squeeze: the pixels of squares of 2 x 2 become channels (Dinh et al. 2017, RealNVP, arXiv:1605.08803, sec. 3.6).
 
-Ours goes round the square, (0,0) (0,1) (1,1) (1,0), each with all its channels: first and third are diagonal
-neighbours, as are second and fourth, so that a coupling of one pair given the other sees all four neighbours of every
-pixel.
+Ours takes the pixels around the square, (0,0) (0,1) (1,1) (1,0), each with all its channels. So the first and the third
+are diagonal neighbours, and the second and the fourth. A coupling that changes one diagonal given the other sees all
+four direct neighbours of every pixel.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ AROUND = ((0, 0), (0, 1), (1, 1), (1, 0))
 
 
 class Squeeze(Layer):
-    """(C, H, W) -> (4C, H/2, W/2), H and W even. Volume stays."""
+    """(C, H, W) -> (4C, H/2, W/2) for even H and W. The log-determinant is 0."""
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Place by place around the square."""
+        """(B, C, H, W) -> (B, 4C, H/2, W/2)."""
         return torch.cat([y[..., i::2, j::2] for i, j in AROUND], 1), y.new_zeros(len(y))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Back into squares."""
+        """(B, 4C, H/2, W/2) -> (B, C, H, W)."""
         batch, channels, height, width = z.shape
         y = z.new_empty(batch, channels // 4, 2 * height, 2 * width)
         for (i, j), part in zip(AROUND, z.chunk(4, 1), strict=True):

@@ -7,9 +7,10 @@ from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp
 from genlab.nets.causal.pixelsnail import PixelSNAIL
 from genlab.nets.causal.row_lstm import RowLSTM
-from genlab.nets.coders.coder import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from genlab.nets.coders.conv import ConvDecoder, ConvEncoder
 from genlab.nets.coders.convnet import ConvNet
 from genlab.nets.coders.dcgan import DCGANDiscriminator, DCGANGenerator
+from genlab.nets.coders.mlp import MLPDecoder, MLPEncoder
 from genlab.nets.coders.resnet import ResNet
 from genlab.nets.layers.context import ImageContext, LabelContext
 

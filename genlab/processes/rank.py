@@ -25,10 +25,10 @@ def main() -> int:
             getattr(importlib.import_module(module), name)(**json.loads(arguments))
             return 0
         except signals.Stopped as stop:  # of a job that has nothing to save
-            launch.report(Interrupted(str(stop), stop.number))
+            launch.report_failure(Interrupted(str(stop), stop.number))
             return 128 + stop.number
         except Exception as error:
-            launch.report(error)
+            launch.report_failure(error)
             return 2 if isinstance(error, RequestError) else 1
 
 

@@ -1,7 +1,8 @@
 """The results of a sweep: one row for each run, on the screen and in sweep.csv.
 
-The table is sorted by the validation value: a sweep is for choosing, so it must not look at the test split. Runs
-without such a number (a GAN has none) follow in their own order, then those not finished, then those that failed.
+The table is sorted by the validation value, so that a model is not chosen by its test value, which stands beside it.
+Runs without a validation value (a GAN has none) follow in the order of their numbers, then runs that are not finished,
+then runs that failed.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ UNFINISHED = "not finished"
 def runs(folder: Path) -> list[Path]:
     """The run folders of a sweep."""
     marks = ("config.yaml", "results.json", FAILED)
-    found = [path for path in folder.iterdir() if any((path / mark).is_file() for mark in marks)]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    folders = [path for path in folder.iterdir() if any((path / mark).is_file() for mark in marks)]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def report(folder: Path) -> list[dict[str, Any]]:
     """Write sweep.csv and show it; returns the rows, best first."""
-    rows = sorted((_row(run) for run in runs(folder)), key=_place)
+    rows = sorted((_row(run) for run in runs(folder)), key=_sorting_key)
     if not rows:
         return rows
     with open(folder / "sweep.csv", "w", newline="") as file:
@@ -40,8 +41,8 @@ def report(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def value(details: dict[str, Any]) -> float | None:
-    """What a run is judged by: bits/dim of a likelihood, else its loss; None where there is no such number."""
+def objective(details: dict[str, Any]) -> float | None:
+    """The number that runs are compared by: bits/dim of a likelihood, else the loss; None where there is neither."""
     return details.get("bits_per_dim", details.get("loss"))
 
 
@@ -51,15 +52,15 @@ def _row(run: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.name, "overrides": " ".join(words), "valid": None, "failed": ""}
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text())
-        row["valid"] = value(results["valid"])
-        return {**row, "test": value(results["test"]), "steps": results["steps"], "seconds": results["seconds"]}
+        row["valid"] = objective(results["valid"])
+        return {**row, "test": objective(results["test"]), "steps": results["steps"], "seconds": results["seconds"]}
     error = run / FAILED
     row["failed"] = error.read_text().strip() if error.is_file() else UNFINISHED
     return {**row, **dict.fromkeys(("test", "steps", "seconds"))}
 
 
-def _place(row: dict[str, Any]) -> tuple[int, float]:
-    """The sorting key of a row: its number, or after all rows that have one."""
+def _sorting_key(row: dict[str, Any]) -> tuple[int, float]:
+    """(class of the row, validation value): rows with a value come first, the smallest first."""
     if row["failed"]:
         return (2 if row["failed"] == UNFINISHED else 3, 0.0)
     return (1, 0.0) if row["valid"] is None else (0, row["valid"])

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from genlab.build import build_data, read_checkpoint, restore
 from genlab.build.models import model_name
-from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
+from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError, nearest
 from genlab.data import fingerprint
 from genlab.data.module import SPLITS
 from genlab.system.device import choose_device
@@ -40,7 +40,7 @@ def open_data(
     """The data module of a checkpoint's run, read from where the data is on this machine (`data.root`, `data.path`).
 
     The images may differ from those of the run in the `splits` (by default `split`, or all for a verb without it). The
-    differences are in the attribute `others` (see `fingerprint.others`). If `warn`, they are also told on standard
+    differences are in the attribute `others` (see `fingerprint.differences`). If `warn`, they are also told on standard
     error. Raises RequestError for data of another shape or number of levels.
     """
     settings = dict(run["data"])
@@ -64,11 +64,17 @@ def open_data(
         )
     splits = splits or ([config.split] if "split" in config else SPLITS)
     card = read_checkpoint(config.ckpt)[0]["genlab"]
-    data.others = fingerprint.others(card, data, splits, fewer=config.data.limit is not None)
+    data.others = fingerprint.differences(card, data, splits, fewer=config.data.limit is not None)
     if warn:
         for split, counts in data.others.items():
             print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)
     return data
+
+
+def check_split(config: DictConfig) -> None:
+    """RequestError unless `split=` names a split of a data set."""
+    if config.split not in SPLITS:
+        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Training: the Lightning side of genlab."""
+"""Training: the learner, its callbacks, checkpoints and loggers, around Lightning's loop."""

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from genlab.build import build, restore
 from genlab.core import ImageSpec
@@ -28,6 +27,7 @@ from genlab.measure.feature_distances import Estimate
 from genlab.train import provenance
 from genlab.train.fit import fit
 from genlab.train.plan import Plan
+from genlab.train.run import Run
 
 VALIDATION_SHARE = 0.1
 
@@ -79,10 +79,7 @@ def accuracy_score(
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder, plan = Path(name), Plan.of(settings["trainer"])
-        # `sample_every` is 0, so `draw` is never called.
-        fit(
-            model, data, settings, plan, folder, card=card, draw=lambda *_: None, environment=LightningEnvironment()
-        )  # fmt: skip
+        fit(Run(model, data, settings, plan, folder, card))
         best, _ = restore(folder, trust=trust)
         result = evaluate_split(best.to(device), data, "test", weights=str(best.weights), seed=seed).details
     return Estimate(result["accuracy"], result["standard_error"])

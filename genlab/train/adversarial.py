@@ -1,13 +1,13 @@
 """Training of two players (`core.Adversarial`): the learner, whose optimiser steps are turns.
 
-`critic_steps` turns of the discriminator, then one of the generator, each on a batch of its own. Two time scales
-(Heusel et al. 2017, arXiv:1706.08500): the discriminator's learning rate is `optim.discriminator_lr`, the generator's
-`optim.lr`. The two Adams are two groups of weights in one: Adam passes over weights without a gradient, moments and
-all, so a player that does not have its turn is left exactly as it was.
+`critic_steps` turns of the discriminator are followed by one of the generator, each on a batch of its own. There are
+two time scales (Heusel et al. 2017, arXiv:1706.08500): the discriminator's learning rate is `optim.discriminator_lr`,
+the generator's `optim.lr`. The two Adams are two groups of weights of one optimiser: Adam passes over weights without a
+gradient, and over their moments, so the player that does not have its turn is left exactly as it was.
 
-Because a turn is an ordinary step, the learner's promises hold as they are: randomness, resuming, skipped steps,
-signals, several ranks. Differences: the loss is not in bits/dim, the generator's weights alone are averaged, after its
-own turns, and of the discriminator the newest are judged.
+A turn is an ordinary optimiser step, so what `Learner` promises holds here too: randomness, resuming, skipped steps,
+signals, several ranks. There are three differences. The loss is not in bits/dim. Only the generator's weights are
+averaged, after its own turns. Of the discriminator, the newest weights are evaluated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AdversarialLearner(Learner):
         if not self._batches:
             cycle = self.model.critic_steps + 1
             self.player = "generator" if self.global_step % cycle == cycle - 1 else "discriminator"
-            # The other's gradients would be thrown away, and cost a third of the backward pass.
+            # The other player's gradients would not be used, and cost a third of the backward pass.
             self.model.generator.requires_grad_(self.player == "generator")
             self.model.discriminator.requires_grad_(self.player == "discriminator")
         return super().training_step(batch, batch_idx)
@@ -53,12 +53,13 @@ class AdversarialLearner(Learner):
             ema.update(average.generator, self.model.generator, ema.decay_at(self.updates, self.decay))
         ema.update(average.discriminator, self.model.discriminator, 0.0)
 
-    def _optimizer(self, fused: bool) -> torch.optim.Optimizer:
+    def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        """One optimiser with the weights of both players, in groups of their own."""
         generator, discriminator = self.model.generator.parameters(), self.model.discriminator.parameters()
         return self.optim.optimizer(generator, fused=fused, discriminator=discriminator)
 
     def train_metrics(self) -> dict[str, float]:
-        """As the learner's, without the mean over both players' losses, which says nothing."""
+        """As the learner's, without the mean over the losses of both players, which has no meaning."""
         means = super().train_metrics()
         means.pop("train/loss", None)
         return means

@@ -2,9 +2,9 @@
 
     Log -> Validation -> Pictures -> Progress -> Checkpoints
 
-All of it happens at the end of an optimiser step, in this order, and the checkpoint comes last. So a checkpoint says
-"everything up to and including this step is done", and a resumed run neither repeats nor misses anything. This is why
-validation is not Lightning's loop, which runs after the point where its checkpoints are taken.
+All of it happens at the end of an optimiser step, in this order, and the checkpoint comes last. So a checkpoint means
+that everything up to and including this step is done, and a resumed run neither repeats nor misses anything. This is
+why validation is not Lightning's loop, which runs after the point where its checkpoints are written.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Periodic(pl.Callback):
         self.seconds = 0.0
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """Whether to act at the end of optimiser step `step` = 1, 2, …: every so often, and at the last one."""
+        """True if it acts at the end of optimiser step `step` = 1, 2, …: every so often, and at the last one."""
         return self.every > 0 and (step % self.every == 0 or step == learner.max_steps)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Do it; called on every rank."""
+        """What happens at such a step; called on every rank."""
         raise NotImplementedError
 
     def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -56,16 +56,17 @@ class Log(Periodic):
         self.latest: dict[str, Any] = {}
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Average over ranks, write."""
-        self.latest = {**learner.train_metrics(), "train/lr": learner.rate, "train/bad_steps": learner.bad_steps}
+        """Write the row, averaged over ranks."""
+        self.latest = {**learner.train_metrics(), "train/lr": learner.rate}
+        self.latest["train/bad_steps"] = learner.guard.bad_steps
         write(trainer, self.latest, step)
 
 
 class Validation(Periodic):
-    """Judge the averaged weights on the whole validation split, keep the best, stop when nothing improves.
+    """Evaluate the averaged weights on the whole validation split, keep the best, stop when nothing improves.
 
-    The newest are the best where there is no number to tell.
-    Acts at the last step too, so that a best checkpoint always exists. `patience` counts validations; None: never stop.
+    Where a model has no number to compare, the newest weights count as the best. It acts at the last step too, so that
+    a best checkpoint always exists. `patience`: stop after so many validations without a new best; None: never.
     """
 
     def __init__(self, every: int, best: Path, patience: int | None = None) -> None:
@@ -75,7 +76,7 @@ class Validation(Periodic):
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Validate; write best.ckpt on a new best."""
-        with learner.judged() as model:
+        with learner.evaluation_model() as model:
             evaluation = evaluate_split(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
         write(trainer, {f"valid/{name}": value for name, value in evaluation.terms.items()}, step)
         value = self.state["value"] if evaluation.value is None else evaluation.value
@@ -89,7 +90,7 @@ class Validation(Periodic):
                 learner.stopped_early = trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value so far and how long ago it was."""
+        """Best value so far, its step and details, and the number of validations since."""
         return dict(self.state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,24 +98,24 @@ class Validation(Periodic):
         self.state = dict(state_dict)
 
 
-Grid = tuple[torch.Tensor, ImageSpec, int | None]  # images (N, C, H, W), what they are, columns (None: about square)
+Grid = tuple[torch.Tensor, ImageSpec, int | None]  # images (N, C, H, W), their spec, columns (None: about square)
 
 
 class Pictures(Periodic):
-    """Grids of samples at fixed noise, of completions of validation images whose top half is given, and of their
-    reconstructions.
+    """Grids of images over training: samples at fixed noise; completions of the lower half of validation images; and
+    reconstructions of validation images.
 
-    `draw(path, images (N, C, H, W), spec, columns)` writes a grid; it is handed in because drawing is not training.
-    Every rank makes the images (sharded weights need them all), rank zero writes.
+    `draw(path, images (N, C, H, W), spec, columns)` writes a grid. It is an argument because training does not import
+    `viz`. Every rank makes the images (sharded weights need all ranks), rank zero writes.
     """
 
-    def __init__(self, every: int, folder: Path, count: int, draw: Callable[..., Any]) -> None:
+    def __init__(self, every: int, folder: Path, count: int, draw: Callable[..., Any] | None) -> None:
         super().__init__(every)
         self.folder, self.count, self.draw = folder, count, draw
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Write samples/step=000500.png, completions/… and reconstructions/…, whichever the model can make."""
-        with learner.judged() as model:
+        with learner.evaluation_model() as model:
             grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):
                 grids["samples"] = self._samples(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
@@ -122,15 +123,17 @@ class Pictures(Periodic):
                 grids["completions"] = self._completions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
             if isinstance(model, Coder):
                 grids["reconstructions"] = self._reconstructions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.draw is not None:
             for kind, (images, spec, columns) in grids.items():
                 path = self.folder / kind / f"step={step:06d}.png"
                 path.parent.mkdir(exist_ok=True)
                 self.draw(path, images.cpu(), spec, columns=columns)
 
     def _samples(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """`count` images at the same noise every time; a class-conditional model goes through its classes, one that is
-        conditioned on images gets those of the first validation images, each shown before what was drawn for it.
+        """`count` images at the same noise every time.
+
+        A class-conditional model goes through its classes. A model that is conditioned on images gets those of the
+        first validation images, and each is shown before the sample that was drawn for it.
         """
         context = self._context(model, learner, data)
         if context is not None and context.ndim == 1:
@@ -143,7 +146,7 @@ class Pictures(Periodic):
         return pairs, ImageSpec(*pairs.shape[1:]), 8
 
     def _completions(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """Pairs of given and completed: up to `count` images, 2 pictures each."""
+        """Up to `count` pairs: an image with its lower half blank, and the completed image."""
         x = data.first("valid", self.count).images.to(learner.device)
         known = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
         known[:, : x.shape[-2] // 2] = True
@@ -152,46 +155,45 @@ class Pictures(Periodic):
         return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1), learner.spec, 8
 
     def _reconstructions(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """Pairs of given and reconstructed, in training on corrupted images clean, corrupted and denoised: up to
-        `count` images, with the same noise every time.
+        """Up to `count` pairs of an image and its reconstruction, with the same noise every time.
+
+        Of a model that is trained on corrupted images, triples: the image, a corrupted copy, the denoised copy.
         """
         x = data.first("valid", self.count).images.to(learner.device)
         context = self._context(model, learner, data)
         torch.manual_seed(learner.seed)  # every training step sets its own
         corrupted = isinstance(model, Denoiser) and model.corruption is not None
-        shown = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x, context=context)])]
-        return torch.stack(shown, 1).flatten(0, 1), learner.spec, 4 * len(shown)
+        columns = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x, context=context)])]
+        return torch.stack(columns, 1).flatten(0, 1), learner.spec, 4 * len(columns)
 
     def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:
-        """What the first validation images are conditioned on, if the model wants to know."""
+        """The context of the first validation images; None if the model uses none."""
         context = context_of(model, data.first("valid", self.count))
         return None if context is None else context.to(learner.device)
 
 
 class Checkpoints(Periodic):
-    """Writes last.ckpt, also at the end; after a signal the step is finished first. `started`: training has begun."""
+    """Writes last.ckpt every so often, at the end, and when a signal asks to stop, after the step in progress."""
 
     def __init__(self, every: int, last: Path) -> None:
         super().__init__(every)
         self.last = last
-        self.started = False
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Lightning has just put a handler of its own on SIGTERM, and gives back ours when training ends."""
+        """Install our signal handlers again: Lightning has replaced that of SIGTERM, and restores ours at the end."""
         signals.install()
-        self.started = True
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
-        """Before the ranks agree on whether to stop after this step."""
+        """Hand a signal to the learner, before the ranks agree on whether to stop after this step."""
         learner.signal = signals.asked
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """Whenever training stops here, for whichever reason, as well."""
+        """True also whenever training stops at this step, for whichever reason."""
         stopping = step == learner.max_steps or trainer.should_stop or learner.interrupted
         return super().due(trainer, learner, step) or bool(stopping)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Metrics first: a checkpoint promises that its own step's row is in the file."""
+        """Write the metrics, then the checkpoint, which relies on the row of its own step being in the file."""
         if learner.interrupted:
             trainer.should_stop = True
         for logger in trainer.loggers:
@@ -201,7 +203,7 @@ class Checkpoints(Periodic):
 
 
 def write(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
-    """To every logger; ranks other than zero have none."""
+    """Log the metrics with every logger; ranks other than zero have none."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)
 

@@ -1,6 +1,7 @@
-"""Checkpoints that need nothing else, whole or absent, and what a run that goes on needs of one.
+"""Checkpoint files: written complete or not at all, and checked before a run is resumed from one.
 
-They hold tensors and primitives only and are read by `foreign.py`: one from a stranger can compute but not execute.
+They hold tensors and primitives only and are read by `build/untrusted.py`: a checkpoint from a stranger can compute but
+cannot execute code.
 """
 
 from __future__ import annotations
@@ -16,31 +17,29 @@ from torch import Tensor
 from genlab.build import untrusted
 from genlab.build.untrusted import is_count, is_number
 from genlab.core import RequestError, RunError
-from genlab.system.atomic import atomically, write_json, write_text
-
-__all__ = ["AtomicCheckpointIO", "atomically", "check_resumable", "read", "write_json", "write_text"]
+from genlab.system.atomic import atomically
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU."""
+    """A checkpoint, on the CPU. RequestError if the file is none."""
     return untrusted.checkpoint(path)
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:
-    """RequestError for a checkpoint that says other things about its run than a run writes."""
+    """RequestError for a checkpoint whose state is not of the kind that a run writes."""
     card, callbacks = state["genlab"], state.get("callbacks")
-    judged = callbacks.get("Validation") if isinstance(callbacks, dict) else None
+    validation = callbacks.get("Validation") if isinstance(callbacks, dict) else None
     wrong = [name for name in ("step", "bad_steps", "updates") if not is_count(card.get(name))]
     wrong += [] if is_number(card.get("seconds")) else ["seconds"]
     wrong += [name for name, kind in (("stopped_early", bool), ("sums", dict)) if not isinstance(card.get(name), kind)]
     wrong += [name for name in ("epoch", "global_step") if not is_count(state.get(name))]
     wrong += [] if isinstance(state.get("loops"), dict) else ["loops"]
-    if not isinstance(judged, dict) or not isinstance(judged.get("details"), dict):
+    if not isinstance(validation, dict) or not isinstance(validation.get("details"), dict):
         wrong += ["callbacks.Validation"]
     else:
-        wrong += [f"callbacks.Validation.{name}" for name in ("step", "stale") if not is_count(judged.get(name))]
-        wrong += [] if is_number(judged.get("value")) else ["callbacks.Validation.value"]
-        wrong += [f"callbacks.Validation.details.{k}" for k, v in judged["details"].items() if not _is_detail(v)]
+        wrong += [f"callbacks.Validation.{name}" for name in ("step", "stale") if not is_count(validation.get(name))]
+        wrong += [] if is_number(validation.get("value")) else ["callbacks.Validation.value"]
+        wrong += [f"callbacks.Validation.details.{k}" for k, v in validation["details"].items() if not _is_detail(v)]
     for name, fits in (("optimizer_states", _is_optimizer), ("lr_schedulers", _is_scheduler)):
         parts = state.get(name)
         wrong += [] if isinstance(parts, list) and all(map(fits, parts)) else [name]
@@ -55,7 +54,7 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
 
 
 def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
-    """RequestError for averages of gradients, restored from a checkpoint, that are not of its weights."""
+    """RequestError for moments (averages of gradients) from a checkpoint that have other shapes than the weights."""
     for weight, kept in optimizer.state.items():
         for name, value in kept.items():
             shapes = {(), tuple(weight.shape)} if name == "step" else {tuple(weight.shape)}
@@ -64,7 +63,7 @@ def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
 
 
 def _is_optimizer(part: Any) -> bool:
-    """Moments by number of a weight, and groups of such numbers."""
+    """True for moments by the number of a weight, and groups of such numbers."""
     moments, groups = (part.get("state"), part.get("param_groups")) if isinstance(part, dict) else (None, None)
     if not isinstance(moments, dict) or not isinstance(groups, list):
         return False
@@ -75,12 +74,13 @@ def _is_optimizer(part: Any) -> bool:
 
 
 def _is_scheduler(part: Any) -> bool:
-    """Counters, and the learning rates that they multiply."""
+    """True if the base learning rates are numbers."""
     rates = part.get("base_lrs", []) if isinstance(part, dict) else None
     return isinstance(rates, list) and all(map(is_number, rates))
 
 
 def _is_detail(value: Any) -> bool:
+    """True for a primitive or a list of numbers."""
     return (
         value is None
         or isinstance(value, (str, int, float))
@@ -89,14 +89,14 @@ def _is_detail(value: Any) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, whole or absent, without pickled objects."""
+    """Lightning's checkpoint files, complete or absent, without pickled objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically; a full disk is one sentence, and the previous checkpoint is still there."""
+        """Write atomically. RunError if it fails, for example on a full disk; the previous checkpoint stays."""
         try:
             with atomically(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when a write falls short
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when a write is cut short
             raise RunError(f"could not write {path}: {error}") from error
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
     e_t = d_t e_{t-1} + (1 - d_t) w_t,    d_t = min(decay, (1 + t) / (10 + t)),    t = 1, 2, …
 
-Polyak & Juditsky 1992; the rising d_t forgets the random initial weights in the first few dozen steps (as in
-TensorFlow's ExponentialMovingAverage with `num_updates`). Ours is one fused kernel over all tensors, and it copies
-the buffers (running statistics, data-dependent initialisation) instead of averaging them.
+Polyak & Juditsky 1992. The rising d_t forgets the random initial weights in the first few dozen steps, as in
+TensorFlow's ExponentialMovingAverage with `num_updates`. Buffers (running statistics, data-dependent initialisation)
+are copied, not averaged.
+
+The update is that of torch.optim.swa_utils. Its class AveragedModel is not used: its first update copies the weights
+instead of averaging them, and its state has other keys than the `ema.*` of our checkpoints.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -25,16 +29,14 @@ def decay_at(t: int, decay: float) -> float:
     return min(decay, (1 + t) / (10 + t))
 
 
-@torch.no_grad()
 def update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """One update of the average, in place."""
-    # lerp(e, w, 1 - d) = d e + (1 - d) w
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    """One update of the average, in place: average = decay * average + (1 - decay) * model."""
+    get_ema_multi_avg_fn(decay)(tuple(average.parameters()), tuple(model.parameters()), 0)
     copy_buffers(average, model)
 
 
 @torch.no_grad()
-def copy_buffers(to: nn.Module, source: nn.Module) -> None:
-    """Buffers of the same architecture, copied in place."""
-    for ours, theirs in zip(to.buffers(), source.buffers(), strict=True):
-        ours.copy_(theirs)
+def copy_buffers(target: nn.Module, source: nn.Module) -> None:
+    """Copy the buffers of `source` to `target`, a model of the same architecture, in place."""
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)

@@ -1,7 +1,10 @@
-"""metrics.csv, and the loggers a user may add to it.
+"""metrics.csv, and the loggers that a user may add to it.
 
-metrics.csv has a row per logged step, a column per metric, and no clock in it: a run that was killed and resumed leaves
-the same file as one that was not. TensorBoard and Weights & Biases are Lightning's, imported when they are chosen.
+metrics.csv has a row for each logged step, a column for each metric, and no times: a run that was killed and resumed
+leaves the same file as one that was not. Lightning's CSVLogger is not used: it cannot continue a file, nor drop the
+rows that were written after the last checkpoint.
+
+The loggers for TensorBoard and Weights & Biases are Lightning's, imported when they are chosen.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from genlab.core import RequestError, RunError, nearest
-from genlab.train.checkpoint import atomically, write_text
+from genlab.system.atomic import atomically, write_text
 
 KINDS = {"csv": None, "none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check(kind: str) -> None:
-    """A RequestError if there is no such logger or its package is missing."""
+    """RequestError if there is no such logger or its package is missing."""
     if kind not in KINDS:
         raise RequestError(f"logger={kind} is unknown; {nearest(kind, KINDS)}")
     package = KINDS[kind]
@@ -34,7 +37,7 @@ def check(kind: str) -> None:
 
 
 def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, Any]) -> list[Logger]:
-    """The loggers of a run in `folder` that stands at optimiser step `step`."""
+    """The loggers of a run in `folder` that has had `step` optimiser steps. `config` is sent to Weights & Biases."""
     kind = settings["kind"]
     if kind == "none":
         return []
@@ -60,7 +63,7 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
 
 @contextmanager
 def closing(loggers: list[Logger]) -> Iterator[None]:
-    """End the tracker's run with ours, also when ours fails: in a sweep the next one would write into it."""
+    """End the run at Weights & Biases with ours, also when ours fails: the next run of a sweep would write into it."""
     status = 1
     try:
         yield
@@ -68,7 +71,7 @@ def closing(loggers: list[Logger]) -> Iterator[None]:
     finally:
         for logger in loggers:
             if type(logger).__name__ == "WandbLogger":
-                import wandb  # Lightning leaves this to the end of the process; all else it closes
+                import wandb  # Lightning ends this one at the end of the process, all others itself
 
                 wandb.finish(exit_code=status)
 
@@ -85,10 +88,10 @@ def _wandb_id(folder: Path) -> str:
 
 
 class MetricsFile(Logger):
-    """A CSV file whose columns are the union of all metrics so far; cells without a value are empty.
+    """A CSV file whose columns are all metrics so far; cells without a value are empty.
 
-    `step`: rows of later steps, left by a run that went beyond its last checkpoint, are dropped. The row of a step is
-    written when a metric of a later step arrives or at `save`.
+    `step`: the step of the checkpoint that the run continues from. Rows of later steps, which the run wrote before it
+    was killed, are dropped. The row of a step is written when a metric of a later step arrives, or at `save`.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
@@ -113,9 +116,9 @@ class MetricsFile(Logger):
         """Nothing: config.yaml stands beside the file."""
 
     def save(self) -> None:
-        """Write the row collected so far, to the disk itself: a checkpoint that follows promises that it is there."""
+        """Write the row collected so far and flush it to the disk: the checkpoint that follows relies on it."""
         self._append()
-        with _failing_in_one_sentence(self.path), open(self.path, "rb+") as file:
+        with _one_sentence_error(self.path), open(self.path, "rb+") as file:
             os.fsync(file.fileno())
 
     def _append(self) -> None:
@@ -126,7 +129,7 @@ class MetricsFile(Logger):
             rows = read_metrics(self.path)
             self._columns += new
             self._rewrite(rows)
-        with _failing_in_one_sentence(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
+        with _one_sentence_error(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow(self._row)
         self._row = {}
 
@@ -136,7 +139,7 @@ class MetricsFile(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         with (
-            _failing_in_one_sentence(self.path),
+            _one_sentence_error(self.path),
             atomically(self.path) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
@@ -147,10 +150,10 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv, also of one that an editor has saved with a byte order mark; none without the file.
+    """The rows of a metrics.csv; none if there is no file. A byte order mark, which some editors write, is skipped.
 
-    What a kill or a power cut has left of the last row is dropped: it belongs to a step beyond the last checkpoint.
-    Other damage is a RequestError.
+    A last row that a kill or a power cut has left incomplete is dropped: it belongs to a step after the last
+    checkpoint. Other damage is a RequestError.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -178,7 +181,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_sound(row: dict[Any, Any]) -> bool:
-    """Whether a row has a cell for every column (None: one is missing; key None: too many) and numbers in them."""
+    """True if a row has as many cells as there are columns, and numbers or nothing in them.
+
+    csv.DictReader gives None for a missing cell, and the key None to cells that are too many.
+    """
     try:
         cells = [float(cell) for cell in row.values() if cell != ""]
         return int(row["step"]) >= 0 and None not in row and bool(cells)
@@ -193,7 +199,8 @@ def _damaged(path: Path, why: str) -> RequestError:
 
 
 @contextmanager
-def _failing_in_one_sentence(path: Path) -> Iterator[None]:
+def _one_sentence_error(path: Path) -> Iterator[None]:
+    """Turn an OSError into a RunError that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,11 @@
-"""AdamW and its learning-rate schedule: what `configs/optim/adamw.yaml` says, as one value.
+"""AdamW and its learning-rate schedule: the section `optim` of a config, as one value.
 
-Loshchilov & Hutter 2019 (arXiv:1711.05101); the cosine is Loshchilov & Hutter 2017 (arXiv:1608.03983) without
-restarts. Ours decays matrices and kernels only: pulling a bias or a gain towards zero regularises nothing.
+AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), by torch; the cosine is Loshchilov & Hutter 2017
+(arXiv:1608.03983) without restarts. Weight decay is applied to matrices and kernels only: pulling a bias or a gain
+towards zero does not regularise.
+
+The schedule is a function of the step, not one of torch's schedulers with a state of their own, so that a resumed run
+can be given more steps.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class AdamW:
-    """Settings of the optimiser; `warmup` is in optimiser steps. `discriminator_lr`: of the second player of a GAN,
-    None for the same as the first's.
+    """Settings of the optimiser.
+
+    `warmup`: in optimiser steps. `discriminator_lr`: learning rate of a GAN's discriminator, None for `lr`.
+    RequestError for values that make no sense.
     """
 
     lr: float = 1e-3
@@ -48,7 +54,7 @@ class AdamW:
     def optimizer(
         self, parameters: Iterable[Tensor], fused: bool, discriminator: Iterable[Tensor] = ()
     ) -> torch.optim.AdamW:
-        """The optimiser of these parameters, and of those of a discriminator; `fused` is what the precision allows."""
+        """The optimiser of `parameters` and of those of a discriminator; `fused`: the precision allows a fused one."""
         groups = self._groups(parameters, self.lr) + self._groups(discriminator, self.discriminator_lr or self.lr)
         first, second = self.betas
         return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), fused=self.fused and fused)
@@ -62,7 +68,7 @@ class AdamW:
         return [group for group in groups if group["params"]]
 
     def factor(self, step: int, max_steps: int) -> float:
-        """What `lr` is multiplied by in optimiser step `step` (0, 1, …): linear warm-up, then decay to 0 at the end."""
+        """Factor of `lr` in optimiser step `step` = 0, 1, …: linear warm-up, then the schedule, which ends at 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         done = min(1.0, (step - self.warmup) / max(1, max_steps - self.warmup))

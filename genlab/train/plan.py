@@ -1,6 +1,6 @@
-"""How a run is laid out on hardware: the `trainer` section of a config, checked against this machine.
+"""How a run uses the hardware: the section `trainer` of a config, checked against this machine.
 
-Every complaint is made here, before a folder is created or a process started.
+Whatever this machine cannot do is refused here, before a folder is made or a process started.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ PRECISIONS = {"auto": "", "32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mix
 
 @dataclass(frozen=True)
 class Plan:
-    """`devices` processes on each of `nodes` machines; `precision` in Lightning's words."""
+    """`devices` processes on each of `nodes` machines, one device each.
+
+    `precision`: as Lightning spells it. `accumulate`: batches per optimiser step. `clip`: largest norm of the gradient.
+    """
 
     accelerator: str
     devices: int
@@ -31,7 +34,7 @@ class Plan:
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any]) -> Plan:
-        """The plan for this machine, or a RequestError naming the key that cannot be met."""
+        """The plan for this machine. RequestError for a key that it cannot meet."""
         accelerator = _one_of("accelerator", trainer["accelerator"], ("auto", "cpu", "gpu"))
         gpus = torch.cuda.device_count()
         if accelerator == "gpu" and not gpus:
@@ -60,7 +63,7 @@ class Plan:
 
     @property
     def processes(self) -> int:
-        """On all machines together."""
+        """Number of processes on all machines together."""
         return self.devices * self.nodes
 
 

@@ -1,4 +1,7 @@
-"""How a run is going, on standard error: a rich bar in a terminal, a plain line every ten seconds elsewhere."""
+"""The progress of a run, on standard error: a bar of rich in a terminal, a plain line every ten seconds elsewhere.
+
+Lightning's RichProgressBar is not used: it has no plain lines for log files, and shows epochs instead of steps.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from genlab.train.callbacks import Log, Periodic
 from genlab.train.learner import Learner
 
 EVERY_SECONDS = 10.0
-LABELS = {  # of training metrics, whichever a model has
+LABELS = {  # of those training metrics that are shown, if the model has them
     "bits_per_dim": "bits/dim",
     "loss": "loss",
     "generator_loss": "generator",
@@ -26,15 +29,16 @@ LABELS = {  # of training metrics, whichever a model has
 class Progress(Periodic):
     """Step, training and validation metric, images per second and time left. Only rank zero shows anything."""
 
-    def __init__(self, log: Log, batch_images: int) -> None:
+    def __init__(self, log: Log, step_images: int) -> None:
         super().__init__(every=1)
-        self.rows, self.batch_images = log, batch_images  # images of one optimiser step over all ranks
+        self.newest = log  # whose latest row is shown; Lightning itself sets an attribute `log`
+        self.step_images = step_images  # images of one optimiser step over all ranks
         self._bar: Bar | None = None
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Say what data was found, and start the clock. Whatever would refuse the run has had its say by now."""
-        if trainer.is_global_zero and hasattr(trainer.datamodule, "found"):
-            print(trainer.datamodule.found, file=sys.stderr)
+        """Print what data was found, and start the clock. All checks that could refuse the run are done by now."""
+        if trainer.is_global_zero and hasattr(trainer.datamodule, "summary"):
+            print(trainer.datamodule.summary, file=sys.stderr)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
@@ -47,7 +51,7 @@ class Progress(Periodic):
         """Show the newest numbers."""
         now = time.perf_counter()
         seconds_per_step = (now - self._start) / max(1, step - self._first)
-        text = " ".join([*self._numbers(), f"{self.batch_images / seconds_per_step:,.0f} images/s"])
+        text = " ".join([*self._numbers(), f"{self.step_images / seconds_per_step:,.0f} images/s"])
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         elif trainer.is_global_zero and (now - self._shown >= EVERY_SECONDS or step == learner.max_steps):
@@ -56,8 +60,8 @@ class Progress(Periodic):
             print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
 
     def _numbers(self) -> list[str]:
-        found = {label: self.rows.latest.get(f"train/{name}") for name, label in LABELS.items()}
-        return [f"{value:.4f} {label}" for label, value in found.items() if value is not None]
+        values = {label: self.newest.latest.get(f"train/{name}") for name, label in LABELS.items()}
+        return [f"{value:.4f} {label}" for label, value in values.items() if value is not None]
 
     def on_train_end(self, trainer: Any, learner: Any) -> None:
         """Leave the finished bar on the screen."""

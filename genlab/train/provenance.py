@@ -1,4 +1,4 @@
-"""Where a number came from: package versions and the git commit, for versions.txt and every checkpoint."""
+"""Provenance of a number: package versions and the git commit, for versions.txt and every checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def genlab_version() -> str:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Git commit of the checkout genlab is imported from, `+changes` if files differ from it; None outside of one."""
+    """Git commit of the checkout that genlab is imported from, with `+changes` if files differ; None without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -35,7 +35,7 @@ def commit() -> str | None:
 
 
 def versions() -> str:
-    """One `name version` a line."""
+    """The content of versions.txt: a line `name version` for each package."""
     lines = [f"genlab {genlab_version()}", f"commit {commit() or 'none'}", f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:

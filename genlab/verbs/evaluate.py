@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import restore
 from genlab.build.models import model_name
-from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler, nearest
+from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure.evaluation import evaluate_split
@@ -23,8 +23,8 @@ from genlab.measure.feature_distances import MIN_IMAGES
 from genlab.measure.feature_extractor import open_feature_extractor
 from genlab.measure.origin import origin
 from genlab.measure.quality import Sampling, check_measurable, sample_quality
-from genlab.processes import launch
-from genlab.request.checkpoints import open_data, open_model
+from genlab.processes import group, launch
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed
 from genlab.request.outputs import writable
@@ -43,8 +43,7 @@ NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses s
 def command(request: Request) -> None:
     """Check the request, then evaluate here or on `trainer.devices` processes."""
     config, _ = split_hydra(request.config())
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     check_at_least(config, "draws", 1)
     check_seed(config)
     if config.batch_size is not None:
@@ -69,7 +68,7 @@ def command(request: Request) -> None:
         evaluate_samples(config)
         return
     open_data(config, run, warn=False).split(config.split)  # so that a missing file is reported once, not by each rank
-    if launch.world() == 1 and plan.devices > 1:
+    if group.world_size() == 1 and plan.devices > 1:
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=OmegaConf.to_container(config))
     else:
         work(OmegaConf.to_container(config))
@@ -81,7 +80,7 @@ def work(settings: Any) -> None:
     config = OmegaConf.create(settings)
     assert isinstance(config, DictConfig)
     plan = Plan.of(config.trainer)
-    launch.join(plan.accelerator)
+    group.join(plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
     data = open_data(config, run, warn=False)
     other_data = data.others.get(config.split)
@@ -96,7 +95,7 @@ def work(settings: Any) -> None:
             on_batch=advance,
         )  # fmt: skip
 
-    if not launch.is_zero():
+    if not group.is_rank_zero():
         evaluate(None)
         return
     evaluation = with_progress("evaluating", len(data.split(config.split).labels), evaluate)

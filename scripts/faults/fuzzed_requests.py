@@ -186,7 +186,7 @@ def run(tally: Tally, count: int, rng: random.Random) -> None:
             tally.add(" ".join(line).replace(str(FIXTURES), "…"), judge(line, bogus, folder))
 
         with (
-            mock.patch("genlab.verbs.train.start", stub),
+            mock.patch("genlab.processes.training.start", stub),
             mock.patch("genlab.processes.launch.ranks", nowhere),
             mock.patch.object(socket.socket, "connect", nowhere),
             mock.patch.object(socket, "getaddrinfo", nowhere),

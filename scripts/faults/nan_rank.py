@@ -25,9 +25,9 @@ import sys
 from pathlib import Path
 from omegaconf import OmegaConf
 from genlab.core import RequestError, RunError
-from genlab.verbs import train
+from genlab.processes import training
 try:
-    train.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), "genlab train")
+    training.run(OmegaConf.load(sys.argv[1]), Path(sys.argv[2]), "genlab train")
 except (RequestError, RunError) as error:
     sys.exit(f"genlab: {error}")
 """

@@ -111,7 +111,7 @@ def run(tally: Tally, count: int, rng: random.Random) -> None:
     """`count` pictures. A train request stops when its data and model are made and its folder is opened."""
     preload()
     cases = [(ending, mode) for ending, modes in MODES.items() for mode in modes]
-    with workplace() as folder, mock.patch("genlab.verbs.train.start"):
+    with workplace() as folder, mock.patch("genlab.processes.training.start"):
         for number in range(count):
             verb, (ending, mode) = VERBS[number % len(VERBS)], rng.choice(cases)
             size = (SIDE // 2, SIDE) if verb == "sample context=" and rng.random() < 0.5 else (SIDE, SIDE)

@@ -1,8 +1,9 @@
-"""A small convolutional network that reads a whole image: 3x3 convolutions, pooling, one vector at the end.
+"""A small convolutional network: an image to one feature vector, for classification.
 
-The plain stack of Simonyan & Zisserman (2015, arXiv:1409.1556) with batch normalisation (Ioffe & Szegedy 2015,
-arXiv:1502.03167) and a mean over places instead of dense layers (Lin et al. 2014, arXiv:1312.4400). Each stage has
-`depth` convolutions of one width and ends by halving the image, odd sizes rounded up, except for the last.
+A stack of 3x3 convolutions (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch normalisation (Ioffe & Szegedy 2015,
+arXiv:1502.03167). The features are averaged over all positions instead of going through dense layers (Lin et al. 2014,
+arXiv:1312.4400). Each stage has `depth` convolutions of one width. Between two stages, max pooling halves the image,
+odd sizes rounded up.
 
 B images y (B, C, H, W) in [-1, 1]; D features.
 """
@@ -17,7 +18,7 @@ from genlab.core import ImageSpec, RequestError
 
 
 class ConvNet(nn.Module):
-    """Images (B, C, H, W) -> features (B, D), none below 0. `widths`: channels of each stage, the last of them is D."""
+    """Images (B, C, H, W) -> features (B, D), 0 or more. `widths`: channels of each stage; the last is D."""
 
     def __init__(self, *, spec: ImageSpec, widths: Sequence[int] = (32, 64, 128), depth: int = 2) -> None:
         super().__init__()

@@ -1,16 +1,19 @@
-"""The two players of a deep convolutional GAN (Radford et al. 2016, arXiv:1511.06434), for images of any size.
+"""Generator and discriminator of a deep convolutional GAN, for images of any size.
 
-Generator: a linear layer to a small map, then transposed convolutions that each double it, with batch norm and ReLU,
-and tanh at the end. Discriminator: strided convolutions that each halve the image, with leaky ReLU, then a linear
-layer to one score. Odd sizes are rounded up on the way down and cut on the way up.
+Radford et al. 2016 (DCGAN, arXiv:1511.06434). Generator: a linear layer to a small map, then transposed convolutions
+that each double it, with batch norm and ReLU, and tanh at the end. Discriminator: strided convolutions that each halve
+the image, with leaky ReLU, then a linear layer to one score. An odd size is rounded up when it is halved, and the
+extra row or column is cut off when the map is doubled.
 
-Differs from the paper: the discriminator has no batch norm (which a gradient penalty, being one image's own, rules
-out) but spectral norm (Miyato et al. 2018, arXiv:1802.05957); PyTorch's initial weights.
+Ours differs in the discriminator, which has spectral norm (Miyato et al. 2018, arXiv:1802.05957) instead of batch norm:
+a gradient penalty is defined for single images, and batch norm mixes the images of a batch. Initial weights are
+PyTorch's.
 
-Labels, through a context part, as Miyato & Koyama 2018 (arXiv:1802.05637): in the generator they choose gains and
-biases after every batch norm (de Vries et al. 2017, arXiv:1707.00683), which leaves it to z where strokes go; given
-beside z instead, they make it draw one image a class. To the discriminator's score is added <V e(label), phi(x)>, phi
-being what the score is linear in; spectral norm takes e too, whose length would outweigh the rest.
+Labels enter through a context part, as in Miyato & Koyama 2018 (arXiv:1802.05637):
+- In the generator they choose gains and biases after every batch norm (de Vries et al. 2017, arXiv:1707.00683). Labels
+  that are appended to z instead make the generator draw one image per class, whatever z is.
+- In the discriminator they add <V e(label), phi(x)> to the score, where e is the embedding of the label and phi are
+  the features that the score is linear in. Spectral norm is applied to e, too; otherwise its length dominates.
 
 B images y (B, C, H, W) in [-1, 1]; noise z (B, L); labels (B,).
 """
@@ -27,26 +30,28 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import register_parametrization
 
 from genlab.core import ImageSpec
-from genlab.nets.coders.coder import check_conv, sizes
+from genlab.nets.coders.conv import check_conv, pad_to_even, sizes
 
-SLOPE = 0.2  # of the leaky ReLU
+SLOPE = 0.2  # of the leaky ReLU for negative inputs
 
 
 class SpectralNorm(_SpectralNorm):
-    """PyTorch's, in the precision of the weights whatever the autocast: power iteration in bfloat16 ends far from the
-    largest singular value.
+    """PyTorch's spectral norm, always in the precision of the weights.
+
+    Under autocast, power iteration would run in bfloat16 and end far from the largest singular value.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """A matrix or kernel, divided by its largest singular value."""
-        kind = "cpu" if weight.is_meta else weight.device.type  # a sketch of a model has no autocast
-        with torch.autocast(kind, enabled=False):
+        """A matrix or kernel -> the same divided by its largest singular value."""
+        device_type = "cpu" if weight.is_meta else weight.device.type  # there is no autocast for the meta device
+        with torch.autocast(device_type, enabled=False):
             return super().forward(weight)  # type: ignore[no-any-return]
 
 
 class DCGANGenerator(nn.Module):
-    """Noise (B, L) and perhaps labels -> images. `widths`: channels from the largest map to the smallest, as the
-    discriminator's; `kernel`: 4, or any even number.
+    """Noise (B, L), and labels (B,) if there is a `context` part -> images (B, C, H, W).
+
+    `widths`: channels from the largest map to the smallest, the order of the discriminator. `kernel`: an even number.
     """
 
     def __init__(
@@ -65,8 +70,8 @@ class DCGANGenerator(nn.Module):
         area = self.sizes[0][0] * self.sizes[0][1]
         self.first = nn.Linear(latent_dim, widths[-1] * area)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[::-1])
-        told = () if context is None else widths[::-1]
-        self.gains = nn.ModuleList(nn.Linear(context.width, 2 * width, bias=False) for width in told)  # type: ignore[union-attr, arg-type]
+        modulated = () if context is None else widths[::-1]
+        self.gains = nn.ModuleList(nn.Linear(context.width, 2 * width, bias=False) for width in modulated)  # type: ignore[union-attr, arg-type]
         self.layers = nn.ModuleList(
             nn.ConvTranspose2d(a, b, kernel, stride=2, padding=self.padding)
             for a, b in pairwise([*widths[::-1], spec.channels])
@@ -74,20 +79,22 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, L), (B,) -> (B, C, H, W) in [-1, 1]."""
-        given = None if self.context is None else self.context(label).flatten(1)
+        embedding = None if self.context is None else self.context(label).flatten(1)
         h = self.first(z).view(len(z), -1, *self.sizes[0])
         for i, (norm, layer, (height, width)) in enumerate(zip(self.norms, self.layers, self.sizes[1:], strict=True)):
             h = norm(h)
-            if given is not None:
-                gain, bias = self.gains[i](given)[..., None, None].chunk(2, 1)
+            if embedding is not None:
+                gain, bias = self.gains[i](embedding)[..., None, None].chunk(2, 1)
                 h = h * (1 + gain) + bias
             h = layer(h.relu())[..., :height, :width]
         return h.tanh()
 
 
 class DCGANDiscriminator(nn.Module):
-    """Images and perhaps labels -> scores (B,). `widths`: channels after each halving; `spectral_norm`: every layer's
-    weights are divided by their largest singular value, which power iteration follows in training.
+    """Images (B, C, H, W), and labels (B,) if there is a `context` part -> scores (B,).
+
+    `widths`: channels after each halving. `spectral_norm`: divide the weights of every layer by their largest singular
+    value, which power iteration estimates, a step at every forward pass in training mode.
     """
 
     def __init__(
@@ -114,17 +121,17 @@ class DCGANDiscriminator(nn.Module):
                 register_parametrization(module, "weight", SpectralNorm(module.weight))
 
     def maps(self, y: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> what each convolution makes of it, (B, D, h, w)."""
-        found = []
+        """(B, C, H, W) -> the output of every convolution, (B, D, h, w) each."""
+        outputs = []
         for layer in self.layers:
-            y = F.leaky_relu(layer(F.pad(y, (0, y.shape[3] % 2, 0, y.shape[2] % 2))), SLOPE)
-            found.append(y)
-        return found
+            y = F.leaky_relu(layer(pad_to_even(y)), SLOPE)
+            outputs.append(y)
+        return outputs
 
     def forward(self, y: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B,) -> (B,)."""
+        """(B, C, H, W), (B,) -> (B,), computed in the precision of the weights."""
         phi = self.maps(y)[-1].flatten(1)
-        with torch.autocast(phi.device.type, enabled=False):  # a score of bfloat16 would have 8 bits
+        with torch.autocast(phi.device.type, enabled=False):  # bfloat16 would leave a score with 8 significant bits
             phi = phi.to(self.last.weight.dtype)
             score = self.last(phi).squeeze(1)
             if self.context is None or self.projection is None:

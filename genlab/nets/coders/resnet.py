@@ -1,8 +1,9 @@
-"""A small residual network over a map, for what flows need: features of every place from its neighbourhood.
+"""A small residual network from a map to a map of the same size, for the couplings of flows.
 
-Pre-activation residual blocks (He et al. 2016, arXiv:1603.05027), here a 3x3 and a 1x1 convolution each, without
-normalisation. A learnt map is added at the first layer, so that a place can tell where it is. The last layer starts at
-zero (Kingma & Dhariwal 2018, arXiv:1807.03039, sec. 3.3): a coupling begins without an opinion.
+Pre-activation residual blocks (He et al. 2016, arXiv:1603.05027). Ours have a 3x3 and a 1x1 convolution each and no
+normalisation. A learnt map is added to the first layer's output, so that the network can behave differently at each
+position. The last layer starts at zero (Kingma & Dhariwal 2018, arXiv:1807.03039, sec. 3.3), so that at the start the
+parameters of a coupling do not depend on its input.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from genlab.nets.layers.context import LayerBiases
 
 
 class ResNet(nn.Module):
-    """(B, `inputs`, H, W) and perhaps context features -> (B, `outputs`, H, W).
+    """(B, `inputs`, H, W), and context features if `context_width` is not 0 -> (B, `outputs`, H, W).
 
-    `size`: (H, W). `width`: channels in between, `depth`: blocks. `quiet`: the last layer starts at zero.
+    `size`: (H, W). `width`: channels in between. `depth`: number of blocks. `quiet`: the last layer starts at zero.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class ResNet(nn.Module):
             nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        """`context`: (B, E, H, W) or (B, E, 1, 1), if it was made with one."""
+        """`context`: (B, E, H, W) or (B, E, 1, 1) with E = `context_width`; None without a context."""
         start, *biases = self.biases(context)
         h = self.first(h)
-        h = h + self.place.to(h.dtype)  # under autocast the sum stays in half precision
+        h = h + self.place.to(h.dtype)  # so that under autocast the sum stays in half precision
         h = h if start is None else h + start
         for block, bias in zip(self.blocks, biases, strict=True):
             change = block[0](h.relu())  # type: ignore[index]

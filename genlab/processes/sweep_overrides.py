@@ -1,7 +1,7 @@
-"""Read the words of `genlab train -m`: which values each key takes, which jobs that makes, and what cannot work.
+"""Read the overrides of `genlab train -m`: which values each key takes, which jobs that makes, and what cannot work.
 
-Hydra's sweepers would find most errors by themselves, but some only after hours and in a traceback. So every word is
-read here first, and a wrong one is refused with one sentence before a folder exists.
+Hydra's sweepers would find most errors by themselves, but some only after hours and in a traceback. So every override
+is read here first, and a wrong one is refused with one sentence before a folder exists.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from genlab.core import RequestError
 from genlab.request.compose import Request
 from genlab.request.folders import groups
 
-MOST = 10_000  # runs of one sweep
+MAX_RUNS = 10_000  # of one sweep
 
 
 def check(request: Request) -> DictConfig:
-    """The config of the first job, its `hydra` section included. RequestError for words that cannot work."""
+    """The config of the first job, its `hydra` section included. RequestError for overrides that cannot work."""
     parsed = request.parse(request.overrides)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
     for following, o in enumerate(parsed, 1):
         key = o.get_key_element()
-        # Hydra takes the last word, and would drop the values of an earlier one without saying so.
+        # Hydra takes the last override of a key, and would drop the values of an earlier one without saying so.
         if o.is_sweep_override() and any(later.get_key_element() == key for later in parsed[following:]):
             raise RequestError(f"{key} is given twice: give all its values at once, {key}=a,b")
         if key in swept and (key.split(".")[0].split("/")[0] in ("hydra", "sweep")):
@@ -36,48 +36,48 @@ def check(request: Request) -> DictConfig:
             )
         if key == "hydra.run.dir":
             raise RequestError("hydra.run.dir is the folder of one run: with -m give hydra.sweep.dir")
-    words = _alternatives(request, parsed)
-    first = request.check(words[0])
-    learns = is_search(first)
-    _check_ways(first)
-    if not learns and number(request) > MOST:
-        raise RequestError(f"that is {number(request):,} runs, and a sweep may have at most {MOST:,}")
+    covering = _covering_jobs(request, parsed)
+    first = request.check(covering[0])
+    search = is_search(first)
+    _check_launcher_and_sweeper(first)
+    if not search and number(request) > MAX_RUNS:
+        raise RequestError(f"that is {number(request):,} runs, and a sweep may have at most {MAX_RUNS:,}")
     for o in parsed:
-        if o.is_interval_sweep() and not learns:
+        if o.is_interval_sweep() and not search:
             raise RequestError(
                 f"{o.input_line} is a range to search in: add sweep=optuna, or list the values, "
                 f"{o.get_key_element()}=a,b"
             )
-    configs = [first, *(request.check(each) for each in words[1:])]
+    configs = [first, *(request.check(each) for each in covering[1:])]
     params = _parameters(request, first)
     if params:
-        given = [word for word in words[0] if word.partition("=")[0] not in {o.get_key_element() for o in params}]
-        configs += [request.check([*given, *each]) for each in _alternatives(request, params)]
-    if learns:
+        fixed = [word for word in covering[0] if word.partition("=")[0] not in {o.get_key_element() for o in params}]
+        configs += [request.check([*fixed, *each]) for each in _covering_jobs(request, params)]
+    if search:
         for config in configs:
             _check_searchable(config)
     return first
 
 
 def jobs(request: Request) -> list[list[str]] | None:
-    """The words of every job in Hydra's order; None if they are not known before the sweep (a search, a shuffle)."""
+    """The overrides of every job in Hydra's order; None if they are not known beforehand (a search, a shuffle)."""
     parsed = request.parse(request.overrides)
     if any(o.is_interval_sweep() or getattr(o.value(), "shuffle", False) for o in parsed):
         return None
-    every = {o.get_key_element(): _words(request, o) for o in parsed if not o.is_hydra_override()}
-    return [list(words) for words in itertools.product(*every.values())]
+    values = {o.get_key_element(): _assignments(request, o) for o in parsed if not o.is_hydra_override()}
+    return [list(words) for words in itertools.product(*values.values())]
 
 
-def _alternatives(request: Request, parsed: list[Override]) -> list[list[str]]:
-    """Overrides of as many jobs as the longest list has values: every value of every key is in at least one."""
-    choices = [_words(request, o) for o in parsed]
+def _covering_jobs(request: Request, parsed: list[Override]) -> list[list[str]]:
+    """The fewest jobs, as lists of overrides, in which every value of every key occurs at least once."""
+    choices = [_assignments(request, o) for o in parsed]
     # The numbers of a range are alike, so checking its two ends is enough.
     choices = [w[:1] + w[-1:] if o.is_range_sweep() else w for o, w in zip(parsed, choices, strict=True)]
     most = max((len(values) for values in choices), default=0)
     return [[values[min(i, len(values) - 1)] for values in choices if values] for i in range(max(most, 1))]
 
 
-def _words(request: Request, o: Override) -> list[str]:
+def _assignments(request: Request, o: Override) -> list[str]:
     """`key=value` for each value of one override; of an interval, for its two ends."""
     if not o.is_sweep_override():
         return [str(o.input_line)]
@@ -105,28 +105,28 @@ def _check_range(o: Override, value: RangeSweep) -> None:
     if not all(math.isfinite(number) for number in (start, stop, step)) or step == 0:
         raise RequestError(f"{o.input_line} never ends: give range(start,stop,step) with a step above 0")
     count = math.ceil((stop - start) / step)
-    if count > MOST:
-        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have at most {MOST:,}")
+    if count > MAX_RUNS:
+        raise RequestError(f"{o.input_line} is {count:,} runs, and a sweep may have at most {MAX_RUNS:,}")
 
 
 def number(request: Request) -> int:
     """How many jobs a grid has."""
-    return math.prod(len(_words(request, o)) for o in request.parse(request.overrides))
+    return math.prod(len(_assignments(request, o)) for o in request.parse(request.overrides))
 
 
 def is_search(config: DictConfig) -> bool:
-    """Whether the sweeper chooses values by the results of earlier runs."""
+    """True if the sweeper chooses values by the results of earlier runs."""
     return "optuna" in str(config.hydra.sweeper.get("_target_", "")).lower()
 
 
 def _parameters(request: Request, config: DictConfig) -> list[Override]:
-    """The keys that the sweeper's own yaml sweeps over, without those that the words give."""
+    """The keys that the sweeper's own yaml sweeps over, without those that the command line sets."""
     own: Any = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
-    given = {o.get_key_element() for o in request.parse(request.overrides)}
-    return request.parse([f"{key}={value}" for key, value in own.items() if key not in given])
+    overridden = {o.get_key_element() for o in request.parse(request.overrides)}
+    return request.parse([f"{key}={value}" for key, value in own.items() if key not in overridden])
 
 
-def _check_ways(config: DictConfig) -> None:
+def _check_launcher_and_sweeper(config: DictConfig) -> None:
     """RequestError for settings with which Hydra's launchers and sweepers would fail."""
     sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
     for key, node, name in (

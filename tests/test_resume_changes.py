@@ -1,4 +1,7 @@
-"""What a resumed run may change, what it refuses, and that a refusal leaves every byte of the folder as it was."""
+"""What may change when a run is resumed, what is refused, and that a refusal leaves the folder as it was.
+
+Also new runs from the weights of another (init=RUN).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from omegaconf import OmegaConf
 from trainees import Crash, Dots, checkpoint, config, trained
 
 from genlab.core import RequestError
-from genlab.processes import launch
-from genlab.verbs import resume, train
+from genlab.processes import launch, resume, training
+from genlab.train import resume_state
+from genlab.train.checkpoint import read
 
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory):
-    """A run that stands at step 8 of 12."""
+    """A run that was killed after its checkpoint of step 8 of 12."""
     folder = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.raises(Crash):
         trained(folder, data__crash_at=9)
@@ -26,13 +30,13 @@ def crashed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with its results."""
+    """A finished run."""
     return trained(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
 def run(crashed, tmp_path):
-    """A copy of the one that stands at step 8."""
+    """A copy of the run that was killed."""
     return shutil.copytree(crashed, tmp_path / "run")
 
 
@@ -100,7 +104,7 @@ REFUSED = {
     "checkpoint of another optimiser": (
         state(lambda s: s["optimizer_states"][0]["param_groups"].pop()), [], "does not fit the optimiser",
     ),
-    "checkpoint that Lightning refuses": (state(lambda s: s["loops"].clear()), [], "cannot be gone on from"),
+    "checkpoint that Lightning refuses": (state(lambda s: s["loops"].clear()), [], "cannot be resumed from"),
     "no validation so far": (
         lambda folder, _: (folder / "checkpoints" / "best.ckpt").unlink(), ["trainer.max_steps=5"], "no validation yet",
     ),
@@ -132,11 +136,19 @@ def test_a_byte_order_mark_is_read(run):
 
 
 @pytest.mark.parametrize("tail", [b"9", b"9,1.0", b"\0" * 50, b"9,\0\0\0"])
-def test_a_torn_last_row_is_dropped(run, tail):
+def test_an_incomplete_last_row_is_dropped(run, tail):
     with open(run / "metrics.csv", "ab") as file:
         file.write(tail)
     resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()][-3:] == ["9", "10", "12"]
+
+
+def test_the_last_checkpoint_is_read_once(run, monkeypatch):
+    """It is as large as model and optimiser together."""
+    names = []
+    monkeypatch.setattr(resume_state, "read", lambda path: names.append(path.name) or read(path))
+    resume.run(run, ["trust=[trainees]"], "genlab resume")
+    assert names == ["last.ckpt"]
 
 
 # ---- changed
@@ -169,7 +181,7 @@ def test_the_optimiser_takes_new_settings_and_keeps_its_moments(run):
 
 @pytest.mark.parametrize(("size", "position"), [(4, 20), (16, 8), (5, 16), (8, 12)])
 def test_the_position_counts_images(run, size, position):
-    """64 seen; the four steps that are left take as many batches of another size from there on."""
+    """64 images were seen. The four steps that are left take four batches of the new size from there on."""
     resume.run(run, ["trust=[trainees]", f"data.batch_size={size}", "data.eval_batch_size=3"], "genlab resume")
     assert checkpoint(run)["DotsData"]["position"] == position
     assert checkpoint(run)["genlab"]["batch_images"] == size
@@ -191,12 +203,12 @@ def test_a_moved_folder_goes_on(run, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failed_test_can_be_made_up_for(run, monkeypatch, error):
+def test_a_failed_final_test_is_done_on_resume(run, monkeypatch, error):
     def evaluate_split(*_, **__):
         raise error("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate_split", evaluate_split)
+        patch.setattr(training, "evaluate_split", evaluate_split)
         with pytest.raises(error):
             resume.run(run, ["trust=[trainees]"], "genlab resume")
     assert not (run / "results.json").exists()
@@ -214,7 +226,7 @@ def first_value(folder):
 
 
 def test_a_new_run_begins_where_the_other_ended(finished, tmp_path):
-    """At its averaged weights, with a fresh optimiser, and on other images if asked."""
+    """It begins at the averaged weights, with a new optimiser, here on images in another order."""
     changes = {"optim__lr": 1e-12, "optim__weight_decay": 0.0, "trainer__max_steps": 1, "seed": 9, "data__seed": 9}
     folder = trained(tmp_path / "run", init=str(finished), **changes)
     ended = checkpoint(finished, "best")["callbacks"]["Validation"]["value"]

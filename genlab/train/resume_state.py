@@ -1,11 +1,11 @@
-"""Prepare a checkpoint for `resume`: check it against what the config says now, and adapt it.
+"""The state that a resumed run starts from: a checkpoint, checked and adapted to what the config says now.
 
     averaged weights     dropped if train.ema is 0 now; started from the weights themselves if there were none
     optimiser            the moments of the checkpoint, the settings of the config
     data                 the position, in images: a batch of another size begins where the last one ended
 
-A run whose config has not changed goes on from exactly what it saved. Whatever cannot be adapted is a RequestError,
-before any file is touched.
+A run whose config has not changed continues from exactly what it saved. Whatever cannot be adapted is a RequestError,
+before any file is changed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ def read_last(folder: Path) -> dict[str, Any] | None:
         state = read(path)
         check_resumable(state, path)
     except RequestError as error:
-        again = f"; to go on from the best one instead, copy {best.name} over it" if best.exists() else ""
+        again = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
         raise RequestError(f"{error}{again}") from error
     return state
 
 
-def in_line(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
-    """The checkpoint, adapted to `learner`, whose batches have `images` images on all processes together."""
+def adapt(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
+    """The checkpoint `state`, adapted to `learner`, whose batches have `images` images on all processes together.
+
+    `state` itself is not changed. `fused`: the precision allows a fused optimiser. RequestError if it does not fit.
+    """
     card = dict(state["genlab"])
     weights, card["updates"] = _weights(state["state_dict"], learner, card["updates"])
-    groups = learner._optimizer(fused=fused).param_groups
+    groups = learner.make_optimizer(fused=fused).param_groups
     before = card.get("batch_images", images)
-    name = type(data).__qualname__
+    name = type(data).__qualname__  # the key under which Lightning keeps the state of a data module
     if "position" not in state.get(name, {}):
         raise RequestError(
             f"checkpoints/last.ckpt was written by a run on another kind of data than {name}: start a new run from its "
@@ -54,7 +57,7 @@ def in_line(state: dict[str, Any], learner: Learner, data: Any, images: int, fus
         **state,
         "genlab": card,
         "state_dict": weights,
-        "optimizer_states": [_optimizer(each, groups) for each in state["optimizer_states"]],
+        "optimizer_states": [_optimizer_state(each, groups) for each in state["optimizer_states"]],
         "lr_schedulers": [
             {**each, "base_lrs": [group["lr"] for group in groups]} if "base_lrs" in each else each
             for each in state["lr_schedulers"]
@@ -63,20 +66,20 @@ def in_line(state: dict[str, Any], learner: Learner, data: Any, images: int, fus
     }
 
 
-class GoingOn(AtomicCheckpointIO):
-    """Writes checkpoint files as Lightning does; what it loads is `state`, once, and no file."""
+class PreloadedCheckpointIO(AtomicCheckpointIO):
+    """Writes checkpoint files; when Lightning loads one, it gets `state` instead of the file, once."""
 
     def __init__(self, state: dict[str, Any] | None) -> None:
         super().__init__()
         self._states = [] if state is None else [state]
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Hands `state` over and does not keep it: it is as large as model and optimiser together."""
+        """Return `state` and forget it: it is as large as model and optimiser together."""
         return self._states.pop()
 
 
 def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tuple[dict[str, Tensor], int]:
-    """(model and average for the learner, how many updates the average has seen)."""
+    """(weights and averaged weights for the learner, number of updates that the average has seen)."""
     wanted = learner.state_dict()
     averaged = any(key.startswith("ema.") for key in saved)
     kept = {key: value for key, value in saved.items() if not key.startswith("ema.")}
@@ -86,16 +89,16 @@ def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tup
         kept |= {"ema." + key.removeprefix("model."): value.clone() for key, value in kept.items()}
         updates = 0
     for key in [*wanted, *kept]:
-        here, there = (tuple(part[key].shape) if key in part else None for part in (wanted, kept))
-        if here != there:
+        ours, theirs = (tuple(part[key].shape) if key in part else None for part in (wanted, kept))
+        if ours != theirs:
             raise RequestError(
-                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(there)} there and "
-                f"{_shape(here)} here; a run keeps its model"
+                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(theirs)} there and "
+                f"{_shape(ours)} here; a run keeps its model"
             )
     return kept, updates
 
 
-def _optimizer(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def _optimizer_state(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """The moments of a checkpoint under the settings of `groups`."""
     shapes = [[tuple(p.shape) for p in group["params"]] for group in groups]
     moments = saved["state"]

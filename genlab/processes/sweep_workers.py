@@ -1,8 +1,10 @@
 """The processes of a sweep: how they are told to stop, and which GPUs they use.
 
-A signal is noticed here whichever handler it has: training has handlers of its own, which save, but Python also writes
-the number of every signal to a file descriptor (`set_wakeup_fd`), which is read here. Workers of joblib are told to
-stop through a file in the sweep's folder: a worker that ended on its own would make joblib kill the others.
+Training has signal handlers of its own, which save. The sweep must notice a signal as well, whichever handler is set:
+Python also writes the number of every signal to a file descriptor (`signal.set_wakeup_fd`), and that is read here.
+
+Workers of joblib are told to stop through a file in the sweep's folder, because joblib kills all workers when one of
+them ends on its own.
 """
 
 from __future__ import annotations
@@ -26,77 +28,77 @@ from genlab.system.signals import ENDING, Stopped
 from genlab.train.plan import Plan
 
 STOP = ".stopping"
-_settled: list[bool] = []  # not empty in a worker that has begun
-_held: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
+_initialised: list[bool] = []  # not empty in a worker that has begun
+_gpu_lock: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
 
 
 @contextmanager
-def listening(first: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
+def signal_listener(on_first: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
     """Yields a function that returns the first signal received since, 0 if none.
 
-    A signal that nothing inside the block handles raises `Stopped`. With `first`, it calls `first` instead, and raises
-    only when the same signal comes a second time.
+    A signal that nothing inside the block handles raises `Stopped`. With `on_first`, it calls `on_first` instead, and
+    raises `Stopped` only when the same signal comes a second time.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # only the main thread can have handlers
         return
-    came: list[int] = []
+    received: list[int] = []
     handled: set[int] = set()
     reading, writing = os.pipe()
     for end in (reading, writing):
         os.set_blocking(end, False)
 
-    def heard() -> int:
+    def first_signal() -> int:
         with contextlib.suppress(BlockingIOError):
-            came.extend(number for number in os.read(reading, 4096) if number in ENDING)
-        return came[0] if came else 0
+            received.extend(number for number in os.read(reading, 4096) if number in ENDING)
+        return received[0] if received else 0
 
     def handler(number: int, frame: object) -> None:
-        if first is None or number in handled:
+        if on_first is None or number in handled:
             raise Stopped(number)
         handled.add(number)
-        first()
+        on_first()
 
     outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {n: signal.signal(n, handler) for n in ENDING if signal.getsignal(n) != signal.SIG_IGN}
     try:
-        yield heard
+        yield first_signal
     finally:
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
         signal.set_wakeup_fd(outer, warn_on_full_buffer=False)
-        if outer != -1 and heard():  # pass it on to the `listening` around this one
+        if outer != -1 and first_signal():  # pass it on to the listener around this one
             with contextlib.suppress(OSError):
-                os.write(outer, bytes([heard()]))
+                os.write(outer, bytes([first_signal()]))
         os.close(reading)
         os.close(writing)
 
 
-def stop(folder: Path) -> None:
+def request_stop(folder: Path) -> None:
     """Tell the workers of the sweep in `folder` to save and stop, and to begin nothing new."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOP).touch()
 
 
-def stopping(folder: Path) -> bool:
-    """Whether they have been told."""
+def stop_requested(folder: Path) -> bool:
+    """True once the workers of the sweep in `folder` have been told to stop."""
     return (folder / STOP).exists()
 
 
-def settle(folder: Path) -> None:
+def initialise_worker(folder: Path) -> None:
     """In a worker of joblib, at its first job: leave Ctrl-C to the parent process, and end when the parent ends."""
-    if _settled:
+    if _initialised:
         return
-    _settled.append(True)
+    _initialised.append(True)
     parent = os.getppid()
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
 
     def watch() -> None:
-        while os.getppid() == parent and not stopping(folder):
+        while os.getppid() == parent and not stop_requested(folder):
             time.sleep(0.2)
-        if not stopping(folder):
-            stop(folder)  # its parent was killed: the other workers may not have noticed
+        if not stop_requested(folder):
+            request_stop(folder)  # its parent was killed: the other workers may not have noticed
         os.kill(os.getpid(), signal.SIGTERM)
 
     # Between two jobs nothing can be lost. The worker must stay alive, or joblib ends the others.
@@ -104,15 +106,15 @@ def settle(folder: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def own_gpus(trainer: Mapping[str, Any], number: int) -> None:
+def reserve_gpus(trainer: Mapping[str, Any], number: int) -> None:
     """Give this worker GPUs that no other worker has, before CUDA is used. If there are too few, they are shared.
 
-    `number` is that of its first job, and decides which GPUs it shares.
+    `number`: the number of the worker's first job, which decides the GPUs that it shares.
     """
     plan = Plan.of(trainer)
-    if plan.accelerator != "gpu" or _held:
+    if plan.accelerator != "gpu" or _gpu_lock:
         return
-    groups = split(visible(), plan.devices)
+    groups = gpu_groups(visible_gpus(), plan.devices)
     for mine in groups:
         # A lock decides, not the number of the job: a quick worker takes several jobs, out of order.
         name = f"genlab-{os.getuid()}-{os.getppid()}-gpu-{mine.replace('/', '_')}.lock"
@@ -125,22 +127,22 @@ def own_gpus(trainer: Mapping[str, Any], number: int) -> None:
         break
     else:
         mine, file = groups[number % len(groups)], None
-    _held.append(file)
+    _gpu_lock.append(file)
     os.environ["CUDA_VISIBLE_DEVICES"] = mine
 
 
-def visible() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def split(gpus: list[str], each: int) -> list[str]:
+def gpu_groups(gpus: list[str], each: int) -> list[str]:
     """Groups of `each` GPUs, in CUDA's notation; GPUs that do not fill a group are not used."""
     return [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
 
 
-def leave(status: int) -> None:
+def exit_now(status: int) -> None:
     """End this process at once, with `status`."""
     sys.stdout.flush()
     sys.stderr.flush()

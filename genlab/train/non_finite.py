@@ -1,4 +1,4 @@
-"""Find the module that made the first non-finite number: what a stopped run tells its user instead of "loss is nan"."""
+"""Find the module that produced the first non-finite number, so that a stopped run can say more than "loss is nan"."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def first_non_finite(model: nn.Module, compute: Callable[[], dict[str, Tensor]])
 
     Hooks fire in the order in which modules finish, so a part is blamed before the whole that contains it.
     """
-    found: list[str] = []
+    culprits: list[str] = []
 
     def watch(name: str) -> Callable:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and not all(t.isfinite().all() for t in _tensors(output)):
-                found.append(name or type(model).__name__)
+            if not culprits and not all(t.isfinite().all() for t in _tensors(output)):
+                culprits.append(name or type(model).__name__)
 
         return hook
 
@@ -29,7 +29,7 @@ def first_non_finite(model: nn.Module, compute: Callable[[], dict[str, Tensor]])
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return culprits[0] if culprits else None
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

@@ -1,9 +1,10 @@
-"""Who may write in a run folder: one process and the ranks it has started.
+"""Lock on a run folder: only one process, with the ranks it has started, may write in it.
 
 The lock is a flock on the file .lock in the folder. The kernel releases it when its owner ends, in whatever way; Linux
-supports it over NFS too. The file exists while the run does, and a file that a killed run has left locks nothing. (The
-library filelock was considered: it leaves its file in the folder, and where flock is missing, the lock that it uses
-instead outlives a killed process.)
+supports it over NFS too. The file exists while the run does, and a file that a killed run has left locks nothing.
+
+The library filelock is not used: it leaves its file in the folder, its descriptor cannot be handed on to ranks, and
+where flock is missing, the lock that it uses instead outlives a killed process.
 """
 
 from __future__ import annotations
@@ -19,41 +20,24 @@ from genlab.core import RequestError
 
 NAME = ".lock"
 # Errors of file systems without locks (some mounts of Lustre): there the user has to take care.
-WITHOUT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 _held: list[int] = []
 
 
-def descriptors() -> tuple[int, ...]:
-    """File descriptors of the locks that this process holds. A rank inherits them, and keeps the lock if its parent is
-    killed.
+def lock_descriptors() -> tuple[int, ...]:
+    """File descriptors of the locks that this process holds.
+
+    A rank inherits them, so that the lock lasts as long as one of the processes, also if the parent is killed.
     """
     return tuple(_held)
 
 
-def new_folder(folder: Path, or_next: bool) -> Path:
-    """Make `folder` and return it. If it exists, return it as it is or, with `or_next`, make `folder`-2, -3, … instead.
-
-    Of many processes that make the same folder, exactly one succeeds.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    number, name = 1, folder
-    while True:
-        try:
-            name.mkdir()
-            return name
-        except FileExistsError:
-            if not or_next:
-                return name
-            number += 1
-            name = folder.with_name(f"{folder.name}-{number}")
-
-
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock on an existing run folder. RequestError if another process holds it."""
     path = folder / NAME
-    descriptor = _locked(path, folder)
+    descriptor = _lock(path, folder)
     if descriptor is None:
         yield
         return
@@ -62,12 +46,12 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.remove(descriptor)
-        path.unlink(missing_ok=True)  # while the lock is ours: who gets it next checks the file
+        path.unlink(missing_ok=True)  # before the lock is released; `_lock` checks that its file is still this one
         os.close(descriptor)
 
 
-def _locked(path: Path, folder: Path) -> int | None:
-    """A descriptor of the lock file, locked; None where there are no locks."""
+def _lock(path: Path, folder: Path) -> int | None:
+    """A descriptor of the lock file, locked; None where the file system has no locks. RequestError if it is taken."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -80,7 +64,7 @@ def _locked(path: Path, folder: Path) -> int | None:
         except FileNotFoundError:
             pass  # its owner has ended in the meantime and removed the file
         except OSError as error:
-            if error.errno in WITHOUT:
+            if error.errno in UNSUPPORTED:
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 return None

@@ -1,9 +1,9 @@
-"""The place of a process among those that do one job together, read from the environment.
+"""Rank of this process and size of its group, read from the environment variables of whoever started it.
 
 torchrun and `launch.ranks` set RANK and WORLD_SIZE. srun sets SLURM_STEP_…: the variables of the *step*, the tasks that
 one srun has started. The variables of the *job* (SLURM_NTASKS, SLURM_PROCID) do not help: a batch script has them too,
-and is one process whatever it asked for. Everything here is a function of the environment, so it can be tested without
-a cluster.
+and is one process whatever it asked for. Lightning's SLURMEnvironment reads those of the job, so ours replaces it.
+Everything here is a function of the environment, so it can be tested without a cluster.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ PORTS = range(15000, 32000)  # below the ports that a system assigns by itself (
 
 
 @dataclass(frozen=True)
-class Place:
-    """Rank `rank` of `world`, `local_rank` of the `local_world` on this machine; rank zero is at `address`.
+class RankInfo:
+    """Rank `rank` of `world_size`, number `local_rank` of the `local_world_size` ranks on this machine.
 
-    `starter`: "alone", "torchrun" or "srun". `key` differs between any two steps, and between two starts of one.
+    `address`: the machine of rank zero. `starter`: "alone", "torchrun" or "srun". `key`: a text that differs between
+    any two steps, and between two starts of one step.
     """
 
     starter: str = "alone"
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_world: int = 1
+    local_world_size: int = 1
     address: str = LOCAL
     key: str = ""
 
-    @property
-    def nodes(self) -> int:
-        """Number of machines."""
-        return self.world // self.local_world
 
-
-def place(env: Mapping[str, str]) -> Place:
-    """The place that the variables describe. RequestError if machines have different numbers of tasks."""
+def rank_info(env: Mapping[str, str]) -> RankInfo:
+    """What the variables say. RequestError if machines have different numbers of tasks."""
     if "RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:
-        world = int(env["WORLD_SIZE"])
+        world_size = int(env["WORLD_SIZE"])
         address = env.get("MASTER_ADDR", LOCAL)
-        lives = env.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return Place(
-            "torchrun", int(env["RANK"]), world, int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", world)), address, f"torchrun {address} {env.get('MASTER_PORT')} {lives}",
-        )  # fmt: skip
+        restarts = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return RankInfo(
+            starter="torchrun",
+            rank=int(env["RANK"]),
+            world_size=world_size,
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+            address=address,
+            key=f"torchrun {address} {env.get('MASTER_PORT')} {restarts}",
+        )
     if "SLURM_STEP_ID" not in env or "SLURM_PROCID" not in env or int(env.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
-        return Place()
-    world = int(env["SLURM_STEP_NUM_TASKS"])
-    counts = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
+        return RankInfo()
+    world_size = int(env["SLURM_STEP_NUM_TASKS"])
+    counts = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)))
     if len(set(counts)) > 1:
         raise RequestError(
             f"srun has placed {', '.join(map(str, counts))} tasks on the machines of this step, and every machine must "
@@ -61,9 +62,16 @@ def place(env: Mapping[str, str]) -> Place:
         )
     nodes = env.get("SLURM_STEP_NODELIST", "")
     address = LOCAL if len(counts) == 1 else env.get("MASTER_ADDR") or first_host(nodes)
-    life = env.get("SLURM_RESTART_COUNT", "0")
-    key = f"srun {env.get('SLURM_JOB_ID')} {env['SLURM_STEP_ID']} {life}"
-    return Place("srun", int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), counts[0], address, key)
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    return RankInfo(
+        starter="srun",
+        rank=int(env["SLURM_PROCID"]),
+        world_size=world_size,
+        local_rank=int(env["SLURM_LOCALID"]),
+        local_world_size=counts[0],
+        address=address,
+        key=f"srun {env.get('SLURM_JOB_ID')} {env['SLURM_STEP_ID']} {restarts}",
+    )
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -82,7 +90,7 @@ def first_host(nodes: str) -> str:
 
 
 def ports(key: str, preferred: str | None = None, tries: int = 16) -> Iterator[int]:
-    """The ports on which the ranks of a step look for one another: equal on every rank, different for every step.
+    """The ports on which the ranks of a step meet: equal on every rank of a step, different for every step.
 
     Rank zero listens on the first that is free. The others ask at each port whether it belongs to their step.
     """

@@ -1,8 +1,9 @@
-"""Training of a model that fits itself (`core.Fitted`), as a mixture does by EM: its step is the step of the run.
+"""Full-batch training of a model that fits itself (`core.Fitted`), such as a mixture by EM.
 
-A step sees all training images at once. Everything else is as in any run: counted in steps, logged, validated, saved
-and resumed by the same callbacks. The batch of the moment is a clock only, and there is no gradient, so that the
-optimiser has nothing to do; no weights are averaged, for no batches' noise is in them.
+An optimiser step of the run is one step of the model's own, on all training images at once. Everything else is as in
+any run: counted in steps, logged, validated, saved and resumed by the same callbacks. The batches that the data gives
+only count the steps. There is no gradient, so the optimiser has nothing to do. No weights are averaged, because there
+is no noise from batches to average out.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any
 import torch
 
 from genlab.core import Fitted, RequestError
-from genlab.train.learner import Learner, step_seed, sum_and_count
+from genlab.train.learner import Learner, step_seed
 from genlab.train.plan import Plan
 
 
-def fits_itself(model: object) -> bool:
-    """Whether the model is trained by its own steps."""
+def uses_full_batch(model: object) -> bool:
+    """True if the model is trained by its own steps on all images."""
     return isinstance(model, Fitted) and model.fitted
 
 
-def check_fitted(data: Mapping[str, Any], plan: Plan) -> None:
-    """A RequestError for what makes no sense where every step sees all images as they are."""
+def check_full_batch(data: Mapping[str, Any], plan: Plan) -> None:
+    """RequestError for settings that make no sense where every step sees all images as they are."""
     if plan.processes > 1:
         raise RequestError(
             f"trainer.devices={plan.processes}: this model is fitted to all images at once, by one process"
@@ -41,20 +42,20 @@ def check_fitted(data: Mapping[str, Any], plan: Plan) -> None:
             )
 
 
-class FittingLearner(Learner):
-    """A `core.Fitted` model."""
+class FullBatchLearner(Learner):
+    """Trains a `core.Fitted`; everything else as `Learner`."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        """One step of the model's own."""
+        """One step of the model's own. Returns None: there is no loss to differentiate."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._buffers_before = [b.clone() for b in self.model.buffers()]
+        self.guard.begin_step(self.model)
         torch.manual_seed(step_seed(self.seed, 0, batch_idx))
         images = data.split("train").images.to(self.device)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             terms = self.model.fit_step(images, seed=self.seed)
-        self._step_sums = {name: sum_and_count(values) for name, values in terms.items()}
+        self._step_sums.add_values(terms)
         data.position += 1
 
     def train_metrics(self) -> dict[str, float]:
-        """Without the norm of a gradient that there is not."""
+        """As the learner's, without the norm of a gradient."""
         return {name: value for name, value in super().train_metrics().items() if name != "train/grad_norm"}

@@ -1,0 +1,51 @@
+"""The ranks as Lightning sees them: the numbers are known, so that Lightning starts nothing and guesses nothing."""
+
+from __future__ import annotations
+
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
+
+from genlab.processes.group import this_rank, world_size
+from genlab.processes.rank_info import RankInfo
+
+
+def environment() -> ClusterEnvironment:
+    """Lightning's view of this process, in place of its guess at who has started it."""
+    return RankEnvironment(this_rank()) if world_size() > 1 else LightningEnvironment()
+
+
+class RankEnvironment(ClusterEnvironment):
+    """`group.join` has made the process group before Lightning needs it, so address and port are not used."""
+
+    creates_processes_externally = True
+    main_address = ""
+    main_port = 0
+
+    def __init__(self, info: RankInfo) -> None:
+        self.info = info
+
+    @staticmethod
+    def detect() -> bool:
+        """False: Lightning must not choose this by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Number of ranks on all machines together."""
+        return self.info.world_size
+
+    def global_rank(self) -> int:
+        """Number of this rank among all."""
+        return self.info.rank
+
+    def local_rank(self) -> int:
+        """Number of this rank on its machine, which is that of its GPU."""
+        return self.info.local_rank
+
+    def node_rank(self) -> int:
+        """Number of the machine."""
+        return self.info.rank // self.info.local_world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: Lightning computes the size again, but it is known."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing, for the same reason."""

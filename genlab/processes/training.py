@@ -1,0 +1,168 @@
+"""A run from its config to results.json: in this process, or on several ranks.
+
+The folder is the run. Once it holds config.yaml, `work(folder)` trains on from wherever the folder stands. `run` makes
+a new folder; `resume.run` checks an existing one; both then call `start`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from genlab import viz
+from genlab.build import restore, untrusted
+from genlab.core import Interrupted
+from genlab.data import fingerprint
+from genlab.measure.evaluation import evaluate_split
+from genlab.processes import group, launch
+from genlab.processes.environment import environment
+from genlab.processes.preparation import Prepared, check_config, prepare
+from genlab.processes.run_folder import open_folder
+from genlab.request.progress import with_progress
+from genlab.system import signals
+from genlab.system.atomic import write_json
+from genlab.train import provenance
+from genlab.train.checkpoint import read
+from genlab.train.fit import FitResult, Run, fit
+from genlab.train.plan import Plan
+from genlab.train.resume_state import read_last
+from genlab.viz import pictures
+
+
+def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
+    """Train what `config` says in a new `folder`. Returns the content of results.json.
+
+    `config` is resolved and has no hydra section. RequestError for whatever can be known to be wrong beforehand; then
+    nothing has been written. `or_next`: if the folder exists, take the next free name (nobody has chosen this one).
+    """
+    plan = check_config(config)
+    folder = Path(folder)
+    joined = group.world_size() > 1  # one of several processes started by torchrun or SLURM
+    if joined:
+        group.join(plan.accelerator)
+        folder = group.from_rank_zero(lambda: folder.absolute())
+        prepared = None
+    else:
+        prepared = prepare(config, config.get("init"))
+    with signals.patiently(), ExitStack() as lock:
+        folder = group.from_rank_zero(lambda: open_folder(folder, config, command, lock, or_next))
+        return work(folder, trust=config.trust) if joined else start(folder, plan, prepared, config.trust)
+
+
+def start(folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Bring the run in `folder` to its end, in this process or in several that are started for it."""
+    if group.world_size() > 1 or plan.processes == 1:
+        return work(folder, prepared, trust)
+    if prepared is not None:
+        prepared.take_checkpoint()  # the ranks read their own
+    launch.ranks(plan.devices, "genlab.processes.training:work", folder=str(folder.absolute()), trust=list(trust))
+    return json.loads((folder / "results.json").read_text())
+
+
+def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Train from where the folder stands, then evaluate the best weights once on test; called on every rank.
+
+    `trust` comes from the command line, never out of the folder. Interrupted if a signal ends it.
+    """
+    folder = Path(folder)
+    resume = f"`genlab resume {shlex.quote(f'run={folder}')}`"
+    last, results = folder / "checkpoints" / "last.ckpt", folder / "results.json"
+    with signals.patiently():
+        try:
+            return _work(folder, prepared, trust, resume)
+        except signals.Stopped as stop:
+            if results.exists():  # it is written once the test is done
+                then = (
+                    f"{results.name} is complete, and `genlab show ckpt={folder}` draws what is missing of the pictures"
+                )
+            elif last.exists():
+                then = f"{resume} goes on from the last checkpoint, also with a test that is not done"
+            else:
+                then = f"nothing had been saved; {resume} begins anew"
+            raise Interrupted(f"{stop} at once; {then}", stop.number) from None
+
+
+def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume: str) -> dict[str, Any]:
+    text = untrusted.read_text(folder / "config.yaml")
+    config = OmegaConf.create(untrusted.plain_config(text, str(folder / "config.yaml")))
+    config.trust = list(trust)
+    plan = Plan.of(config.trainer)
+    group.join(plan.accelerator)
+    if group.world_size() > 1:
+        plan = replace(
+            plan, devices=group.local_world_size(), nodes=group.world_size() // group.local_world_size()
+        )  # fmt: skip
+    if prepared is None:
+        begun = (folder / "checkpoints" / "last.ckpt").exists()
+        prepared = prepare(config, None if begun else config.get("init"))
+        prepared.checkpoint = read_last(folder)
+    data, model = prepared.data, prepared.model
+    card = {
+        "config": text,
+        "spec": asdict(data.spec),
+        "version": provenance.genlab_version(),
+        "commit": provenance.commit(),
+        **fingerprint.card(data),
+    }
+    settings: Any = OmegaConf.to_container(config)
+    result = fit(
+        Run(model, data, settings, plan, folder, card, prepared.take_checkpoint()),
+        draw=viz.save_grid,
+        environment=environment(),
+    )
+    if result.interrupted:
+        done = result.step >= plan.max_steps
+        raise Interrupted(
+            f"stopped by {signals.name(result.interrupted)} at step {result.step} of {plan.max_steps}; everything is "
+            f"saved, " + (f"and {resume} has only the test left to do" if done else f"go on with {resume}"),
+            result.interrupted,
+        )
+    with signals.impatiently():
+        return conclude(folder, config, plan, data, result)
+
+
+def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult) -> dict[str, Any]:
+    """Evaluate the best weights on the whole test split; rank zero writes results.json, draws and prints."""
+    best = folder / "checkpoints" / "best.ckpt"
+    model, _ = restore(best, weights="ema", trust=config.trust)  # raw where none were averaged, and then it says so
+    weights: str = model.weights  # type: ignore[assignment]
+    device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
+    with torch.no_grad():
+        evaluation = evaluate_split(model.to(device), data, "test", weights=weights, seed=config.seed)
+    results = {
+        "test": evaluation.details,
+        "valid": result.valid,
+        **OmegaConf.to_container(config.names),  # type: ignore[dict-item]
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": result.step,
+        "best_step": read(best)["genlab"]["step"],
+        "bad_steps": result.bad_steps,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.images_per_second, 1),
+        "peak_memory_bytes": result.peak_memory,
+        "processes": plan.processes,
+        "precision": plan.precision,
+        "checkpoint": "checkpoints/best.ckpt",
+    }
+    if group.is_rank_zero():
+        write_json(folder / "results.json", results)
+        if config.train.sample_every:
+            draw_pictures(model, data, folder)
+        print(f"test {evaluation.text}")
+        print(folder)
+    return results
+
+
+def draw_pictures(model: nn.Module, data: Any, folder: Path) -> None:
+    """The pictures of `genlab show`, of the validation split, in the run folder."""
+    subject = pictures.Subject(model, data, "valid", folder / "metrics.csv", with_progress=with_progress)
+    pictures.draw(subject, pictures.everything(model), folder / "pictures")

@@ -1,0 +1,71 @@
+"""What one run is: the model, the data, the settings, the hardware and the folder, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from genlab.core import RequestError
+from genlab.train.full_batch import uses_full_batch
+from genlab.train.plan import Plan
+
+
+@dataclass
+class Run:
+    """`model` is trained on `data` as `config` (plain dictionaries) and `plan` say, in `folder`.
+
+    `card`: what goes into every checkpoint under "genlab", primitives and tensors only. `checkpoint`: the content of
+    last.ckpt if the run is resumed; it is as large as model and optimiser together, so `fit` takes it out.
+    """
+
+    model: nn.Module
+    data: Any
+    config: Mapping[str, Any]
+    plan: Plan
+    folder: Path
+    card: dict[str, Any] = field(default_factory=dict)
+    checkpoint: dict[str, Any] | None = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run continues from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation value."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def batch_images(self) -> int:
+        """Images of one batch on all ranks together."""
+        return int(self.data.batch_size) * self.plan.processes
+
+    @property
+    def step_images(self) -> int:
+        """Images of one optimiser step on all ranks together."""
+        if uses_full_batch(self.model):
+            return len(self.data.split("train").labels)
+        return self.batch_images * self.plan.accumulate
+
+    def take_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, which this object then no longer keeps alive."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        return checkpoint
+
+
+def check_train(train: Mapping[str, Any]) -> None:
+    """RequestError for a `train` section of a config that makes no sense."""
+    for key in ("log_every", "valid_every", "checkpoint_every", "max_bad_steps", "samples"):
+        if not isinstance(train[key], int) or train[key] < 1:
+            raise RequestError(f"train.{key}={train[key]} must be a whole number of at least 1")
+    if not isinstance(train["sample_every"], int) or train["sample_every"] < 0:
+        raise RequestError(f"train.sample_every={train['sample_every']} must be a number of steps, or 0 for no samples")
+    if not 0 <= train["ema"] < 1:
+        raise RequestError(f"train.ema={train['ema']} must be at least 0 (no averaging) and below 1")
+    if train["patience"] is not None and (not isinstance(train["patience"], int) or train["patience"] < 1):
+        raise RequestError(f"train.patience={train['patience']} must be a number of validations, or null")
