@@ -128,8 +128,8 @@ class Draw:
 
     @classmethod
     def of(cls, draw: Draw | None = None, *, seed: int | None = None, **fields: Any) -> Draw:
-        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. TypeError for a keyword
-        that is not a field, RequestError for a seed and a generator.
+        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. TypeError for another
+        keyword, RequestError for a seed and a generator.
         """
         if seed is not None:
             if fields.get("generator") is not None:

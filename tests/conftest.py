@@ -1,10 +1,14 @@
-"""Shared by all tests: one thread, the model zoo on the path, GPU tests skipped without one."""
+"""Shared by all tests: one thread, the model zoo on the path, GPU tests skipped without one, forked processes."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+
+# The tests' tensors are tiny, and threads that wait for one another on a busy machine are a hundred times slower. Set
+# before torch is imported, and inherited by every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -14,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Three ranks must agree with one on any machine, also on one with two cores.
 os.environ["GENLAB_OVERSUBSCRIBE"] = "1"
 
-# The tests' tensors are tiny, and threads that wait for one another on a busy machine are a hundred times slower.
 torch.set_num_threads(1)
 
 
@@ -25,3 +28,21 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forked():
+    """Python processes that tests start have their imports done: see forked.py."""
+    import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen", forked.Popen)
+        yield
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Python processes of this test are fresh interpreters."""
+    import forked
+
+    monkeypatch.setattr("subprocess.Popen", forked.FRESH)

@@ -1,4 +1,4 @@
-"""Units and sums: bits/dim by hand, every image once, nothing filtered, the bound on the right side."""
+"""Bits/dim: computed by hand, every image counted once, no value filtered out, the bound on the right side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = {"kind": "exact", "draws": 1, "split": "test", "data": "d", "weights": 
 
 
 class Batch(NamedTuple):
-    """As the data module yields them."""
+    """A batch as of the data module, without a context."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,4 +1,4 @@
-"""The scripts that hold bounds and rates beside one another."""
+"""The scripts that compare bounds, and rates with distortions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_groups_of_draws_make_ordered_bounds_of_the_same_mean_weight():
     torch.testing.assert_close(ten, by_hand)
 
 
-def test_weights_of_ppca_are_of_the_same_y_as_the_truth():
+def test_weights_of_ppca_are_for_the_same_y_as_the_exact_density():
     torch.manual_seed(0)
     model = PPCA(ImageSpec(1, 2, 2, 256), latent_dim=1, inference="encoder").double()
     x = torch.randint(256, (5, 1, 2, 2))
-    log_w, truth = bounds.log_weights(model, x, 20_000)
-    assert torch.allclose(log_w.logsumexp(0) - math.log(20_000), truth, atol=0.1)
+    log_w, exact = bounds.log_weights(model, x, 20_000)
+    assert torch.allclose(log_w.logsumexp(0) - math.log(20_000), exact, atol=0.1)
 
 
 def test_rates_and_distortions_come_from_the_run_folders(tmp_path):
@@ -42,8 +42,8 @@ def test_rates_and_distortions_come_from_the_run_folders(tmp_path):
         run = tmp_path / str(i)
         run.mkdir()
         (run / "config.yaml").write_text(f"model:\n  beta: {beta}\n")
-        judged = {"rate": 10.0 / beta, "distortion": 80.0 + beta, "active_units": 3 + i}
-        (run / "results.json").write_text(json.dumps({"valid": judged}))
+        valid = {"rate": 10.0 / beta, "distortion": 80.0 + beta, "active_units": 3 + i}
+        (run / "results.json").write_text(json.dumps({"valid": valid}))
     records = rate_distortion.read([tmp_path])
     assert [r["beta"] for r in records] == [0.5, 4.0]
     assert rate_distortion.table(records).splitlines()[2] == "| 0.5 | 20.00 | 80.50 | 100.50 | 4 |"

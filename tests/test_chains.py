@@ -11,11 +11,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from genlab.request.stand_in import FromNoise
 from PIL import Image
 
 import genlab
 from genlab import cli
-from genlab.core import Completer, Sampler
+from genlab.core import Completer, RequestError, Sampler
 from genlab.models.chains import STEP, denoising_langevin, walkback_chain
 
 CHAINS = 20000
@@ -235,6 +236,33 @@ def test_drawing_from_the_head_follows_its_probabilities(runs):
     expected = model.decode(h)[0] * 255
     spread = x.double().std(0) / 600**0.5
     assert ((x.double().mean(0) - expected).abs() / spread).max() < 5
+
+
+def test_temperature_is_that_of_the_pixels_too(runs):
+    """Each value drawn given a code follows p(x | h)^(1/T) over its levels."""
+    model = genlab.load(runs / "masking")
+    h = torch.randn(1, 6, generator=seeded())
+    levels = torch.stack([torch.full((1, 784, 1), k) for k in range(256)])
+    log_p = torch.stack([model.head(model._decoded(h)).log_prob(x) for x in levels], -1).double()  # (1, T, K)
+    for temperature in (0.3, 2.0):
+        p = (log_p / temperature).softmax(-1)[0]
+        mean = p @ torch.arange(256).double()
+        deviation = (p @ torch.arange(256).double().square() - mean.square()).sqrt()
+        x = model.draw(h.expand(600, -1), seeded(1), temperature).double().flatten(1)
+        assert ((x.mean(0) - mean) / deviation.clamp(min=0.1) * 600**0.5).abs().max() < 5
+        assert (x.std(0) / deviation).median().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_chain_refuses_a_temperature(runs):
+    model = genlab.load(runs / "gaussian")
+    chain, x = FromNoise(model, 2), torch.zeros(1, 1, 28, 28, dtype=torch.long)
+    assert chain.complete(x, x[:, 0] == 1, seed=0).effective_particles is None
+    for refused in (
+        lambda: chain.sample(1, temperature=0.5),
+        lambda: chain.complete(x, x[:, 0] == 1, temperature=2.0),
+    ):
+        with pytest.raises(RequestError, match="temperature"):
+            refused()
 
 
 def test_corruption_repeats_with_its_generator():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import zoo
 
 from genlab.build import build
 from genlab.core import ImageSpec
@@ -27,6 +28,11 @@ def test_experiments_compose_and_build(name):
     config = Request("train", [f"experiment={name}"], command="").config()
     build(config.model, ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10))
     assert config.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("name", GROUPS["model"])
+def test_the_zoo_reads_a_model_as_hydra_composes_it(name):
+    assert zoo._composed(name) == Request("train", [f"model={name}"], command="").config().model
 
 
 @pytest.mark.parametrize("name", [n for n in GROUPS["trainer"] if n not in ("gpu", "ddp", "fsdp")])

@@ -1,4 +1,4 @@
-"""Autoencoders through the verbs: they train, log what their units do, and eval says what they have and what not."""
+"""Autoencoders through the verbs: they train, log what their units do, and eval reports their reconstruction."""
 
 from __future__ import annotations
 
@@ -125,18 +125,18 @@ def test_a_term_that_is_not_finite_is_an_error_that_names_it_and_the_image(train
 # ---- genlab eval
 
 
-def test_eval_says_what_there_is_and_what_not(trained, here, capsys):
+def test_eval_reports_the_reconstruction_and_says_that_there_is_no_likelihood(trained, here, capsys):
     assert cli.run(["eval", f"ckpt={trained}", "trainer=cpu"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    found, test = json.loads((here / "eval.json").read_text()), results(trained)["test"]
+    result, test = json.loads((here / "eval.json").read_text()), results(trained)["test"]
     assert first.startswith(NOTE)
     assert second.startswith(f"test reconstruction {test['reconstruction']:.4f} ± {test['standard_error']:.4f} ")
     assert f" {test['measured_in']} (100 images)" in second
     assert second.endswith(f"of 20 units on, {test['dead_units']} dead")
     for name, value in test.items():
-        assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
-    assert found["checkpoint"].endswith("best.ckpt")
-    assert not any("bits" in key for key in found)
+        assert result[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    assert result["checkpoint"].endswith("best.ckpt")
+    assert not any("bits" in key for key in result)
 
 
 def test_draws_of_an_autoencoder_are_refused(trained, here, capsys):
@@ -148,16 +148,16 @@ def test_draws_of_an_autoencoder_are_refused(trained, here, capsys):
 
 
 def test_eval_is_the_same_on_two_processes(tmp_path, capfd, monkeypatch):
-    """In batches of 7: with 5 images one process has none, and learns from the other which terms there are."""
+    """In batches of 7: with 5 images one process has no batch, and learns from the other which terms there are."""
     monkeypatch.chdir(tmp_path)
-    folder, found = run(tmp_path / "run", *SPARSE), []
+    folder, result = run(tmp_path / "run", *SPARSE), []
     capfd.readouterr()
     for devices in (1, 2):
         words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=5", "batch_size=7"]
         assert cli.run(["eval", f"ckpt={folder}", *words]) == 0
         assert capfd.readouterr().out.count("\n") == 2
-        found.append(json.loads((tmp_path / "eval.json").read_text()))
-    one, two = found
+        result.append(json.loads((tmp_path / "eval.json").read_text()))
+    one, two = result
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert two[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
@@ -166,7 +166,7 @@ def test_eval_is_the_same_on_two_processes(tmp_path, capfd, monkeypatch):
 # ---- beside the verbs
 
 
-def test_a_row_of_the_table_does_not_pretend(trained, tmp_path):
+def test_a_row_of_the_table_does_not_present_a_reconstruction_as_a_likelihood(trained, tmp_path):
     (trained / "config.yaml").write_text((trained / "config.yaml").read_text().replace("limit: 100", "limit: null"))
     entry = models_table.collect(trained, None)
     (tmp_path / models_table.name(entry)).write_text(json.dumps(entry))

@@ -1,4 +1,4 @@
-"""Latent Gaussian models through the verbs: bounds that say so, and how the units are used."""
+"""Latent Gaussian models through the verbs: bounds are reported as bounds, and how the units are used."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_numbers_say_which_bound_and_how_the_units_are_used(trained):
-    judged = json.loads((trained / "results.json").read_text())["test"]
-    assert (judged["kind"], judged["draws"]) == ("bound", 1)
-    assert judged["rate"] >= 0
-    assert judged["distortion"] > 0
+def test_results_say_which_bound_and_how_the_units_are_used(trained):
+    test = json.loads((trained / "results.json").read_text())["test"]
+    assert (test["kind"], test["draws"]) == ("bound", 1)
+    assert test["rate"] >= 0
+    assert test["distortion"] > 0
     # Two estimates of one ELBO from different noise.
-    assert judged["rate"] + judged["distortion"] == pytest.approx(-judged["nats"], rel=0.02)
-    assert len(judged["kl_per_unit"]) == 3
-    assert sum(judged["kl_per_unit"]) == pytest.approx(judged["rate"], abs=1e-3)
+    assert test["rate"] + test["distortion"] == pytest.approx(-test["nats"], rel=0.02)
+    assert len(test["kl_per_unit"]) == 3
+    assert sum(test["kl_per_unit"]) == pytest.approx(test["rate"], abs=1e-3)
     with open(trained / "metrics.csv", newline="") as file:
         last = [row for row in csv.DictReader(file) if row.get("valid/rate")][-1]
     assert math.isfinite(float(last["valid/distortion"]))
@@ -51,23 +51,23 @@ def test_a_bound_is_the_same_on_one_and_three_processes(devices, trained, tmp_pa
     monkeypatch.chdir(tmp_path)
     words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=20", "batch_size=7", "draws=4"]
     assert cli.run(["eval", f"ckpt={trained}", *words]) == 0
-    found = json.loads((tmp_path / "eval.json").read_text())
-    assert (found["kind"], found["draws"], found["n"]) == ("bound", 4, 20)
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert (result["kind"], result["draws"], result["n"]) == ("bound", 4, 20)
     assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "out=one.json"]) == 0
     one = json.loads((tmp_path / "one.json").read_text())
     for name in ("nats", "rate", "distortion", "active_units"):
-        assert found[name] == pytest.approx(one[name], rel=1e-9), name
+        assert result[name] == pytest.approx(one[name], rel=1e-9), name
     assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "seed=1"]) == 0
     assert json.loads((tmp_path / "eval.json").read_text())["nats"] != one["nats"]
 
 
 def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = []
+    result = []
     for draws in (1, 20):
         assert cli.run(["eval", f"ckpt={trained}", "data.limit=200", f"draws={draws}"]) == 0
-        found.append(json.loads((tmp_path / "eval.json").read_text())["nats"])
-    assert found[1] >= found[0] - 0.1
+        result.append(json.loads((tmp_path / "eval.json").read_text())["nats"])
+    assert result[1] >= result[0] - 0.1
 
 
 def test_verbs_that_draw_work_from_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
@@ -105,9 +105,9 @@ def test_active_units_are_those_whose_mean_varies():
         def batches(self, split):
             return [Batch]
 
-    found = latent_usage(Model(1, 1), Data(), "valid", 0)
-    assert found["active_units"] == 1
-    assert found["distortion"] == 5
-    assert found["kl_per_unit"] == [4.5, 1.75]
-    assert found["rate"] == 6.25
+    result = latent_usage(Model(1, 1), Data(), "valid", 0)
+    assert result["active_units"] == 1
+    assert result["distortion"] == 5
+    assert result["kl_per_unit"] == [4.5, 1.75]
+    assert result["rate"] == 6.25
     assert latent_usage(torch.nn.Linear(1, 1), Data(), "valid", 0) == {}

@@ -176,9 +176,31 @@ def test_more_draws_make_a_tighter_bound_and_evaluation_calls_it_one():
 @torch.no_grad()
 def test_cold_samples_have_smaller_latents():
     made = tiny(zoo.RGB)
-    cold, warm = (made.prior(500, t, torch.Generator().manual_seed(0)) for t in (0.5, 1.0))
-    torch.testing.assert_close(cold, 0.5 * warm)
-    assert len(made.sample(50, temperature=0.0).unique(dim=0)) == 1
+    cold, warm = (made.prior(500, temperature=t, generator=torch.Generator().manual_seed(0)) for t in (0.25, 1.0))
+    torch.testing.assert_close(cold, 0.5 * warm)  # a quarter of the variance
+    assert len(made.sample(50, temperature=1e-20).unique(dim=0)) == 1
+    with pytest.raises(RequestError, match="above 0"):
+        made.sample(50, temperature=0.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_tempered_samples_are_images_of_a_prior_of_that_variance(temperature):
+    """P_T(x) by quadrature of the density N(f(y); 0, T I) |det df/dy| over the cell of x."""
+    made, n = listable(2), 20000
+    x = made.sample(n, temperature=temperature, generator=torch.Generator().manual_seed(0))
+    normal = torch.distributions.Normal(0.0, temperature**0.5)
+
+    def log_density(y):
+        z, log_det = made._latents(y, None)
+        return log_det + normal.log_prob(z).sum(1)
+
+    plain = probabilities(made)
+    made.log_density = log_density
+    p = probabilities(made)
+    assert p.sum().item() == pytest.approx(1, abs=5e-3)
+    assert (p - plain).abs().sum() / 2 > 0.05
+    assert (zoo.histogram(x, made.spec) / n - p).abs().sum() / 2 < 0.02
 
 
 def test_completion_keeps_known_pixels_and_seeds_decide(monkeypatch):

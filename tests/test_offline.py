@@ -49,6 +49,7 @@ assert not os.path.exists("other")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
 def test_the_network_is_used_for_downloads_only(tmp_path):
     env = environment() | {"GENLAB_DATA": str(tmp_path / "data")}
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):

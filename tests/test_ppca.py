@@ -137,7 +137,20 @@ def test_samples_have_the_models_moments():
 
 
 @torch.no_grad()
-def test_completions_are_those_of_the_conditional_gaussian():
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_multiplies_the_covariance(temperature):
+    model, n = made(), 40_000
+    model.loadings *= 0.2
+    model.log_sigma.fill_(math.log(0.03))
+    model.mean.fill_(0.5)
+    y = model.sample(n, temperature=temperature, seed=0).flatten(1).double() / 256
+    covariance = model.loadings @ model.loadings.T + (2 * model.log_sigma).exp() * torch.eye(6)
+    assert torch.allclose(torch.cov(y.T), temperature * covariance, atol=2e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_completions_are_those_of_the_conditional_gaussian(temperature):
     model, n = made(), 40_000
     model.loadings *= 0.2
     model.log_sigma.fill_(math.log(0.03))
@@ -149,13 +162,11 @@ def test_completions_are_those_of_the_conditional_gaussian():
     gain = covariance[b][:, a] @ torch.linalg.inv(covariance[a][:, a])
     mean = 0.5 + gain @ torch.full((3,), 140.5 / 256 - 0.5).double()
     spread = covariance[b][:, b] - gain @ covariance[a][:, b]
-    made_ = model.complete(
-        x.expand(n, -1, -1, -1), known.expand(n, -1, -1), generator=torch.Generator().manual_seed(0)
-    ).images
+    made_ = model.complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1), temperature=temperature, seed=0).images
     assert (made_[:, 0, known] == 140).all()
     y = (made_[:, 0, ~known].double() + 0.5) / 256
     assert torch.allclose(y.mean(0), mean, atol=2e-3)
-    assert torch.allclose(torch.cov(y.T), spread, atol=1e-4)
+    assert torch.allclose(torch.cov(y.T), temperature * spread, atol=1e-4)
 
 
 def test_protocols_and_refusals():

@@ -1,4 +1,4 @@
-"""Probes: separable features give 1, labels that mean nothing give chance, test images choose nothing; the verbs."""
+"""Linear probes: accuracy 1 for separable features, chance for shuffled labels, no choice by test images; the verbs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def separable(n, classes=3, seed=0, noise=0.1):
 
 
 def test_separable_features_are_separated_whatever_their_scale():
-    found = probe.probe("a", separable(200), separable(50, seed=1), separable(50, seed=2))
-    assert (found.valid, found.test, found.width) == (1, 1, 4)
-    assert found.converged
+    result = probe.probe("a", separable(200), separable(50, seed=1), separable(50, seed=2))
+    assert (result.valid, result.test, result.width) == (1, 1, 4)
+    assert result.converged
 
 
-def test_labels_that_mean_nothing_give_chance():
+def test_shuffled_labels_give_chance():
     train, valid, test = (separable(n, seed=n) for n in (300, 300, 600))
     shuffled = [Labelled(of.x, np.random.default_rng(9).permutation(of.y)) for of in (train, valid, test)]
     assert abs(probe.probe("a", *shuffled).test - 1 / 3) < 0.1
 
 
-def test_test_images_choose_nothing():
+def test_no_choice_depends_on_the_test_images():
     train, valid, test = (separable(n, seed=n, noise=1.0) for n in (60, 60, 60))
     wrong = Labelled(test.x, (test.y + 1) % 3)
     a, b = probe.probe("a", train, valid, test), probe.probe("a", train, valid, wrong)
@@ -47,10 +47,10 @@ def test_test_images_choose_nothing():
 
 def test_the_penalty_is_per_image():
     train, valid, test = (separable(n, seed=n, noise=1.0) for n in (60, 60, 60))
-    found = probe.probe("a", train, valid, test)
+    result = probe.probe("a", train, valid, test)
     mean, scale = train.x.mean(0), np.where(train.x.std(0) > 0, train.x.std(0), 1)
-    alone = LogisticRegression(C=1 / (found.penalty * 60), max_iter=2000).fit((train.x - mean) / scale, train.y)
-    assert alone.score((test.x - mean) / scale, test.y) == pytest.approx(found.test, abs=0.02)
+    alone = LogisticRegression(C=1 / (result.penalty * 60), max_iter=2000).fit((train.x - mean) / scale, train.y)
+    assert alone.score((test.x - mean) / scale, test.y) == pytest.approx(result.test, abs=0.02)
 
 
 def test_the_search_ends_when_weaker_penalties_do_no_better(monkeypatch):
@@ -62,7 +62,7 @@ def test_the_search_ends_when_weaker_penalties_do_no_better(monkeypatch):
     np.testing.assert_allclose(fits, [1 / (penalty * 200) for penalty in probe.PENALTIES[: 1 + probe.PATIENCE]])
 
 
-def test_what_has_not_converged_says_so(monkeypatch):
+def test_a_fit_without_convergence_is_reported(monkeypatch):
     train, valid, test = (separable(n, seed=n, noise=1.0) for n in (60, 60, 60))
     monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
     assert not probe.probe("a", train, valid, test).converged
@@ -88,7 +88,7 @@ def test_interval_has_both_variances():
     assert probe.interval([0.4, 0.6], 100) == pytest.approx(1.96 * np.sqrt(0.0025 + 0.02 / 2))
 
 
-def test_exactly_so_many_images_are_drawn():
+def test_the_subset_has_exactly_the_requested_size():
     y = np.repeat([0, 1, 2], [5, 9, 7])
     a, b = (probe.labelled_subset(y, seed, per_class=4) for seed in (0, 1))
     assert np.bincount(y[a]).tolist() == [4, 4, 4]
@@ -120,26 +120,26 @@ def images(n, shape=(3, 9, 8)):
 
 def test_components_are_white_on_the_training_images_and_come_from_them():
     of = images(300)
-    found = probe_controls.components(of, 5)
-    assert {split: x.shape for split, x in found.items()} == dict.fromkeys(of, (300, 5))
-    np.testing.assert_allclose(np.cov(found["train"].T), np.eye(5), atol=1e-3)
+    result = probe_controls.components(of, 5)
+    assert {split: x.shape for split, x in result.items()} == dict.fromkeys(of, (300, 5))
+    np.testing.assert_allclose(np.cov(result["train"].T), np.eye(5), atol=1e-3)
     other = probe_controls.components({**of, "test": of["valid"]}, 5)
-    np.testing.assert_array_equal(other["test"], found["valid"])
+    np.testing.assert_array_equal(other["test"], result["valid"])
 
 
-def test_patches_see_every_image_alike():
+def test_patch_features_of_an_image_do_not_depend_on_the_others():
     of = images(210)
-    found = probe_controls.patches(of, 256, seed=0)
-    assert found["train"].shape == (210, 8 * probe_controls.FILTERS)
+    result = probe_controls.patches(of, 256, seed=0)
+    assert result["train"].shape == (210, 8 * probe_controls.FILTERS)
     alone = probe_controls.patches({**of, "test": of["test"][7:8]}, 256, seed=0)
-    np.testing.assert_allclose(alone["test"][0], found["test"][7], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone["test"][0], result["test"][7], rtol=1e-4, atol=1e-5)
     brighter = {**of, "test": (of["test"] // 2 + 50).to(torch.uint8)}  # contrast and brightness hardly matter
-    close = np.abs(probe_controls.patches(brighter, 256, seed=0)["test"] - found["test"]).mean()
-    assert close < 0.1 * np.abs(found["test"]).mean()
-    assert not np.allclose(probe_controls.patches(of, 256, seed=1)["test"], found["test"])
+    close = np.abs(probe_controls.patches(brighter, 256, seed=0)["test"] - result["test"]).mean()
+    assert close < 0.1 * np.abs(result["test"]).mean()
+    assert not np.allclose(probe_controls.patches(of, 256, seed=1)["test"], result["test"])
 
 
-def test_blank_patches_are_no_filters():
+def test_blank_patches_are_not_used_as_filters():
     """Images that are blank but for a corner: blank filters would all give the same numbers."""
     of = {split: torch.zeros_like(x) for split, x in images(50, (1, 20, 20)).items()}
     for split, x in images(50, (1, 8, 8)).items():
@@ -148,32 +148,32 @@ def test_blank_patches_are_no_filters():
     assert len(np.unique(upper_left.round(6), axis=1).T) > 1.6 * probe_controls.FILTERS  # a few look alike by chance
 
 
-def test_patches_know_the_range_of_values():
+def test_patch_features_do_not_depend_on_the_number_of_levels():
     of = {split: x // 255 * 255 for split, x in images(40).items()}
     binary = {split: x // 255 for split, x in of.items()}
-    found, again = probe_controls.patches(of, 256, seed=0), probe_controls.patches(binary, 2, seed=0)
-    np.testing.assert_allclose(found["test"], again["test"], atol=1e-5)
+    result, again = probe_controls.patches(of, 256, seed=0), probe_controls.patches(binary, 2, seed=0)
+    np.testing.assert_allclose(result["test"], again["test"], atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", zoo.nets({"grey": zoo.GREY, "rgb": zoo.RGB}))
-def test_every_net_names_its_blocks_and_gives_what_they_said(case):
-    """Nothing later writes into what a block gave; pooled, it is a row an image."""
-    made, x = case.tiny(), zoo.random_images(case.spec, 3)
-    said = []
-    for block in made.net.blocks:
+def test_the_features_of_every_net_are_the_outputs_of_its_blocks(case):
+    """No later block writes into the output of a block; pooled, there is one row for each image."""
+    model, x = case.tiny(), zoo.random_images(case.spec, 3)
+    outputs = []
+    for block in model.net.blocks:
         block.register_forward_hook(
-            lambda _, __, out: said.append((out[-1] if isinstance(out, tuple) else out).clone())
+            lambda _, __, out: outputs.append((out[-1] if isinstance(out, tuple) else out).clone())
         )
-    found = made.features(x)
-    assert list(found) == [f"block{i}" for i in range(len(made.net.blocks))]
-    assert all(torch.equal(h, then) for h, then in zip(found.values(), said, strict=True))
-    assert {pooled(h).shape for h in found.values()} == {(3, made.net.width)}
+    result = model.features(x)
+    assert list(result) == [f"block{i}" for i in range(len(model.net.blocks))]
+    assert all(torch.equal(h, then) for h, then in zip(result.values(), outputs, strict=True))
+    assert {pooled(h).shape for h in result.values()} == {(3, model.net.width)}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """An autoencoder, an autoregressive net, one that is given labels: a few steps each."""
+    """Smoke runs of an autoencoder, an autoregressive net, and one that is conditioned on labels."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "here").mkdir()
     for name, words in {
@@ -187,17 +187,17 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def here(runs, monkeypatch):
-    """The folder that commands are given in, beside the runs."""
+    """The working directory of the commands, beside the runs."""
     monkeypatch.chdir(runs / "here")
     return runs / "here"
 
 
 def test_features_verb(here):
     assert cli.run(["features", "ckpt=../ae", "split=valid", "data.limit=40"]) == 0
-    found = np.load("features.npz")
-    assert found["features"].shape == (40, 5)
-    assert found["features"].dtype == np.float32
-    assert len(found["labels"]) == len(found["index"]) == 40
+    result = np.load("features.npz")
+    assert result["features"].shape == (40, 5)
+    assert result["features"].dtype == np.float32
+    assert len(result["labels"]) == len(result["index"]) == 40
     assert cli.run(["features", "ckpt=../ar", "layer=all", "data.limit=3", "out=all.npz"]) == 0
     assert set(np.load("all.npz")) == {"block0", "block1", "labels", "index"}
 
@@ -206,10 +206,10 @@ def test_features_verb(here):
 def test_probe_verb(here, name, capsys):
     words = ["per_class=5", "seeds=2", "data.limit=150", "layer=all", f"out={name}.json"]
     assert cli.run(["probe", f"ckpt=../{name}", *words]) == 0
-    found = json.loads((here / f"{name}.json").read_text())
-    records = {r["features"]: r for r in found["records"]}
+    result = json.loads((here / f"{name}.json").read_text())
+    records = {r["features"]: r for r in result["records"]}
     assert list(records) == ["network", "raw pixels", "PCA", "random patches", "untrained network"]
-    assert (found["labelled_images"], found["valid_images"], found["test_images"]) == (50, 150, 150)
+    assert (result["labelled_images"], result["valid_images"], result["test_images"]) == (50, 150, 150)
     for r in records.values():
         assert r["seeds"] == len(r["probes"]) == 2
         assert 0 < r["accuracy"] < 1
@@ -225,15 +225,15 @@ def test_probe_verb(here, name, capsys):
 
 
 @pytest.mark.parametrize(("words", "labels"), [([], 64), (["train=40"], 40)])
-def test_what_no_seed_changes_is_probed_once(here, words, labels):
+def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
     assert cli.run(["probe", "ckpt=../ae", "seeds=2", "layer=code", "data.limit=64", *words]) == 0
-    found = json.loads((here / "probe.json").read_text())
-    assert found["labelled_images"] == labels
+    result = json.loads((here / "probe.json").read_text())
+    assert result["labelled_images"] == labels
     fixed = 1 if labels == 64 else 2
-    assert {r["features"]: r["seeds"] for r in found["records"]} == {
+    assert {r["features"]: r["seeds"] for r in result["records"]} == {
         "network": fixed, "raw pixels": fixed, "PCA": fixed, "random patches": 2, "untrained network": 2,
     }  # fmt: skip
-    untrained = found["records"][-1]["probes"]
+    untrained = result["records"][-1]["probes"]
     assert untrained[0] != untrained[1]
 
 

@@ -1,4 +1,4 @@
-"""genlab quality, end to end on tiny models: what the file says, what is refused, and that no likelihood is needed."""
+"""genlab quality, end to end on tiny models: what the JSON file holds, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from genlab.verbs import quality
 CPU = ["trainer=smoke", "trainer.accelerator=cpu", "train.sample_every=0", "optim.lr=1e-3"]
 SMALL = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=2"]
 RUNS = {
-    "eye": ["model=classifier", "model.net.widths=[4,8]"],
-    "binary_eye": ["model=classifier", "model.net.widths=[4,8]", "data.binarize=static"],
-    "plain": ["model=ppca", "model.latent_dim=3"],
-    "label": ["model=latent_gaussian", "model/context=label", *SMALL],
-    "half": ["model=latent_gaussian", "model/context=image", "data/context=lowres", "data.context.factor=4", *SMALL],
+    "classifier": ["model=classifier", "model.net.widths=[4,8]"],
+    "binary_classifier": ["model=classifier", "model.net.widths=[4,8]", "data.binarize=static"],
+    "ppca": ["model=ppca", "model.latent_dim=3"],
+    "class_conditional": ["model=latent_gaussian", "model/context=label", *SMALL],
+    "image_conditional": [
+        "model=latent_gaussian",
+        "model/context=image",
+        "data/context=lowres",
+        "data.context.factor=4",
+        *SMALL,
+    ],
     "binary": ["model=latent_gaussian", "model/head=bernoulli", "data.binarize=static", *SMALL],
-    "auto": ["model=linear_ae", "model.latent_dim=3"],
+    "autoencoder": ["model=linear_ae", "model.latent_dim=3"],
     "gan": ["model=gan", "model.generator.widths=[4]", "model.discriminator.widths=[4]"],
 }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with a smoke run of each."""
+    """A folder with a smoke run of every entry of `RUNS`."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in RUNS.items():
         assert cli.run(["train", *words, *CPU, f"hydra.run.dir={folder}/{name}"]) == 0
@@ -42,55 +48,63 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def asked(runs, model, *words, eye="eye"):
+def quality_of(runs, model, *words, classifier="classifier"):
     """The exit status of a quality request."""
     return cli.run(
-        ["quality", f"ckpt={runs / model}", f"classifier={runs / eye}", "n=40", "device=cpu", "batch_size=16", *words]
+        [
+            "quality",
+            f"ckpt={runs / model}",
+            f"classifier={runs / classifier}",
+            "n=40",
+            "device=cpu",
+            "batch_size=16",
+            *words,
+        ]
     )
 
 
 def test_an_unconditional_model(runs, here, capsys):
-    assert asked(runs, "plain") == 0
-    found = json.loads((here / "quality.json").read_text())
+    assert quality_of(runs, "ppca") == 0
+    result = json.loads((here / "quality.json").read_text())
     names = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
-    assert set(found["samples"]) == set(found["floor"]) == names
-    assert found["samples"]["frechet_distance"]["error"] is None
-    assert found["samples"]["kernel_distance"]["error"] > 0
-    assert 0 < found["floor"]["coverage"]["value"] <= 1
-    assert (found["n"], found["test_images"], found["data"], found["temperature"]) == (40, 100, "mnist_mini", 1)
-    assert found["seconds_per_image"] > 0
-    model = genlab.load(runs / "eye")
-    assert found["classifier"]["sha256"] == weights_hash(model)
-    assert found["classifier"]["features"] == 8
-    on_test = json.loads((runs / "eye/results.json").read_text())["test"]
-    assert found["classifier"]["accuracy"] == pytest.approx(on_test["accuracy"])
+    assert set(result["samples"]) == set(result["floor"]) == names
+    assert result["samples"]["frechet_distance"]["error"] is None
+    assert result["samples"]["kernel_distance"]["error"] > 0
+    assert 0 < result["floor"]["coverage"]["value"] <= 1
+    assert (result["n"], result["test_images"], result["data"], result["temperature"]) == (40, 100, "mnist_mini", 1)
+    assert result["seconds_per_image"] > 0
+    model = genlab.load(runs / "classifier")
+    assert result["classifier"]["sha256"] == weights_hash(model)
+    assert result["classifier"]["features"] == 8
+    on_test = json.loads((runs / "classifier/results.json").read_text())["test"]
+    assert result["classifier"]["accuracy"] == pytest.approx(on_test["accuracy"])
     out = capsys.readouterr().out
     assert "frechet_distance" in out
-    assert found["classifier"]["sha256"][:12] in out
+    assert result["classifier"]["sha256"][:12] in out
     assert sorted(path.name for path in here.iterdir()) == ["quality.json"]
 
 
 def test_it_is_a_function_of_the_seed(runs, here):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert asked(runs, "plain", f"seed={seed}", f"out={out}.json") == 0
+        assert quality_of(runs, "ppca", f"seed={seed}", f"out={out}.json") == 0
     a, b, c = (json.loads((here / f"{name}.json").read_text()) for name in "abc")
     assert (a["samples"], a["floor"]) == (b["samples"], b["floor"])
     assert a["samples"] != c["samples"]
 
 
 def test_a_class_conditional_model_and_its_accuracy_score(runs, here):
-    assert asked(runs, "label", "cas=true", "temperature=0.5") == 0
-    found = json.loads((here / "quality.json").read_text())
+    assert quality_of(runs, "class_conditional", "cas=true", "temperature=0.5") == 0
+    result = json.loads((here / "quality.json").read_text())
     for which in ("samples", "floor"):
         for name in ("label_accuracy", "accuracy_score"):
-            assert 0 <= found[which][name]["value"] <= 1
-    assert (found["conditioning"], found["temperature"]) == ("label", 0.5)
+            assert 0 <= result[which][name]["value"] <= 1
+    assert (result["conditioning"], result["temperature"]) == ("label", 0.5)
     assert sorted(path.name for path in here.iterdir()) == ["quality.json"]
 
 
-def test_labels_are_balanced_and_asked_for(runs, here, monkeypatch):
+def test_the_samples_are_drawn_with_balanced_labels(runs, here, monkeypatch):
     seen = []
-    model_class = type(genlab.load(runs / "label"))
+    model_class = type(genlab.load(runs / "class_conditional"))
     sample = model_class.sample
 
     def spy(self, n, *, context=None, **others):
@@ -98,45 +112,45 @@ def test_labels_are_balanced_and_asked_for(runs, here, monkeypatch):
         return sample(self, n, context=context, **others)
 
     monkeypatch.setattr(model_class, "sample", spy)
-    assert asked(runs, "label") == 0
+    assert quality_of(runs, "class_conditional") == 0
     assert torch.cat(seen).bincount().tolist() == [4] * 10
 
 
-def test_samples_that_are_the_test_images_reach_what_is_possible(runs, here, monkeypatch):
-    """A model that draws the test set itself: at distance 0, precise, complete; and as accurate as the classifier."""
+def test_samples_that_are_the_test_images_get_the_best_values(runs, here, monkeypatch):
+    """A model that draws the test images themselves: distance 0; precision, recall and coverage 1."""
 
     class Copier:
         def sample(self, n, *, context=None, temperature=1.0, generator=None):
-            images = genlab_test_images(runs)
+            images = mnist_test_images(runs)
             self.at = getattr(self, "at", 0) + n
             return images[self.at - n : self.at].long()
 
     monkeypatch.setattr(quality, "sampler_of", lambda *_: (Copier(), ""))
-    assert asked(runs, "plain", "n=50", "data.limit=50") == 0
+    assert quality_of(runs, "ppca", "n=50", "data.limit=50") == 0
     samples = json.loads((here / "quality.json").read_text())["samples"]
     assert samples["frechet_distance"]["value"] == pytest.approx(0, abs=1e-9)
     assert {samples[name]["value"] for name in ("precision", "recall", "coverage")} == {1}
 
 
-def genlab_test_images(runs):
-    """The test images of the runs."""
+def mnist_test_images(runs):
+    """The test images of mnist_mini."""
     from genlab.build import build_data, read_checkpoint
 
-    return build_data(read_checkpoint(runs / "plain")[1]["data"]).split("test").images
+    return build_data(read_checkpoint(runs / "ppca")[1]["data"]).split("test").images
 
 
-def test_what_has_no_likelihood_is_measured_too(runs, here, capsys):
-    assert asked(runs, "auto", "code=gaussian") == 0
+def test_an_autoencoder_is_measured_with_a_density_of_its_codes(runs, here, capsys):
+    assert quality_of(runs, "autoencoder", "code=gaussian") == 0
     assert "not a part of the model" in json.loads((here / "quality.json").read_text())["stand_in"]
-    assert asked(runs, "auto") == 2
+    assert quality_of(runs, "autoencoder") == 2
     assert "code=gaussian|gmm" in capsys.readouterr().err
 
 
 def test_binary_images_with_a_classifier_of_binary_images(runs, here):
-    assert asked(runs, "binary", eye="binary_eye") == 0
+    assert quality_of(runs, "binary", classifier="binary_classifier") == 0
 
 
-def test_the_fingerprint_is_of_the_weights():
+def test_the_hash_depends_on_the_weights_only():
     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert weights_hash(a) != weights_hash(b)
     b.load_state_dict(a.state_dict())
@@ -146,26 +160,26 @@ def test_the_fingerprint_is_of_the_weights():
 
 
 WRONG = [
-    ("plain", "eye", ["n=101"], "give n=100 or less"),
-    ("plain", "eye", ["n=19"], "at least 20"),
-    ("plain", "eye", ["data.limit=15", "n=20"], "give n=15 or less"),
-    ("plain", "eye", ["temperature=0"], "above 0"),
-    ("plain", "eye", ["seed=-1"], "from 0"),
-    ("plain", "eye", ["out=x.png"], "ending in .json"),
-    ("plain", "eye", ["cas=true"], "not conditioned on any"),
-    ("plain", "eye", ["code=gmm"], "draws images by itself"),
-    ("plain", "plain", [], "is model=ppca, not a classifier"),
-    ("plain", "nowhere", [], "nowhere does not exist"),
-    ("plain", "binary_eye", [], "1x28x28 with 2 levels, and this model draws images of 1x28x28 with 256 levels"),
-    ("binary", "eye", [], "genlab train model=classifier data=mnist_mini"),
-    ("half", "eye", [], "conditioned on a second image"),
-    ("eye", "eye", [], "cannot draw images"),
+    ("ppca", "classifier", ["n=101"], "give n=100 or less"),
+    ("ppca", "classifier", ["n=19"], "at least 20"),
+    ("ppca", "classifier", ["data.limit=15", "n=20"], "give n=15 or less"),
+    ("ppca", "classifier", ["temperature=0"], "above 0"),
+    ("ppca", "classifier", ["seed=-1"], "from 0"),
+    ("ppca", "classifier", ["out=x.png"], "ending in .json"),
+    ("ppca", "classifier", ["cas=true"], "not conditioned on any"),
+    ("ppca", "classifier", ["code=gmm"], "draws images by itself"),
+    ("ppca", "ppca", [], "is model=ppca, not a classifier"),
+    ("ppca", "nowhere", [], "nowhere does not exist"),
+    ("ppca", "binary_classifier", [], "1x28x28 with 2 levels, and this model draws images of 1x28x28 with 256 levels"),
+    ("binary", "classifier", [], "genlab train model=classifier data=mnist_mini"),
+    ("image_conditional", "classifier", [], "conditioned on a second image"),
+    ("classifier", "classifier", [], "cannot draw images"),
 ]
 
 
-@pytest.mark.parametrize(("model", "eye", "words", "sentence"), WRONG, ids=lambda v: str(v))
-def test_wrong_requests_get_one_sentence(model, eye, words, sentence, runs, here, capsys):
-    assert asked(runs, model, *words, eye=eye) == 2
+@pytest.mark.parametrize(("model", "classifier", "words", "sentence"), WRONG, ids=lambda v: str(v))
+def test_wrong_requests_get_one_sentence(model, classifier, words, sentence, runs, here, capsys):
+    assert quality_of(runs, model, *words, classifier=classifier) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -179,24 +193,24 @@ def test_a_classifier_must_be_named(here, capsys):
 
 def test_a_classifier_of_other_images_is_refused(runs, here, capsys):
     """Same shape and alphabet, other things in the pictures."""
-    checkpoint = torch.load(runs / "eye/checkpoints/best.ckpt", weights_only=True)
+    checkpoint = torch.load(runs / "classifier/checkpoints/best.ckpt", weights_only=True)
     checkpoint["genlab"]["config"] = checkpoint["genlab"]["config"].replace("data.MNISTMini", "data.FashionMNIST")
     (here / "sub").mkdir()
     torch.save(checkpoint, here / "sub/fashion.ckpt")
-    assert asked(runs, "plain", eye=here / "sub/fashion.ckpt") == 2
+    assert quality_of(runs, "ppca", classifier=here / "sub/fashion.ckpt") == 2
     assert "was trained on fashion_mnist and this model on mnist_mini" in capsys.readouterr().err
 
 
 def test_eval_of_a_gan_is_the_quality_of_its_samples(runs, here, capsys):
-    assert asked(runs, "gan", "out=direct.json") == 0
-    words = [f"ckpt={runs / 'gan'}", f"classifier={runs / 'eye'}", "n=40"]
+    assert quality_of(runs, "gan", "out=direct.json") == 0
+    words = [f"ckpt={runs / 'gan'}", f"classifier={runs / 'classifier'}", "n=40"]
     assert cli.run(["eval", *words]) == 0
     assert "a GAN has no likelihood" in capsys.readouterr().out
-    direct, found = (json.loads((here / name).read_text()) for name in ("direct.json", "eval.json"))
-    for name, each in found["samples"].items():
+    direct, result = (json.loads((here / name).read_text()) for name in ("direct.json", "eval.json"))
+    for name, each in result["samples"].items():
         assert each["value"] == pytest.approx(direct["samples"][name]["value"], rel=1e-4), name
     assert cli.run(["eval", *words, "split=valid", "out=no.json"]) == 2
     assert "samples are compared with test images" in capsys.readouterr().err
-    assert cli.run(["eval", f"ckpt={runs / 'plain'}", words[1], "out=no.json"]) == 2
+    assert cli.run(["eval", f"ckpt={runs / 'ppca'}", words[1], "out=no.json"]) == 2
     assert "genlab quality ckpt=" in capsys.readouterr().err
     assert not (here / "no.json").exists()

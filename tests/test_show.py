@@ -1,4 +1,4 @@
-"""Pictures of what a model has learnt: each shows what it says it shows, or the model is said to have none."""
+"""Pictures of what a model has learnt: every picture shows what its name says, or a message says why there is none."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from genlab.viz import pictures, plots, representations, signed
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
 MLP = ["model.latent_dim=8", "model.encoder.hidden=[]", "model.decoder.hidden=[]"]
-EIGHT = {f"{name}.png" for name in pictures.GENERAL}
+GENERAL_FILES = {f"{name}.png" for name in pictures.GENERAL}
 CODERS = ["linear_ae", "sparse_ae", "denoising_ae", "conv_ae"]
 
 
-def model(name="sparse_ae", *words, spec=SPEC):
-    """A small model as initialised."""
+def build_model(name="sparse_ae", *words, spec=SPEC):
+    """A small model with its initial weights."""
     mlp = MLP if name.endswith("_ae") and name != "conv_ae" else []
     small = [*mlp, *(["model.code.k=3"] if name == "sparse_ae" else []), *words]
     config = Request("train", [f"model={name}", *small], command="").config().model
@@ -37,22 +37,22 @@ class Data:
     class_names = ("a", "b", "c")
 
     def split(self, name):
-        """50 of them, whatever the name."""
+        """50 images, the same for every split."""
         generator = torch.Generator().manual_seed(1)
         x = torch.randint(0, SPEC.levels, (50, *SPEC.shape), generator=generator)
         return Split(x.to(torch.uint8), torch.arange(50) % 3)
 
     def first(self, name, count):
-        """As a batch."""
+        """The first images as a batch."""
         return take(self.split(name), torch.arange(count))
 
 
-def subject(made, folder, **options):
-    return pictures.Subject(made, Data(), "valid", folder / "metrics.csv", **options)
+def subject(model, folder, **options):
+    return pictures.Subject(model, Data(), "valid", folder / "metrics.csv", **options)
 
 
 def tiles(path, height, width):
-    """Every place of a grid, whether something is in it or not: (N, h, w)."""
+    """All places of a grid (N, h, w), empty ones included."""
     scale = max(1, 64 // max(height, width))
     pixels = np.asarray(Image.open(path))[::scale, ::scale]
     high, wide = height + 2, width + 2
@@ -60,15 +60,15 @@ def tiles(path, height, width):
     return torch.from_numpy(np.stack([pixels[r : r + height, c : c + width] for r, c in places]))
 
 
-def test_there_are_as_many_filters_as_units_asked_for_each_by_its_own_largest(tmp_path):
-    made = model()
+def test_as_many_filters_as_requested_are_shown_each_scaled_by_its_own_largest_weight(tmp_path):
+    model = build_model()
     for asked, shown in ((5, 5), (None, 8), (20, 8)):
-        pictures.filters(subject(made, tmp_path, units=asked))(tmp_path / "f.png")
+        pictures.filters(subject(model, tmp_path, units=asked))(tmp_path / "f.png")
         found = tiles(tmp_path / "f.png", 6, 5)
         there = (found != 128).flatten(1).any(1)
         assert there.sum() == shown
         assert there[:shown].all()
-        weights = made.encoder.layers[0].weight.view(8, 6, 5)[:shown]
+        weights = model.encoder.layers[0].weight.view(8, 6, 5)[:shown]
         largest = weights.abs().flatten(1).max(1).values[:, None, None]
         assert (found[:shown].float() - (128 + 127 * weights / largest)).abs().max() <= 0.5
         assert ((found[:shown].int() - 128).abs().flatten(1).max(1).values == 127).all()
@@ -83,25 +83,25 @@ def test_zero_is_mid_grey_whatever_the_scale():
 
 
 def test_an_atom_of_a_linear_decoder_is_its_column():
-    made = model("linear_ae")
-    columns = made.decoder.layers[0].weight.T.reshape(8, 1, 6, 5)
-    torch.testing.assert_close(representations.atoms(made, torch.arange(8)), columns)
-    torch.testing.assert_close(representations.atoms(made, torch.tensor([6, 2])), columns[[6, 2]])
+    model = build_model("linear_ae")
+    columns = model.decoder.layers[0].weight.T.reshape(8, 1, 6, 5)
+    torch.testing.assert_close(representations.atoms(model, torch.arange(8)), columns)
+    torch.testing.assert_close(representations.atoms(model, torch.tensor([6, 2])), columns[[6, 2]])
 
 
 @pytest.mark.parametrize("net", ["pixelcnn", "row_lstm", "diagonal_bilstm", "pixel_transformer", "gated_pixelcnn"])
 def test_a_filter_of_an_autoregressive_net_is_what_a_brighter_pixel_adds(net):
     """One pixel from darkest to brightest, and the first layer's output wherever the pixel is in its window."""
-    made = model(net, "model.net.width=12", "model.net.depth=1", *attention(net), spec=ImageSpec(1, 9, 9, 4))
-    layer = made.net.blocks[0].vertical if net == "gated_pixelcnn" else made.net.first
+    model = build_model(net, "model.net.width=12", "model.net.depth=1", *attention(net), spec=ImageSpec(1, 9, 9, 4))
+    layer = model.net.blocks[0].vertical if net == "gated_pixelcnn" else model.net.first
     seen = []
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     dark = torch.zeros(1, 1, 9, 9, dtype=torch.long)
     bright = dark.clone()
     bright[0, 0, 4, 4] = 3
-    made.net(dark)
-    made.net(bright)
-    difference, found = (seen[1] - seen[0])[0], made.filters()[:, 0]
+    model.net(dark)
+    model.net(bright)
+    difference, found = (seen[1] - seen[0])[0], model.filters()[:, 0]
     rows, reach = found.shape[1], found.shape[2] // 2
     # a place sees the pixel through the tap that leads from the one to the other: the kernel turned round
     end = 5 + reach + (net == "gated_pixelcnn")  # whose vertical stack comes a row late
@@ -115,8 +115,8 @@ def attention(net):
 
 
 def test_the_most_activating_image_is_the_argmax_over_the_split():
-    made, x = model(), Data().split("valid").images
-    h = representations.encode_all(made, x)
+    model, x = build_model(), Data().split("valid").images
+    h = representations.encode_all(model, x)
     best = representations.most_activating(h, torch.arange(8))
     assert torch.equal(h.gather(0, best.T)[0], h.max(0).values)
     values = h.gather(0, best.T)
@@ -127,17 +127,17 @@ def test_the_most_activating_image_is_the_argmax_over_the_split():
 
 @pytest.mark.parametrize("name", CODERS)
 def test_a_traversal_at_the_units_own_value_is_the_reconstruction(name):
-    made, x = model(name), Data().split("valid").images
-    assert isinstance(made, Coder)
-    h, y = representations.encode_all(made, x), made.decode(made.encode(x[:1]))
+    model, x = build_model(name), Data().split("valid").images
+    assert isinstance(model, Coder)
+    h, y = representations.encode_all(model, x), model.decode(model.encode(x[:1]))
     for unit in (0, 5):
         other = h[0, unit] + 1
-        own, moved = representations.traversal(made, h[0], unit, torch.stack([h[0, unit], other]))
+        own, moved = representations.traversal(model, h[0], unit, torch.stack([h[0, unit], other]))
         torch.testing.assert_close(own, y[0])
         assert not torch.allclose(moved, y[0])
 
 
-def test_the_liveliest_units_vary_most_and_dead_ones_are_not_among_them():
+def test_the_most_varying_units_come_first_and_dead_ones_are_left_out():
     h = torch.tensor([[0.0, 1, 5, 2], [0, 3, 5, 9]])
     assert representations.most_varying(h, 4).tolist() == [3, 1]
     assert representations.most_varying(h, 1).tolist() == [3]
@@ -145,12 +145,12 @@ def test_the_liveliest_units_vary_most_and_dead_ones_are_not_among_them():
 
 def test_a_plane_is_the_code_itself_or_its_principal_components():
     h = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    points, kept = representations.plane(h)
+    points, share = representations.plane(h)
     assert torch.equal(points, h)
-    assert kept is None
+    assert share is None
     turned, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
-    points, kept = representations.plane(h @ turned[:2] + 3)  # a plane somewhere in 7 dimensions
-    assert kept == pytest.approx(1)
+    points, share = representations.plane(h @ turned[:2] + 3)  # a plane somewhere in 7 dimensions
+    assert share == pytest.approx(1)
     distances = torch.nn.functional.pdist
     torch.testing.assert_close(distances(points), distances(h), rtol=1e-4, atol=1e-4)
     covariance = points.T.cov()
@@ -161,25 +161,24 @@ def test_a_plane_is_the_code_itself_or_its_principal_components():
 
 
 @pytest.mark.parametrize("name", CODERS)
-def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp_path):
-    made = subject(model(name), tmp_path)
-    drawn, left_out = pictures.draw(made, list(pictures.GENERAL), tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == EIGHT - {"sparsity.png"}
-    assert len(drawn) == len(EIGHT) - 1
-    assert "metrics.csv is not there" in left_out[0]
+def test_every_autoencoder_has_every_picture_except_curves_that_it_did_not_log(name, tmp_path):
+    written, reasons = pictures.draw(subject(build_model(name), tmp_path), list(pictures.GENERAL), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == GENERAL_FILES - {"sparsity.png"}
+    assert len(written) == len(GENERAL_FILES) - 1
+    assert "metrics.csv is not there" in reasons[0]
 
 
-def test_what_a_model_has_nothing_for_is_left_out_with_a_reason(tmp_path):
-    narrow = subject(model("linear_ae", "model.latent_dim=1"), tmp_path)
+def test_a_picture_that_a_model_cannot_have_is_left_out_with_a_reason(tmp_path):
+    narrow = subject(build_model("linear_ae", "model.latent_dim=1"), tmp_path)
     assert "at least 2 numbers" in pictures.draw(narrow, ["plane", "filters"], tmp_path)[1][0]
-    still = model()
-    still.encoder.layers[0].weight.zero_()
-    assert "no unit of the code changes" in pictures.draw(subject(still, tmp_path), ["traversal"], tmp_path)[1][0]
-    pixel = model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
-    drawn, left_out = pictures.draw(subject(pixel, tmp_path), list(pictures.GENERAL), tmp_path)
-    assert drawn == []
-    assert any("first layer makes no picture" in why for why in left_out)
-    assert any("has no code" in why for why in left_out)
+    constant = build_model()
+    constant.encoder.layers[0].weight.zero_()
+    assert "no unit of the code changes" in pictures.draw(subject(constant, tmp_path), ["traversal"], tmp_path)[1][0]
+    pixel = build_model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
+    written, reasons = pictures.draw(subject(pixel, tmp_path), list(pictures.GENERAL), tmp_path)
+    assert written == []
+    assert any("first layer makes no picture" in why for why in reasons)
+    assert any("has no code" in why for why in reasons)
     assert {path.name for path in tmp_path.iterdir()} == {"filters.png"}
 
 
@@ -227,12 +226,12 @@ def here(tmp_path, monkeypatch):
 
 
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
-    assert {path.name for path in (run_folder / "pictures").iterdir()} == EIGHT
+    assert {path.name for path in (run_folder / "pictures").iterdir()} == GENERAL_FILES
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
     assert cli.run(["show", f"ckpt={run_folder}", "data.limit=100", "device=cpu"]) == 0
-    assert {path.name for path in here.iterdir()} == EIGHT
-    assert set(capsys.readouterr().out.split()) == EIGHT
-    for name in EIGHT:
+    assert {path.name for path in here.iterdir()} == GENERAL_FILES
+    assert set(capsys.readouterr().out.split()) == GENERAL_FILES
+    for name in GENERAL_FILES:
         assert (here / name).read_bytes() == (run_folder / "pictures" / name).read_bytes(), name
 
 
@@ -270,26 +269,26 @@ def test_models_without_a_code_show_their_filters_alone(here, capsys):
 
 # ---- latent Gaussian models
 
-OF_LATENT = {"units.png", "manifold.png", "walk.png"}
+LATENT_FILES = {"units.png", "manifold.png", "walk.png"}
 LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 
 
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
-    made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
-    assert pictures.everything(made)[-3:] == ["units", "manifold", "walk"]
-    assert pictures.everything(model()) == list(pictures.GENERAL)
-    drawn, left_out = pictures.draw(subject(made, tmp_path), pictures.everything(made), tmp_path)
-    assert {path.rpartition("/")[2] for path in drawn} == EIGHT - {"sparsity.png"} | OF_LATENT
-    assert len(left_out) == 1
+    model = build_model("latent_gaussian", *LATENT, "model.latent_dim=2")
+    assert pictures.everything(model)[-3:] == ["units", "manifold", "walk"]
+    assert pictures.everything(build_model()) == list(pictures.GENERAL)
+    written, reasons = pictures.draw(subject(model, tmp_path), pictures.everything(model), tmp_path)
+    assert {path.rpartition("/")[2] for path in written} == GENERAL_FILES - {"sparsity.png"} | LATENT_FILES
+    assert len(reasons) == 1
     with pytest.raises(RequestError, match="latent_dim=2, and this is of 3"):
-        pictures.manifold(subject(model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
+        pictures.manifold(subject(build_model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
     for picture, why in (
         (pictures.units, "no posterior"),
         (pictures.manifold, "no posterior"),
         (pictures.walk, "no walk"),
     ):
         with pytest.raises(RequestError, match=why):
-            picture(subject(model(), tmp_path))
+            picture(subject(build_model(), tmp_path))
 
 
 GAN = ["model.generator.widths=[4]", "model.discriminator.widths=[4]"]
@@ -302,36 +301,36 @@ FLOW = ["model.flow.levels=1", "model.flow.steps=1"]
     [("latent_gaussian", LATENT), ("flow", FLOW), ("gan", GAN), ("gan", [*GAN, "model/context=label"])],
 )
 def test_a_walk_goes_from_draw_to_draw_without_leaving_the_prior(name, words, tmp_path):
-    made, seen, n = model(name, *words), [], 500
-    a, b = made.prior(2 * n, generator=torch.Generator().manual_seed(0)).chunk(2)
+    model, seen, n = build_model(name, *words), [], 500
+    a, b = model.prior(2 * n, generator=torch.Generator().manual_seed(0)).chunk(2)
     labels = torch.arange(n) % 3 if "model/context=label" in words else None
-    images = made.decode(a[:2], None if labels is None else labels[:2])
-    decode = made.decode
-    made.decode = lambda z, label=None: seen.append((z, label)) or torch.zeros(len(z), *SPEC.shape)
-    representations.prior_interpolation(made, a, b, 5, labels)
+    images = model.decode(a[:2], None if labels is None else labels[:2])
+    decode = model.decode
+    model.decode = lambda z, label=None: seen.append((z, label)) or torch.zeros(len(z), *SPEC.shape)
+    representations.prior_interpolation(model, a, b, 5, labels)
     z = seen[0][0].view(n, 5, -1)
     torch.testing.assert_close(z[:, 0], a)
     torch.testing.assert_close(z[:, -1], b)
     assert ((z.var((0, 2)) - 1).abs() < 0.1).all()
     assert labels is None or torch.equal(seen[0][1].view(n, 5), labels[:, None].expand(n, 5))
-    made.decode = decode
+    model.decode = decode
     assert images.shape == (2, *SPEC.shape)
     assert images.min() >= 0
     assert images.max() <= 1
     if name != "latent_gaussian":  # which has a code too
         with pytest.raises(RequestError, match=r"what=filters\|walk is all there is"):
-            pictures.codes(subject(made, tmp_path))
-    pictures.walk(subject(made, tmp_path))(tmp_path / "walk.png")
+            pictures.codes(subject(model, tmp_path))
+    pictures.walk(subject(model, tmp_path))(tmp_path / "walk.png")
     assert (tmp_path / "walk.png").stat().st_size > 0
 
 
 def test_bars_are_the_kl_of_the_units(tmp_path):
-    made = model("latent_gaussian", *LATENT, "model.latent_dim=3")
-    torch.nn.init.normal_(made.encoder.layers[-1].weight, std=0.5)
+    model = build_model("latent_gaussian", *LATENT, "model.latent_dim=3")
+    torch.nn.init.normal_(model.encoder.layers[-1].weight, std=0.5)
     x = Data().split("valid").images
-    mean, log_var = made.posterior(x)
+    mean, log_var = model.posterior(x)
     kl = ((mean.square() + log_var.exp() - 1 - log_var) / 2).mean(0)
-    found = representations.kl_per_unit(made, x)
+    found = representations.kl_per_unit(model, x)
     torch.testing.assert_close(found.float(), kl)
     (axes,) = plots.bars(found, "valid").axes
     heights = [bar.get_height() for bar in axes.patches]
@@ -339,10 +338,10 @@ def test_bars_are_the_kl_of_the_units(tmp_path):
 
 
 def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_path):
-    made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
+    model = build_model("latent_gaussian", *LATENT, "model.latent_dim=2")
     seen = []
-    made.decode = lambda h, context=None: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
-    pictures.manifold(subject(made, tmp_path))
+    model.decode = lambda h, context=None: seen.append(h) or torch.zeros(len(h), *SPEC.shape)
+    pictures.manifold(subject(model, tmp_path))
     z = torch.cat(seen).view(pictures.MANIFOLD_SIDE, pictures.MANIFOLD_SIDE, 2)
     assert (z[:, 1:, 0] > z[:, :-1, 0]).all()
     assert (z[1:, :, 1] < z[:-1, :, 1]).all()
@@ -350,17 +349,17 @@ def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_p
     torch.testing.assert_close(levels, (torch.arange(pictures.MANIFOLD_SIDE) + 0.5) / pictures.MANIFOLD_SIDE)
 
 
-def test_ways_between_images_begin_and_end_at_their_reconstructions(tmp_path):
-    made = model("bottleneck_ae")
+def test_lines_between_images_begin_and_end_at_their_reconstructions(tmp_path):
+    model = build_model("bottleneck_ae")
     x = Data().split("valid").images
     sheets = []
     keep = plots.labelled_grid
     plots.labelled_grid = lambda sheet, *rest, **more: sheets.append(sheet) or keep(sheet, *rest, **more)
     try:
-        pictures.between(subject(made, tmp_path))
+        pictures.between(subject(model, tmp_path))
     finally:
         plots.labelled_grid = keep
     rows = sheets[0].view(pictures.PAIRS, pictures.STEPS + 2, *SPEC.shape)
-    expected = (made.decode(made.encode(x[: 2 * pictures.PAIRS])) * 255).round().clamp(0, 255).long()
+    expected = (model.decode(model.encode(x[: 2 * pictures.PAIRS])) * 255).round().clamp(0, 255).long()
     assert torch.equal(rows[:, 1], expected[::2])
     assert torch.equal(rows[:, -2], expected[1::2])

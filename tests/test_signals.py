@@ -153,6 +153,7 @@ def test_the_exit_status_is_that_of_a_shell(monkeypatch, capsys, raised, status,
     assert capsys.readouterr().err == f"genlab: {message}\n"
 
 
+@pytest.mark.usefixtures("fresh")
 def test_a_signal_during_imports_is_one_sentence():
     """Handlers are installed before torch is imported, so there is no traceback."""
     program = (

@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
 def test_the_wheel_works_from_an_empty_directory(tmp_path):
     build = [
         sys.executable,

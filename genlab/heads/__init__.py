@@ -1,4 +1,4 @@
-"""Heads: the distribution of a step's values, given features. Each owns its projection and returns integers."""
+"""Heads: the distribution of a step's values, given features. Each has its own projection and returns integers."""
 
 from genlab.heads.bernoulli import Bernoulli
 from genlab.heads.categorical import Categorical
@@ -18,7 +18,7 @@ __all__ = [
     "LogisticMixture",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+# What a config may build, by the key that it builds it under; `genlab.build` builds nothing else.
 CONFIGURABLE = {
     "head": (
         "Bernoulli",

@@ -1,6 +1,9 @@
 """Bernoulli head: one logit for a binary value, as for binarised MNIST (van den Oord et al. 2016, arXiv:1601.06759).
 
-A likelihood of two levels only. On grey values in [0, 1] the same formula is not one, so other alphabets are refused.
+It is a likelihood for two levels only. For grey values in [0, 1] the same formula is none, so other alphabets are
+refused. Ours starts the projection at zero, so that an untrained model costs exactly 1 bit per value.
+
+c values a step, D features.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from genlab.heads.categorical import linear
 
 
 class Bernoulli(nn.Module):
-    """Features (..., D) -> c independent binary values (..., c). Samples from one uniform number a value.
+    """Features (..., D) -> c binary values (..., c). Samples from one uniform number a value.
 
-    Several values a step are independent given the features: right for a decoder; a net that orders the colours
-    of a pixel asks for c = 1.
+    Several values a step are independent given the features, which suits a decoder. A net that orders the colours of a
+    pixel asks for c = 1. RequestError unless there are 2 levels.
     """
 
     chains_colours = False
@@ -42,7 +45,7 @@ class Bernoulli(nn.Module):
         return BernoulliPixels(linear(h, self.proj.weight, self.proj.bias))
 
     def for_steps(self) -> Callable[[Tensor], BernoulliPixels]:
-        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights transposed once."""
         weight, bias = self.proj.weight.T.contiguous(), self.proj.bias
         return lambda h: BernoulliPixels(torch.addmm(bias, h, weight))
 
@@ -54,11 +57,11 @@ class BernoulliPixels:
         self.logits = logits if logits.dtype == torch.double else logits.float()
 
     def tempered(self, temperature: float) -> BernoulliPixels:
-        """Proportional to p(x)^(1/temperature)."""
+        """The distribution proportional to p(x)^(1 / temperature), exact."""
         return BernoulliPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,)."""
+        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
         if x.shape != self.logits.shape:
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         return F.logsigmoid(torch.where(x.bool(), self.logits, -self.logits)).sum(-1)

@@ -1,9 +1,10 @@
 """Categorical head: a softmax over the K levels of a value (van den Oord et al. 2016, arXiv:1601.06759, sec. 3).
 
-No assumption about the shape of the distribution: multimodal, spiked and one-sided pixels are all learnt. Ours starts
-the projection at zero, so that an untrained model costs exactly log2 K bits per value.
+It assumes nothing about the shape of the distribution and can learn several modes, spikes and one-sided pixels. Ours
+starts the projection at zero, so that an untrained model costs exactly log2 K bits per value.
 
-Leading dimensions are free: a grid of pixels (B, T, D) and one sampling step (B, D) are the same code.
+D features, K levels. Leading dimensions are free: the same code serves a grid of pixels (B, T, D) and one sampling step
+(B, D).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from genlab.core import RequestError
 
 
 class Categorical(nn.Module):
-    """Features (..., D) -> K-way softmax of one value (..., 1). Samples from one uniform number a value."""
+    """Features (..., D) -> softmax over the K levels of one value (..., 1). Samples from one uniform number a value.
+
+    RequestError for several values a step.
+    """
 
     chains_colours = False  # one value a step: the net orders the colours
     noise_size = 1
@@ -39,14 +43,15 @@ class Categorical(nn.Module):
         return CategoricalPixels(linear(h, self.proj.weight, self.proj.bias))
 
     def for_steps(self) -> Callable[[Tensor], CategoricalPixels]:
-        """`forward` for many small batches (B, D): a third of its time, by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights transposed once: a third of the time."""
         weight, bias = self.proj.weight.T.contiguous(), self.proj.bias
         return lambda h: CategoricalPixels(torch.addmm(bias, h, weight))
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Features (..., D) -> logits (..., n), in the precision of the weights, whatever the autocast: bfloat16 leaves
-    them 8 bits.
+    """Features (..., D) -> logits (..., n), in the precision of the weights also under autocast.
+
+    bfloat16 would leave the logits 8 bits.
     """
     with torch.autocast(h.device.type, enabled=False):
         return F.linear(h.to(weight.dtype), weight, bias)
@@ -59,24 +64,25 @@ class CategoricalPixels:
         self.logits = logits if logits.dtype == torch.double else logits.float()
 
     def tempered(self, temperature: float) -> CategoricalPixels:
-        """Proportional to p(x)^(1/temperature)."""
+        """The distribution proportional to p(x)^(1 / temperature), exact over the K levels."""
         return CategoricalPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., 1) -> nats (...,)."""
+        """Integers x (..., 1) -> nats (...,). ValueError for another shape."""
         if x.shape[:-1] != self.logits.shape[:-1]:  # cross_entropy on flattened tensors would not notice
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         nats = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
         return -nats.view(x.shape[:-1])
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Uniform noise (..., 1) in [0, 1) -> integers (..., 1), through the inverse of the distribution function.
+        """Uniform noise (..., 1) in [0, 1) -> integers (..., 1), by the inverse of the distribution function.
 
-        One number a value instead of K Gumbels: half the arithmetic, a hundredth of the random numbers.
+        It needs one random number a value, where Gumbel noise needs K, and half the arithmetic.
         """
         cdf = self.logits.softmax(-1).cumsum(-1)
-        # Scaled by the last entry, which rounding leaves a little off 1. It stays above: noise <= 1 - 2^-24 in float32,
-        # and such a product is rounded to at most the number before the last entry. So no level is out of range.
+        # Noise is scaled by the last entry, which rounding leaves a little off 1. The product stays below that entry:
+        # noise is at most 1 - 2^-24 in float32, and the rounded product at most the number before the entry. So no
+        # level is out of range.
         last = cdf.narrow(-1, cdf.shape[-1] - 1, 1)
         return torch.searchsorted(cdf, noise.to(cdf.dtype) * last, right=True)
 

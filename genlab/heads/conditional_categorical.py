@@ -1,16 +1,16 @@
-"""Conditional categorical head: a softmax a channel, each given the channels before it in the pixel.
+"""Conditional categorical head: one softmax for each channel of a pixel, given the channels before.
 
-The factorisation p(R | h) p(G | R, h) p(B | R, G, h) of van den Oord et al. 2016 (arXiv:1601.06759, eq. 2), moved from
-the net's masks into the head, as the `ar_chs` variant of PixelSNAIL's code does (Chen et al. 2017, arXiv:1712.09763):
-one step of the net then makes a whole pixel. Every channel has a hidden layer, to which learnt embeddings of the
-earlier values are added,
+The factorisation p(R | h) p(G | R, h) p(B | R, G, h) is that of van den Oord et al. 2016 (arXiv:1601.06759, eq. 2). It
+stands in the head instead of in the net's masks, as in the `ar_chs` variant of PixelSNAIL's code (Chen et al. 2017,
+arXiv:1712.09763). So one step of the net makes a whole pixel. Every channel has a hidden layer, to which learnt
+embeddings of the earlier values are added,
 
     logits_i = W_i relu(A_i h + sum_{j<i} E_ij[x_j]) + w_i.
 
-Ours starts W at zero, so that an untrained model costs exactly log2 K bits per value, and the embeddings as straight
-lines in the level, so that neighbouring levels begin alike. With one channel it is one softmax of a hidden layer.
+Ours starts W at zero, so that an untrained model costs exactly log2 K bits per value. The embeddings start as straight
+lines in the level, so that neighbouring levels are similar. With one channel it is one softmax after a hidden layer.
 
-C channels, H hidden units, K levels, N pixels.
+C channels, H hidden units, K levels, N pixels, D features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from genlab.heads.chain import ChainPixels
 class ConditionalCategorical(nn.Module):
     """Features (..., D) -> the joint distribution of the channels of a pixel (..., C). One uniform number a value.
 
-    Training holds the logits of all values, (N, C, K).
+    Training keeps the logits of all values in memory, (N, C, K).
     """
 
     chains_colours = True
@@ -41,13 +41,14 @@ class ConditionalCategorical(nn.Module):
         self.channels, self.levels, self.hidden = channels, levels, hidden
         self.noise_size = channels
         self.inner = nn.Linear(width, channels * hidden)
-        # Of value j for every later channel: H units each.
+        # Table j has the embeddings of value j for every later channel, H units each.
         tables = nn.ParameterList(nn.Parameter(self._lines((channels - 1 - j) * hidden)) for j in range(channels - 1))
         self.tables: Sequence[nn.Parameter] = tables  # type: ignore[assignment]
         self.weight = nn.Parameter(torch.zeros(channels, hidden, levels))
         self.bias = nn.Parameter(torch.zeros(channels, levels))
 
     def _lines(self, width: int) -> Tensor:
+        """Embeddings (K, width) on straight lines through 0."""
         return torch.linspace(-1, 1, self.levels)[:, None] * torch.randn(width) / 2
 
     def forward(self, h: Tensor) -> ConditionalCategoricalPixels:
@@ -56,17 +57,18 @@ class ConditionalCategorical(nn.Module):
         return ConditionalCategoricalPixels(inner, h.shape[:-1], self.tables, self.weight.unbind(), self.bias.unbind())
 
     def for_steps(self) -> Callable[[Tensor], ConditionalCategoricalPixels]:
-        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights transposed once."""
         weight, bias = self.inner.weight.T.contiguous(), self.inner.bias
         rest = list(self.tables), self.weight.unbind(), self.bias.unbind()
         return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), h.shape[:-1], *rest)
 
 
 class ConditionalCategoricalPixels:
-    """C softmaxes in a chain, from the hidden layers (N, C H) before any value is added to them.
+    """A chain of C softmaxes.
 
-    `tables` are the embeddings of every value for all channels after it, `weights` (H, K) and `biases` (K,) the
-    projections to logits.
+    `inner` (N, C H): the hidden layers before embeddings are added; `lead`: the leading dimensions, whose product is N;
+    `tables`: the embeddings of every value for all channels after it; `weights` (H, K) and `biases` (K,) of each
+    channel: the projections to logits.
     """
 
     def __init__(
@@ -81,13 +83,13 @@ class ConditionalCategoricalPixels:
         self.hidden, self.levels = weights[0].shape
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,)."""
+        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
         if x.shape != (*self.lead, len(self.weights)):
             raise ValueError(f"values {tuple(x.shape)} do not match {len(self.weights)} at each of {tuple(self.lead)}")
         rest, nats = self.inner, []
         for i, value in enumerate(x.reshape(-1, len(self.weights)).split(1, 1)):
             nats.append(self._softmax(rest, i).log_prob(value))
-            rest = self._told(rest, i, value)
+            rest = self._given_value(rest, i, value)
         return torch.stack(nats).sum(0).view(self.lead)
 
     def sample(self, noise: Tensor) -> Tensor:
@@ -95,32 +97,32 @@ class ConditionalCategoricalPixels:
         rest, values = self.inner, []
         for i, uniform in enumerate(noise.reshape(-1, len(self.weights)).split(1, 1)):
             values.append(self._softmax(rest, i).sample(uniform))
-            rest = self._told(rest, i, values[i])
+            rest = self._given_value(rest, i, values[i])
         return torch.cat(values, 1).view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
-        """Every conditional proportional to p(x_i | x_<i)^(1/temperature)."""
+        """Every conditional p(x_i | x_<i) to the power 1 / temperature, exact over the K levels."""
         return ChainPixels(self._logits, len(self.weights), temperature)
 
     def mean(self) -> Tensor:
-        """Expected level (..., C) of every channel, given those before it at the levels nearest to theirs."""
+        """Expected level (..., C) of every channel, given those before, each at the level nearest to its mean."""
         return self.tempered(1).mean()
 
     def _logits(self, before: list[Tensor]) -> Tensor:
         """Logits (..., K) of the next value."""
         rest = self.inner
         for j, value in enumerate(before):
-            rest = self._told(rest, j, value.reshape(-1, 1))
+            rest = self._given_value(rest, j, value.reshape(-1, 1))
         return self._softmax(rest, len(before)).logits.view(*self.lead, self.levels)
 
     def _softmax(self, rest: Tensor, i: int) -> CategoricalPixels:
-        """Hidden layers of the channels from i on -> the distribution of channel i."""
+        """Hidden layers of channels i, i+1, … -> the distribution of channel i."""
         weight, bias = self.weights[i], self.biases[i]
-        with torch.autocast(rest.device.type, enabled=False):  # logits of bfloat16 would have 8 bits
+        with torch.autocast(rest.device.type, enabled=False):  # bfloat16 would leave the logits 8 bits
             return CategoricalPixels(torch.addmm(bias, rest[:, : self.hidden].relu().to(weight.dtype), weight))
 
-    def _told(self, rest: Tensor, i: int, value: Tensor) -> Tensor:
-        """Hidden layers of the channels from i on -> of those after i, told value i (N, 1)."""
+    def _given_value(self, rest: Tensor, i: int, value: Tensor) -> Tensor:
+        """Hidden layers of channels i, i+1, … -> those of channels i+1, … given value i (N, 1)."""
         if i == len(self.tables):
             return rest
         return rest[:, self.hidden :] + F.embedding(value.reshape(-1).long(), self.tables[i])

@@ -1,18 +1,19 @@
 """The discretised logistic distribution over integer levels, exactly (Salimans et al. 2017, arXiv:1701.05517, eq. 2).
 
-A logistic variable of mean mu and scale s on [-1, 1] is rounded to the nearest of K levels, the outermost of which take
-the tails. With a = (x - mu + d) / s, b = (x - mu - d) / s and d = 1 / (K - 1) half the distance of two levels,
+A logistic variable with mean mu and scale s on [-1, 1] is rounded to the nearest of K levels. The outermost levels take
+the tails. With a = (x - mu + d) / s, b = (x - mu - d) / s and d = 1 / (K - 1), half the distance between two levels,
 
-    log P = logsigmoid(a) + logsigmoid(-b) + log(1 - e^-(a - b)),
+    log P = logsigmoid(a) + logsigmoid(-b) + log(1 - e^-(a - b)).
 
-x = 0 keeps the first term alone and x = K - 1 the second: the integers decide, not a comparison of floats. That is
-sigmoid(a) - sigmoid(b) without its cancellation, so it sums to 1 and needs neither the official code's approximation in
-the tails (wrong by up to 2 nats) nor its clamps.
+For x = 0 only the first term counts, and for x = K - 1 only the second; which case it is, the integers decide, not a
+comparison of floats. This is sigmoid(a) - sigmoid(b) without its cancellation. So it sums to 1, and needs neither the
+official code's approximation in the tails (wrong by up to 2 nats) nor its clamps.
 
-Ours counts in levels (2 d is one level), where x +- 1/2 has no rounding and the upper edge of a level is the lower edge
-of the next to the bit; takes one logarithm for the three terms; and has its own backward pass, finite everywhere.
+Ours counts in levels (2 d is one level). There x +- 1/2 has no rounding, and the upper edge of a level is to the bit the
+lower edge of the next. The three terms take one logarithm, and the backward pass is our own and finite everywhere.
 
-N pixels lie last, so that every parameter of all pixels is contiguous; float32 at least, also under autocast.
+N pixels are the last dimension, so that every parameter of all pixels is contiguous. Numbers are float32 or float64,
+also under autocast.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Of log s. The floor is the paper's: a level holds at most 0.97 of the mass when K = 256. Above the ceiling all mass is
-# in the outermost levels anyway. Beyond either the gradient is 0.
+# Bounds of log s, beyond which the gradient is 0. The floor is the paper's: a level holds at most 0.97 of the mass for
+# K = 256. Above the ceiling all mass is in the outermost levels anyway.
 FLOOR, CEILING = -7.0, 20.0
 
 
 def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Features (..., D), weight (n, D), bias (n,) -> parameters (n, N), N the pixels.
+    """Features (..., D), weight (n, D), bias (n,) -> parameters (n, N) of N pixels.
 
-    Never in half precision: bfloat16 would round a mean near black or white to half a level.
+    Not in half precision: bfloat16 would round a mean near black or white to half a level.
     """
     dtype = torch.double if weight.dtype == torch.double else torch.float
     with torch.autocast(h.device.type, enabled=False):
@@ -40,13 +41,13 @@ def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def small_batches(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    """`project` for many small batches (B, D) of the weights' own precision: no autocast, everything laid out once."""
+    """`project` for many small batches (B, D) in the precision of the weights, without autocast."""
     column, weight = bias[:, None].contiguous(), weight.contiguous()
     return lambda h: torch.addmm(column, weight, h.T)
 
 
 def pixels_last(x: Tensor, lead: tuple[int, ...], channels: int, dtype: torch.dtype) -> Tensor:
-    """Integers x (*lead, c) -> (c, N) of that dtype. ValueError for another shape."""
+    """Integers x (*lead, c) -> (c, N) of this dtype. ValueError for another shape."""
     if x.shape != (*lead, channels):
         raise ValueError(f"values {tuple(x.shape)} do not match {channels} at each of {tuple(lead)}")
     return x.reshape(-1, channels).T.to(dtype)
@@ -58,24 +59,24 @@ def scaled(x: Tensor, levels: int) -> Tensor:
 
 
 def log_mass(x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """log P of the levels x (whole numbers in a float tensor), broadcast against mean and log s on [-1, 1]; nats."""
+    """log P, nats, of levels x (whole numbers in a float tensor), broadcast against mean and log s on [-1, 1]."""
     mean, log_s, _ = torch.broadcast_tensors(mean, log_s, x)  # x itself stays small
     return _LogMass.apply(x, mean, log_s, levels)  # type: ignore[no-any-return]
 
 
 def draw(uniform: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """Uniform numbers in [0, 1) -> logistic values, counted in levels, not rounded: inverse distribution function."""
+    """Uniform numbers in [0, 1) -> logistic values in units of a level, not rounded."""
     half = (levels - 1) / 2
     return torch.addcmul(mean, log_s.clamp(FLOOR, CEILING).exp_(), uniform.logit()).mul_(half).add_(half)
 
 
 def nearest(value: Tensor, levels: int) -> Tensor:
-    """Values counted in levels -> levels in a float tensor, as `log_mass` counts: the outermost take the tails."""
+    """Values in units of a level -> the nearest levels, in a float tensor; the outermost levels take the tails."""
     return value.round().clamp_(0, levels - 1)
 
 
 def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """Expected level: the sum of P(x > v) over v. K - 1 terms, of the memory of one."""
+    """Expected level: the sum of P(x > v) over the K - 1 levels v, one term in memory at a time."""
     half = (levels - 1) / 2
     rate = (-math.log(half) - log_s.clamp(FLOOR, CEILING)).exp()
     terms: Iterable[Tensor] = (torch.sigmoid((half * mean + (half - v - 0.5)) * rate) for v in range(levels - 1))
@@ -83,16 +84,16 @@ def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
 
 
 class _LogMass(torch.autograd.Function):
-    """One logarithm: with r = a - b, log of (1 - e^-r), and sigmoid(a) = e^min(a, 0) / (1 + e^-|a|)."""
+    """log P by one logarithm, with r = a - b and sigmoid(a) = e^min(a, 0) / (1 + e^-|a|)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:  # type: ignore[no-untyped-def, override]
         half = (levels - 1) / 2
         rate = log_s.clamp(FLOOR, CEILING).add_(math.log(half)).neg_().exp_()  # 2 d / s
         a = torch.sub(x + (0.5 - half), mean, alpha=half).mul_(rate)
-        b = torch.sub(x - (0.5 + half), mean, alpha=half).mul_(rate)  # of the next level this a, to the bit
-        below, above = (x < levels - 1).to(a.dtype), (x > 0).to(a.dtype)  # has a level above, below it
-        inside = torch.expm1(-rate).neg_()  # precise also for small rates, whose error would be that of every level
+        b = torch.sub(x - (0.5 + half), mean, alpha=half).mul_(rate)  # to the bit the a of the level below
+        below, above = (x < levels - 1).to(a.dtype), (x > 0).to(a.dtype)  # 1 unless x is the highest, the lowest level
+        inside = torch.expm1(-rate).neg_()  # 1 - e^-r, precise also for small r
         ctx.save_for_backward(a, b, rate, inside, below, above, log_s)
         ctx.half = half
         p = torch.where((below * above).bool(), inside, 1)

@@ -1,20 +1,21 @@
-"""Gaussian heads: a normal variable rounded to the nearest of K levels, the outermost of which take the tails.
+"""Gaussian heads: a normal variable rounded to the nearest of K levels. The outermost levels take the tails.
 
-The decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), which differ in their
+They are the decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), and differ in their
 standard deviation:
 
-    GaussianFixed      given: squared error, in nats
+    GaussianFixed      a constant of the config: squared error, in nats
     GaussianLearned    one number, or one a channel, learnt (the sigma-VAE, Rybkin et al. 2021, arXiv:2006.13202)
-    GaussianFull       of every value, by the net
+    GaussianFull       one for every value, by the net
 
 Ours are probabilities of integers, never densities: the mass of the normal distribution between the edges of a level,
 
     log P = log Phi(b) + log(1 - exp(log Phi(a) - log Phi(b))),    a, b = (x -+ d - mu) / s,    d = 1 / (K - 1),
 
-taken on the side where Phi is small, so that no tail is lost. So their bits/dim compare with any other head's. A
-density would grow without bound where a pixel is always black; a mass does not.
+computed on the side where Phi is small, so that no tail is lost. So their bits/dim can be compared with any other
+head's. A density would grow without bound for a pixel that is always black; a mass does not.
 
-N pixels, which lie last; c values a step, independent given the features; K levels; mu and s on [-1, 1].
+N pixels, the last dimension; c values a step, independent given the features; K levels; D features.
+mu and s on [-1, 1].
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from genlab.core import RequestError
 from genlab.heads.chain import ChainPixels
 from genlab.heads.discretised import nearest, pixels_last, project, small_batches
 
-# Of log s. With the floor, levels of 8 bits are certain; above the ceiling all mass is in the outermost levels.
+# Bounds of log s. At the floor one of 256 levels can have all the mass; at the ceiling the outermost levels have it.
 FLOOR, CEILING = -7.0, 20.0
-START = math.log(0.4)  # of log s where it is learnt: a broad peak in the middle, the same for all features
+START = math.log(0.4)  # initial log s if it is learnt: a broad peak in the middle
 
 
 class Gaussian(nn.Module):
-    """Features (..., D) -> c independent values (..., c). One uniform number a value. What the three heads share.
+    """Features (..., D) -> c values (..., c), from one uniform number a value. The base of the three heads.
 
-    `by_net`: numbers of log s that the net gives for a value, 0 or 1. Several values a step are independent given the
-    features: right for a decoder; a net that orders the colours of a pixel asks for c = 1.
+    `by_net`: 1 if the net gives log s of every value, else 0. Several values a step are independent given the features,
+    which suits a decoder. A net that orders the colours of a pixel asks for c = 1.
     """
 
     chains_colours = False
@@ -57,7 +58,7 @@ class Gaussian(nn.Module):
             self.proj.bias[channels:] = START
 
     def log_scale(self) -> Tensor:
-        """log s of the channels, (c, 1) or (1, 1), where it is not the net's."""
+        """log s of the channels, (c, 1) or (1, 1), if the net does not give it."""
         raise NotImplementedError
 
     def forward(self, h: Tensor) -> GaussianPixels:
@@ -65,7 +66,7 @@ class Gaussian(nn.Module):
         return self._pixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1])
 
     def for_steps(self) -> Callable[[Tensor], GaussianPixels]:
-        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights laid out once."""
         parameters = small_batches(self.proj.weight, self.proj.bias)
         return lambda h: self._pixels(parameters(h), h.shape[:-1])
 
@@ -75,7 +76,7 @@ class Gaussian(nn.Module):
 
 
 class GaussianFixed(Gaussian):
-    """`sigma`: the standard deviation of every value, in units of the image's range."""
+    """`sigma`: the standard deviation of every value, in units of the image's range; above 0, else RequestError."""
 
     log_s: Tensor
 
@@ -91,7 +92,7 @@ class GaussianFixed(Gaussian):
 
 
 class GaussianLearned(Gaussian):
-    """One learnt standard deviation, `per` image or channel."""
+    """One learnt standard deviation, `per` image (one for all values) or channel."""
 
     def __init__(self, *, width: int, channels: int, levels: int, per: str = "image") -> None:
         super().__init__(width=width, channels=channels, levels=levels)
@@ -105,7 +106,7 @@ class GaussianLearned(Gaussian):
 
 
 class GaussianFull(Gaussian):
-    """A standard deviation of every value, by the net."""
+    """The net gives the standard deviation of every value."""
 
     by_net = 1
 
@@ -114,13 +115,13 @@ class GaussianPixels:
     """Independent discretised Gaussians: means (c, N), log scales that broadcast against them, on [-1, 1]."""
 
     def __init__(self, mu: Tensor, log_s: Tensor, lead: tuple[int, ...], levels: int) -> None:
-        # Double: with broad peaks a level holds a millionth of the mass, the difference of two numbers near 1/2.
+        # float64: in a broad peak a level holds a millionth of the mass, the difference of two numbers near 1/2.
         self.mu, self.log_s = mu.double(), log_s.double().clamp(FLOOR, CEILING).expand(mu.shape)
         self.dtype = mu.dtype
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,)."""
+        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), torch.double)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead).to(self.dtype)
 
@@ -132,7 +133,7 @@ class GaussianPixels:
         return nearest(value, self.levels).T.long().view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
-        """Every value's distribution proportional to p(x)^(1/temperature), over its K levels."""
+        """The distribution of every value to the power 1 / temperature, exact over its K levels."""
         return ChainPixels(self._logits, len(self.mu), temperature)
 
     def mean(self) -> Tensor:
@@ -145,20 +146,20 @@ class GaussianPixels:
         return total.T.reshape(*self.lead, -1).to(self.dtype)
 
     def _logits(self, before: list[Tensor]) -> Tensor:
-        """log P (..., K) of the next value."""
+        """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
         every = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)
-        found = log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
-        return found.view(*self.lead, self.levels).to(self.dtype)
+        nats = log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
+        return nats.view(*self.lead, self.levels).to(self.dtype)
 
 
 def log_mass(x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """log P of the levels x (whole numbers in a double tensor), broadcast against mean and log s on [-1, 1]; nats."""
+    """log P, nats, of levels x (whole numbers in a float64 tensor), broadcast against mean and log s on [-1, 1]."""
     half = (levels - 1) / 2
     rate = (-log_s).exp() / half
     centre = half * (1 + mean)
     a, b = (x - 0.5 - centre) * rate, (x + 0.5 - centre) * rate
-    right = a + b > 0  # then by symmetry the mirror image, which lies left
+    right = a + b > 0  # then take the mirror image to the left of 0, which has the same mass
     low, high = log_ndtr(torch.where(right, -b, a)), log_ndtr(torch.where(right, -a, b))
     inside = high + (-torch.expm1(low - high)).log()
     return torch.where(x <= 0, log_ndtr(b), torch.where(x >= levels - 1, log_ndtr(-a), inside))

@@ -1,10 +1,10 @@
 """Logistic head: one discretised logistic a value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
 Salimans et al. 2017, arXiv:1701.05517).
 
-Two numbers a value, mean and log scale: one peak, whose width is learnt, of which nothing is lost at black and white.
-Ours starts as one broad peak in the middle, the same for all features.
+Two numbers a value, mean and log scale, make one peak with a learnt width. Black and white take the mass beyond them.
+Ours starts as a broad peak in the middle, the same for all features.
 
-N pixels; c values a step, independent given the features; K levels.
+N pixels; c values a step, independent given the features; K levels; D features.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_l
 
 
 class Logistic(nn.Module):
-    """Features (..., D) -> c independent values (..., c), each a discretised logistic. One uniform number a value.
+    """Features (..., D) -> c values (..., c), each a discretised logistic, from one uniform number a value.
 
-    Several values a step are independent given the features: right for a decoder; a net that orders the colours
-    of a pixel asks for c = 1. log s is at least -7, as in PixelCNN++.
+    Several values a step are independent given the features, which suits a decoder. A net that orders the colours of a
+    pixel asks for c = 1. log s is at least -7, as in PixelCNN++.
     """
 
     chains_colours = False
@@ -44,7 +44,7 @@ class Logistic(nn.Module):
         return LogisticPixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1], self.levels)
 
     def for_steps(self) -> Callable[[Tensor], LogisticPixels]:
-        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights laid out once."""
         parameters = small_batches(self.proj.weight, self.proj.bias)
         return lambda h: LogisticPixels(parameters(h), h.shape[:-1], self.levels)
 
@@ -57,7 +57,7 @@ class LogisticPixels:
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,)."""
+        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), self.mu.dtype)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead)
 
@@ -67,7 +67,7 @@ class LogisticPixels:
         return nearest(draw(uniform, self.mu, self.log_s, self.levels), self.levels).T.long().view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
-        """Every value's distribution proportional to p(x)^(1/temperature), over its K levels."""
+        """The distribution of every value to the power 1 / temperature, exact over its K levels."""
         return ChainPixels(self._logits, len(self.mu), temperature)
 
     def mean(self) -> Tensor:
@@ -75,7 +75,7 @@ class LogisticPixels:
         return expected(self.mu, self.log_s, self.levels).T.reshape(*self.lead, -1)
 
     def _logits(self, before: list[Tensor]) -> Tensor:
-        """log P (..., K) of the next value."""
+        """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
         every = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
         return log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels).view(*self.lead, self.levels)

@@ -3,13 +3,14 @@
 A pixel is drawn from one of M components, the same for all its channels; in a component channel i is a discretised
 logistic whose mean is shifted by the channels before, mu_i + sum_{j<i} c_ij x_j, with c_ij = tanh(.) of the features.
 
-Differs from the paper: any number of channels; the exact probability of every level (`discretised.py`); and a drawn
-channel is rounded to its level before the next is conditioned on it, which the official sampler omits, so that samples
-follow the likelihood. Ours starts with the components side by side over [-1, 1], the same for all features.
+Ours differs from the paper. It takes any number of channels. The probability of every level is exact
+(`discretised.py`). A drawn channel is rounded to its level before the next one is conditioned on it; the official
+sampler omits that, and so does not follow the likelihood. The components start side by side over [-1, 1], the same for
+all features.
 
-Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients, of every channel
-for those after it: c_10, c_20, c_21 …
-C channels, M components, N pixels, K levels. P = C (C - 1) / 2.
+Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients of every channel for the
+channels after it, in the order c_10, c_20, …, c_21, …
+C channels, M components, N pixels, K levels, D features. P = C (C - 1) / 2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_l
 class LogisticMixture(nn.Module):
     """Features (..., D) -> the joint distribution of the channels of a pixel (..., C).
 
-    Samples from a uniform number for the component and one a channel. log s is at least -7, as in the paper.
+    Samples from one uniform number for the component and one for each channel. log s is at least -7, as in the paper.
     """
 
     chains_colours = True
@@ -52,7 +53,7 @@ class LogisticMixture(nn.Module):
         return self._pixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1])
 
     def for_steps(self) -> Callable[[Tensor], LogisticMixturePixels]:
-        """`forward` for many small batches (B, D), by weights laid out for them once."""
+        """`forward` for many small batches (B, D), with weights laid out once."""
         parameters = small_batches(self.proj.weight, self.proj.bias)
         return lambda h: self._pixels(parameters(h), h.shape[:-1])
 
@@ -62,13 +63,13 @@ class LogisticMixture(nn.Module):
 
 
 class LogisticMixturePixels:
-    """A joint distribution of C values; parameters (1 + 2C + P, M, N) in the order of the file's head, on [-1, 1]."""
+    """A joint distribution of C values. Parameters (1 + 2C + P, M, N), on [-1, 1], in the order given above."""
 
     def __init__(self, parameters: Tensor, lead: tuple[int, ...], channels: int, levels: int) -> None:
         self.parameters, self.lead, self.channels, self.levels = parameters, lead, channels, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,)."""
+        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
         x = pixels_last(x, self.lead, self.channels, self.parameters.dtype)
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         if self.channels > 1:
@@ -77,40 +78,40 @@ class LogisticMixturePixels:
         return (torch.logsumexp(weights + each, 0) - torch.logsumexp(weights, 0)).view(self.lead)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then a channel at a time.
+        """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then one channel after another.
 
-        A shift of the mean shifts the drawn value, so all channels are drawn at once, then moved and rounded in turn.
+        All channels are drawn at once. Then each is shifted as its mean is shifted by the channels before, and rounded.
         """
         uniform = noise.reshape(-1, 1 + self.channels).T.to(self.parameters.dtype)
         cdf = self.parameters[0].softmax(0).cumsum(0)
-        chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # below M for the reason in categorical.py
+        chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # never M: see categorical.py
         _, mu, log_s, coefficients = self._parts(self.parameters.gather(1, chosen.expand(len(self.parameters), 1, -1)))
         rest, values = draw(uniform[1:], mu.squeeze(1), log_s.squeeze(1), self.levels), []
         for i in range(self.channels):
             values.append(nearest(rest[0], self.levels))
             if i + 1 < self.channels:
-                rest = self._told(rest, coefficients.squeeze(1), i, values[i] - (self.levels - 1) / 2)
+                rest = self._given_value(rest, coefficients.squeeze(1), i, values[i] - (self.levels - 1) / 2)
         return torch.stack(values, -1).long().view(*noise.shape[:-1], self.channels)
 
     def tempered(self, temperature: float) -> ChainPixels:
-        """Every conditional proportional to p(x_i | x_<i)^(1/temperature), over its K levels: slow, but exact."""
+        """Every conditional p(x_i | x_<i), a mixture, to the power 1 / temperature: exact over K levels, but slow."""
         return ChainPixels(self._logits, self.channels, temperature)
 
     def mean(self) -> Tensor:
-        """Expected level (..., C). In every component, a channel's is that given the channels before at theirs.
+        """Expected level (..., C). In every component, each channel is given the expected channels before.
 
-        Exact for the first channel, and for the others as far as their components stay clear of black and white.
+        Exact for the first channel; for the others as long as their components have little mass beyond black and white.
         """
         weights, rest, log_s, coefficients = self._parts(self.parameters)
         means = []
         for i in range(self.channels):
             means.append(expected(rest[0], log_s[i], self.levels))
             if i + 1 < self.channels:
-                rest = self._told(rest, coefficients, i, scaled(means[i], self.levels))
+                rest = self._given_value(rest, coefficients, i, scaled(means[i], self.levels))
         return (weights.softmax(0) * torch.stack(means)).sum(1).T.reshape(*self.lead, self.channels)
 
     def _logits(self, before: list[Tensor]) -> Tensor:
-        """log p(x_i | x_<i) of every level (..., K): the components weighted by what they gave to the values before."""
+        """log p(x_i | x_<i) of every level (..., K): components weighted by their probability of the values before."""
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         x = [value.reshape(-1).to(mu.dtype) for value in before]
         means = self._means(mu, coefficients, [scaled(value, self.levels) for value in x])
@@ -127,16 +128,16 @@ class LogisticMixturePixels:
         return weights.squeeze(0), mu, log_s, coefficients.tanh() if c > 1 else coefficients
 
     def _means(self, mu: Tensor, coefficients: Tensor, values: Iterable[Tensor]) -> list[Tensor]:
-        """Means (C, M, N), values of the first channels, each (N,) on [-1, 1] -> means of as many channels and one."""
+        """Means (C, M, N) and values (N,), on [-1, 1], of the first i channels -> means (M, N) of the first i + 1."""
         means = [mu[0]]
         for i, value in enumerate(values):
             if i + 1 < self.channels:
-                mu = self._told(mu, coefficients, i, value)
+                mu = self._given_value(mu, coefficients, i, value)
                 means.append(mu[0])
         return means
 
-    def _told(self, rest: Tensor, coefficients: Tensor, i: int, value: Tensor) -> Tensor:
-        """Means of the channels from i on -> of those after i, told value i, (N,) or (M, N), 0 in the middle."""
+    def _given_value(self, rest: Tensor, coefficients: Tensor, i: int, value: Tensor) -> Tensor:
+        """Means of channels i, i+1, … -> those of channels i+1, … given value i, (N,) or (M, N), 0 in the middle."""
         after = self.channels - 1 - i
         start = i * (2 * self.channels - 1 - i) // 2
         return torch.addcmul(rest[1:], coefficients[start : start + after], value)

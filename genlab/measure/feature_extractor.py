@@ -41,11 +41,13 @@ class FeatureSet:
 class FeatureExtractor:
     """A classifier, the config of the run that trained it, and where it came from.
 
-    `path` is what `classifier=` named, `checkpoint` the file that was read. `batch_size`: images that are read at once.
+    `path` is what `classifier=` named, `checkpoint` the file that was read. `source`: the name of the data source that
+    it was trained on. `batch_size`: images that are read at once.
     """
 
     model: Any
     run: dict[str, Any]
+    source: str
     path: str
     checkpoint: str
     batch_size: int
@@ -64,10 +66,10 @@ class FeatureExtractor:
         predicted = torch.cat([reading.log_probs.argmax(1) for reading in readings]).cpu().numpy()
         return FeatureSet(images, labels, features, predicted)
 
-    def check_fits(self, spec: ImageSpec, data: Any, data_name: str, trust: Sequence[str]) -> None:
-        """RequestError unless the classifier was trained on images of this shape, alphabet and data set.
+    def check_fits(self, spec: ImageSpec, source: str, data_name: str) -> None:
+        """RequestError unless the classifier was trained on images of this shape, alphabet and data source.
 
-        `data`: the data module of the generative model; `data_name`: its name on the command line.
+        `data_name`: what `data=` names on the command line, for the message.
         """
         better = f"train one with genlab train model=classifier data={data_name}"
         if (*self.spec.shape, self.spec.levels) != (*spec.shape, spec.levels):
@@ -77,10 +79,9 @@ class FeatureExtractor:
             )
         # Sources are compared, not variants: a classifier of any binarisation of the same digits will do. (The
         # published binarisation of MNIST has no labels, so a classifier cannot be trained on it.)
-        learnt, modelled = build_data(self.run["data"], trust).source.name, data.source.name
-        if learnt != modelled:
+        if self.source != source:
             raise RequestError(
-                f"classifier={self.path} was trained on {learnt} and this model on {modelled}, on which its "
+                f"classifier={self.path} was trained on {self.source} and this model on {source}, on which its "
                 f"features say little: {better}"
             )
 
@@ -98,7 +99,8 @@ def open_feature_extractor(
             f"classifier={path} is {model_name(model)}, not a classifier: train one with "
             "experiment=classifier_mnist, experiment=classifier_cifar10 or model=classifier"
         )
-    return FeatureExtractor(model.to(device), run, path, str(find_checkpoint(path)), batch_size)
+    source = build_data(run["data"], trust).source.name
+    return FeatureExtractor(model.to(device), run, source, path, str(find_checkpoint(path)), batch_size)
 
 
 def weights_hash(model: nn.Module) -> str:

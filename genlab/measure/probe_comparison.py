@@ -194,41 +194,27 @@ def probe_all_controls(
     ]
 
 
-class Row(NamedTuple):
-    """A line of the table: texts, accuracies in per cent."""
-
-    features: str
-    layer: str
-    width: str
-    valid: str
-    test: str
-    seeds: str
-
-    def line(self) -> str:
-        """The row as one line of text."""
-        where = "" if self.layer == NO_LAYER else f" {self.layer}"
-        return (
-            f"{self.features}{where}: test accuracy {self.test} %, valid {self.valid} % "
-            f"(width {self.width}, seeds {self.seeds})"
-        )
+COLUMNS = ("features", "layer", "width", "valid", "test", "seeds")
 
 
-def rows(records: Iterable[Record], every_layer: bool) -> list[Row]:
-    """A row for the chosen layer of each record, or for each of its layers with the chosen one marked."""
-    table = []
+def table(records: Iterable[Record], every_layer: bool) -> list[tuple[str, ...]]:
+    """Rows of `COLUMNS`, with accuracies in per cent: the chosen layer of each record, or all with that one marked."""
+    rows: list[tuple[str, ...]] = []
     for record in records:
         layers = record.layers()
         several = every_layer and len(layers) > 1
         for layer, numbers in layers.items():
             chosen = layer == record.layer
-            if not chosen and not several:
-                continue
-            error = f" ± {100 * record.interval:.2f}" if chosen else ""
-            mark = " (chosen)" if chosen and several else ""
-            table.append(
-                Row(
-                    record.features, layer + mark, str(numbers["width"]), f"{100 * numbers['valid']:.2f}",
-                    f"{100 * numbers['test']:.2f}{error}", str(len(record.by_seed)),
-                )
-            )  # fmt: skip
-    return table
+            if chosen or several:
+                valid, test = f"{100 * numbers['valid']:.2f}", f"{100 * numbers['test']:.2f}"
+                test += f" ± {100 * record.interval:.2f}" if chosen else ""
+                mark = " (chosen)" if chosen and several else ""
+                seeds = str(len(record.by_seed))
+                rows.append((record.features, layer + mark, str(numbers["width"]), valid, test, seeds))
+    return rows
+
+
+def line(features: str, layer: str, width: str, valid: str, test: str, seeds: str) -> str:
+    """A row of the table as one line of text."""
+    where = "" if layer == NO_LAYER else f" {layer}"
+    return f"{features}{where}: test accuracy {test} %, valid {valid} % (width {width}, seeds {seeds})"

@@ -13,7 +13,7 @@ classifier that is trained on the samples only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,33 +56,24 @@ class Quality:
             **{name: {key: each._asdict() for key, each in values.items()} for name, values in sets.items()},
         }
 
-    def title(self, model: str) -> str:
-        """One line: how many samples of the model named `model` were compared with what."""
+    def table(self, model: str) -> tuple[str, Sequence[str], Sequence[tuple[str, ...]], list[str], str]:
+        """Title, columns, rows, the rows as lines of text, and a footnote. `model`: its name for the title."""
         details, classifier = self.details, self.details["classifier"]
         accuracy = classifier["accuracy"]
-        accuracy_text = "" if accuracy is None else f", {accuracy:.2%} right on them"
-        return (
+        title = (
             f"{details['n']:,} samples of {model} against {details['test_images']:,} test images of {details['data']}, "
-            f"in {classifier['features']} features of classifier {classifier['sha256'][:12]}{accuracy_text}; "
-            f"floor: {details['n']:,} training images"
+            f"in {classifier['features']} features of classifier {classifier['sha256'][:12]}"
+            + ("" if accuracy is None else f", {accuracy:.2%} right on them")
+            + f"; floor: {details['n']:,} training images"
         )
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """For each measure: name, value for the samples, value for the floor, and whether lower or higher is better."""
-        return [
+        rows = [
             (name, _text(value), _text(self.floor[name]), "lower" if name in LOWER_IS_BETTER else "higher")
             for name, value in self.samples.items()
         ]
-
-    def lines(self) -> list[str]:
-        """The rows as lines of text."""
-        return [f"{name}: {value} (floor {floor}, {better} is better)" for name, value, floor, better in self.rows()]
-
-    def footnote(self) -> str:
-        """One line: the time for each image, and what drew the samples if it was not the model itself."""
-        details = self.details
-        notes = [details["stand_in"]] if details["stand_in"] else []
-        return "; ".join([f"{details['seconds_per_image']:.2g} s an image on {details['device']}", *notes])
+        lines = [f"{name}: {value} (floor {floor}, {better} is better)" for name, value, floor, better in rows]
+        footnote = f"{details['seconds_per_image']:.2g} s an image on {details['device']}"
+        footnote += f"; {details['stand_in']}" if details["stand_in"] else ""
+        return title, ("measure", "samples", "floor", "better"), rows, lines, footnote
 
 
 def sample_quality(
@@ -96,7 +87,7 @@ def sample_quality(
     accuracy_score: AccuracyScore | None = None,
     with_progress: WithProgress = without_progress,
 ) -> Quality:
-    """Draw images and compare them with the test images of `data`. Call `check_measurable` first.
+    """Draw images and compare them with the test images of `data`. Call `check_comparable` first.
 
     `sampler` draws the images: the model itself, or for an autoencoder what `stand_in` describes in words.
     `accuracy_score`: also report the accuracy of a classifier that it trains on the images.
@@ -131,12 +122,19 @@ def sample_quality(
     )
 
 
-def check_measurable(model: Any, data: Any, n: int, ckpt: str) -> None:
-    """RequestError unless n samples of the model of `ckpt=` can be compared with training and test images."""
+def check_comparable(
+    model: Any, extractor: FeatureExtractor, data: Any, n: int, run: dict[str, Any], ckpt: str
+) -> None:
+    """RequestError unless n samples of the model of `ckpt=` can be compared with the training and test images.
+
+    `data` and `run`: data module and config of the model's run. The classifier must have been trained on images of the
+    same shape, alphabet and data set.
+    """
     if getattr(model, "conditioning", "none") == "image":
         raise RequestError(
             f"ckpt={ckpt} is conditioned on a second image: what it draws for one is no sample of {data.name}"
         )
+    extractor.check_fits(model.spec, data.source.name, run["names"]["data"])
     train_images, test_images = len(data.split("train").labels), len(data.split("test").labels)
     if train_images < n:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Families: what owns an algorithm (likelihood, sampling, completion) and is given networks and heads."""
+"""Families: each has an algorithm (likelihood, sampling, completion), and gets networks and heads as arguments."""
 
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive
@@ -24,7 +24,7 @@ __all__ = [
     "StackedAutoencoder",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
+# What a config may build, by the key that it builds it under; `genlab.build` builds nothing else.
 CONFIGURABLE = {
     "model": (
         "Autoencoder",

@@ -171,7 +171,7 @@ class Full(Gaussians):
         return torch.stack(nats, 1)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Values (B, |at|) -> values (B, D), by the rows of L of the unknown dimensions if the known ones come first."""
+        """Values (B, |at|) -> values (B, D), by the rows of L for the unknown dimensions, which come last."""
         unknown = _others(self.dims, at)
         every, n = torch.cat([at, unknown]), len(at)
         order = None if torch.equal(every, torch.arange(self.dims, device=every.device)) else every

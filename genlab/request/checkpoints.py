@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from genlab.build import build_data, read_checkpoint, restore
 from genlab.build.models import model_name
-from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError
+from genlab.core import Features, ImageSpec, Likelihood, Pushforward, RequestError, RunError, nearest
 from genlab.data import fingerprint
 from genlab.data.module import SPLITS
 from genlab.system.device import choose_device
@@ -69,6 +69,12 @@ def open_data(
         for split, counts in data.others.items():
             print(f"warning: {fingerprint.sentence(split, counts)}", file=sys.stderr)
     return data
+
+
+def check_split(config: DictConfig) -> None:
+    """RequestError unless `split=` names a split of a data set."""
+    if config.split not in SPLITS:
+        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
 
 
 @torch.no_grad()

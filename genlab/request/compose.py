@@ -27,7 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from genlab.build.gate import trusted
 from genlab.build.untrusted import check_plain
 from genlab.core import RequestError, nearest
-from genlab.request.folders import check_folder, configs_folder, groups
+from genlab.request.folder_check import check_folder
+from genlab.request.folders import configs_folder, groups
 from genlab.request.nodes import dotted_keys, format_error, missing_keys, plain_values, without_hydra
 from genlab.request.overrides import check_choice, check_key, of_hydra, parse, quoted
 from genlab.request.values import check_value, check_values, format_value, nearest_choice, nearest_key

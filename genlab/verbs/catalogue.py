@@ -8,7 +8,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from genlab.core import RequestError, nearest
 from genlab.request.folders import configs_folder, groups
 
 
@@ -18,6 +17,8 @@ def run(words: list[str]) -> None:
     known = groups([folder])
     for word in words:
         if word not in known:
+            from genlab.core import RequestError, nearest  # here, because it imports torch, which takes seconds
+
             raise RequestError(f"genlab list: no group {word!r}: {nearest(word, known)}")
     console = Console()
     for group in words or [name for name in ("model", "data", "experiment") if name in known]:

@@ -15,16 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.build import restore
 from genlab.build.models import model_name
-from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler, nearest
+from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
 from genlab.measure.evaluation import evaluate_split
 from genlab.measure.feature_distances import MIN_IMAGES
 from genlab.measure.feature_extractor import open_feature_extractor
 from genlab.measure.origin import origin
-from genlab.measure.quality import Sampling, check_measurable, sample_quality
+from genlab.measure.quality import Sampling, check_comparable, sample_quality
 from genlab.processes import group, launch
-from genlab.request.checkpoints import open_data, open_model
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed
 from genlab.request.outputs import writable
@@ -43,8 +43,7 @@ NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses s
 def command(request: Request) -> None:
     """Check the request, then evaluate here or on `trainer.devices` processes."""
     config, _ = split_hydra(request.config())
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     check_at_least(config, "draws", 1)
     check_seed(config)
     if config.batch_size is not None:
@@ -117,14 +116,11 @@ def evaluate_samples(config: DictConfig) -> None:
         raise RequestError(f"split={config.split}: samples are compared with test images; leave split= out")
     check_at_least(config, "n", MIN_IMAGES)
     sampling = Sampling(config.n, config.seed)
-    model, run, spec = open_model(config, Sampler, "draw images")
+    model, run, _ = open_model(config, Sampler, "draw images")
     extractor = open_feature_extractor(config.classifier, choose_device("auto"), sampling.batch_size, config.trust)
     data = open_data(config, run, splits=SPLITS)
-    check_measurable(model, data, config.n, config.ckpt)
-    extractor.check_fits(spec, data, run["names"]["data"], config.trust)
+    check_comparable(model, extractor, data, config.n, run, config.ckpt)
     quality = sample_quality(model, model, extractor, data, sampling, with_progress=with_progress)
     write_json(Path(config.out), {**origin(config.ckpt), "weights": str(model.weights), **quality.as_dict()})
-    title = quality.title(run["names"]["model"])
     print(f"{NOTE_GAN}:")
-    print_table(title, ("measure", "samples", "floor", "better"), quality.rows(), quality.lines())
-    print(quality.footnote())
+    print_table(*quality.table(run["names"]["model"]))

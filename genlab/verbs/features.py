@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from genlab.core import Features, RequestError, nearest
-from genlab.data.module import SPLITS
+from genlab.core import Features
 from genlab.measure.layers import check_layer, default_layer, layer_features, layer_names
-from genlab.request.checkpoints import open_data, open_model
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.outputs import writable
 from genlab.request.progress import with_progress
@@ -20,8 +19,7 @@ from genlab.system.atomic import atomically
 def command(request: Request) -> None:
     """Check the request, compute the features, write the file and print one line."""
     config, _ = split_hydra(request.config())
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     out = writable("out", config.out, ".npz")
     model, run, _ = open_model(config, Features, "show its features")
     data = open_data(config, run)

@@ -15,7 +15,7 @@ from genlab.core import Features, RequestError
 from genlab.measure.layers import check_layer, layer_names
 from genlab.measure.origin import origin
 from genlab.measure.probe import PENALTIES, TOLERANCE
-from genlab.measure.probe_comparison import ProbeData, Row, probe_all_controls, probe_network, rows
+from genlab.measure.probe_comparison import COLUMNS, ProbeData, line, probe_all_controls, probe_network, table
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
@@ -64,9 +64,9 @@ def command(request: Request) -> None:
             "penalties": PENALTIES, "tolerance": TOLERANCE, "records": [record.as_dict() for record in records],
         },
     )  # fmt: skip
-    table = rows(records, every_layer=config.layer == "all")
+    rows = table(records, every_layer=config.layer == "all")
     title = f"accuracy in %, {labelled:,} labels, {test:,} test images; ± is a 95 % interval of test images and seeds"
-    print_table(title, Row._fields, table, [row.line() for row in table])
+    print_table(title, COLUMNS, rows, [line(*row) for row in rows])
     if conditioning == "image":
         print("the network is also given a second image, which the other features are not made of")
     if unfinished := [record.features for record in records if not all(p.converged for p in record.probes)]:

@@ -11,7 +11,7 @@ from genlab.core import RequestError, Sampler
 from genlab.measure.feature_distances import MIN_IMAGES
 from genlab.measure.feature_extractor import open_feature_extractor
 from genlab.measure.origin import origin
-from genlab.measure.quality import Sampling, check_measurable, sample_quality
+from genlab.measure.quality import Sampling, check_comparable, sample_quality
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
@@ -33,16 +33,15 @@ def command(request: Request) -> None:
     check_at_least(config, "batch_size", 1)
     check_temperature(config)
     check_seed(config)
-    model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
+    model, run, _ = open_model(config, Sampler, "draw images", Autoencoder)
     device = choose_device(config.device)
     extractor = open_feature_extractor(config.classifier, device, config.batch_size, config.trust)
     data = open_data(config, run)
-    check_measurable(model, data, config.n, config.ckpt)
+    check_comparable(model, extractor, data, config.n, run, config.ckpt)
     if config.cas and getattr(model, "conditioning", "none") != "label":
         raise RequestError(
             "cas=true trains a classifier on samples with labels, and this model is not conditioned on any"
         )
-    extractor.check_fits(spec, data, run["names"]["data"], config.trust)
     sampler, stand_in = sampler_of(config, model, run)
     score = partial(
         accuracy_score, extractor.run, spec=extractor.spec, seed=config.seed, device=device, trust=config.trust
@@ -53,6 +52,4 @@ def command(request: Request) -> None:
         with_progress=with_progress,
     )  # fmt: skip
     write_json(out, {**origin(config.ckpt), "weights": str(model.weights), **quality.as_dict()})
-    title = quality.title(run["names"]["model"])
-    print_table(title, ("measure", "samples", "floor", "better"), quality.rows(), quality.lines())
-    print(quality.footnote())
+    print_table(*quality.table(run["names"]["model"]))

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from genlab.build.models import model_name
-from genlab.core import Coder, Denoiser, ImageSpec, RequestError, nearest
+from genlab.core import Coder, Denoiser, ImageSpec, RequestError
 from genlab.data.batches import context_of
-from genlab.data.module import SPLITS
-from genlab.request.checkpoints import open_data, open_model
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import read_contexts
 from genlab.request.numbers import check_at_least, check_seed
@@ -35,8 +34,7 @@ def command(request: Request) -> None:
     check_at_least(config, "n", 1)
     check_seed(config)
     out = check_out(config)
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     model, run, spec = open_model(config, Coder, "reconstruct images")
     corrupted = _corrupted(config, model)
     x, contexts, source = _images(config, model, run, spec)

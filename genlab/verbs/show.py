@@ -8,8 +8,7 @@ from torch import nn
 
 from genlab.build import find_checkpoint
 from genlab.core import RequestError, nearest
-from genlab.data.module import SPLITS
-from genlab.request.checkpoints import open_data, open_model
+from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
 from genlab.request.outputs import writable
@@ -22,8 +21,7 @@ def command(request: Request) -> None:
     config, _ = split_hydra(request.config())
     if config.what != "all" and config.what not in PICTURES:
         raise RequestError(f"what={config.what} is not known: {nearest(str(config.what), ['all', *PICTURES])}")
-    if config.split not in SPLITS:
-        raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
+    check_split(config)
     if config.units is not None:
         check_at_least(config, "units", 1)
     folder = Path(str(config.out)).expanduser()

@@ -316,7 +316,7 @@ def test_free_bits_have_no_gradient():
     x = zoo.every_image(SOME.spec)
     terms = model.objective(x)
     (terms["loss"] - terms["distortion"]).detach()
-    price = model._priced((model.posterior(x)[0].square()) / 2)
+    price = model.bound.price(model.posterior(x)[0].square() / 2, model.step)
     assert (
         not price.requires_grad
         or not torch.autograd.grad(price.sum(), model.encoder.layers[-1].bias, allow_unused=True)[0].any()
