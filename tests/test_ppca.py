@@ -162,9 +162,7 @@ def test_completions_are_those_of_the_conditional_gaussian(temperature):
     gain = covariance[b][:, a] @ torch.linalg.inv(covariance[a][:, a])
     mean = 0.5 + gain @ torch.full((3,), 140.5 / 256 - 0.5).double()
     spread = covariance[b][:, b] - gain @ covariance[a][:, b]
-    made_ = model.complete(
-        x.expand(n, -1, -1, -1), known.expand(n, -1, -1), temperature=temperature, seed=0
-    ).images
+    made_ = model.complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1), temperature=temperature, seed=0).images
     assert (made_[:, 0, known] == 140).all()
     y = (made_[:, 0, ~known].double() + 0.5) / 256
     assert torch.allclose(y.mean(0), mean, atol=2e-3)
