@@ -57,7 +57,7 @@ def test_training_images_are_moved_each_by_its_own_number_of_pixels():
     model = tiny(spec, shift=2)
     y = torch.arange(spec.dims).float().view(1, *spec.shape).expand(200, -1, -1, -1)
     torch.manual_seed(1)
-    moved = model._moved(y)
+    moved = model._shifted(y)
     # Inside, where no border shows, a move by (a, b) adds 7 a + b to every value.
     offsets = (moved - y)[:, :, 2:-2, 2:-2].flatten(1)
     assert (offsets == offsets[:, :1]).all()
