@@ -26,8 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec
-from genlab.nets.cached.diagonal_bilstm import DiagonalBiLSTMState
-from genlab.nets.cached.pixelrnn import advance
 from genlab.nets.causal.pixelrnn import GateInput, PixelRNN, cell, pointwise, rest, uniform
 from genlab.nets.layers.masked import MaskedConv2d
 
@@ -122,8 +120,6 @@ class DiagonalBiLSTM(PixelRNN):
     `width`: channels of the residual stream; `depth`: LSTM layers of two directions; `kernel`: of the first layer;
     `feature_width`: D, features per step that the head gets; `chained`: a step is a pixel, not a value.
     """
-
-    cache, advance = DiagonalBiLSTMState, staticmethod(advance)
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
 from genlab.nets.layers.values import Values
@@ -122,18 +122,19 @@ def rest(*shape: int, like: Tensor) -> Tensor:
 class Layer(Protocol):
     """A residual LSTM layer."""
 
+    up: MaskedConv2d  # from the LSTM's outputs to the stream, 1x1
+
     def __call__(self, h: Tensor, bias: Any) -> Tensor:
         """The stream (B, S, H, W) and what a context adds to its gates -> the next stream."""
         ...
 
 
-class PixelRNN(nn.Module, Cached):
+class PixelRNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
-    `directions`: LSTMs of a layer. A subclass makes `blocks` and a cache.
+    `directions`: LSTMs of a layer. A subclass makes `blocks`.
     """
 
-    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
     blocks: Sequence[Layer]
 
     def __init__(

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixelrnn import advance
-from genlab.nets.cached.row_lstm import RowLSTMState
 from genlab.nets.causal.pixelrnn import GateInput, PixelRNN, cell, pointwise, rest, uniform
 from genlab.nets.layers.masked import MaskedConv2d
 
@@ -65,8 +63,6 @@ class RowLSTM(PixelRNN):
     pixels of the row above a state reads; `feature_width`: D; `value_width`: numbers that stand for a value at the
     input, 1 for its intensity; `chained`: a step is a pixel, not a value.
     """
-
-    cache, advance = RowLSTMState, staticmethod(advance)
 
     def __init__(
         self,
