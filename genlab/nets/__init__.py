@@ -2,6 +2,7 @@
 
 from genlab.nets.cached.base import bind
 from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
+from genlab.nets.cached.pixel_transformer import PixelTransformerCache
 from genlab.nets.cached.pixelcnn import PixelCNNCache
 from genlab.nets.cached.pixelcnnpp import PixelCNNppCache
 from genlab.nets.cached.pixelsnail import PixelSNAILCache
@@ -63,5 +64,6 @@ CONFIGURABLE = {
 # net imports this package first, so there is no way around it.
 bind(GatedPixelCNN, GatedPixelCNNCache)
 bind(PixelCNN, PixelCNNCache)
+bind(PixelTransformer, PixelTransformerCache)
 bind(PixelCNNpp, PixelCNNppCache)
 bind(PixelSNAIL, PixelSNAILCache)
