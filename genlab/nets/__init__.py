@@ -3,7 +3,10 @@
 from genlab.nets.cached.base import bind
 from genlab.nets.cached.diagonal_bilstm import DiagonalBiLSTMCache
 from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
+from genlab.nets.cached.pixel_transformer import PixelTransformerCache
 from genlab.nets.cached.pixelcnn import PixelCNNCache
+from genlab.nets.cached.pixelcnnpp import PixelCNNppCache
+from genlab.nets.cached.pixelsnail import PixelSNAILCache
 from genlab.nets.cached.row_lstm import RowLSTMCache
 from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
@@ -64,4 +67,7 @@ CONFIGURABLE = {
 bind(DiagonalBiLSTM, DiagonalBiLSTMCache)
 bind(GatedPixelCNN, GatedPixelCNNCache)
 bind(PixelCNN, PixelCNNCache)
+bind(PixelCNNpp, PixelCNNppCache)
+bind(PixelSNAIL, PixelSNAILCache)
+bind(PixelTransformer, PixelTransformerCache)
 bind(RowLSTM, RowLSTMCache)

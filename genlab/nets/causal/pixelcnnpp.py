@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixelcnnpp import PixelCNNppState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 from genlab.nets.layers.values import Values
@@ -35,6 +34,9 @@ from genlab.nets.layers.values import Values
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
 Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)
+Biases = list[
+    tuple[Tensor | None, Tensor | None]
+]  # for every block, of u and ul: (B, 2 F, h, w), (B, 2 F, 1, 1) or None
 Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
 
 
@@ -67,15 +69,13 @@ class Resize(nn.Module, Generic[Conv]):
         return self.u(u, *size), self.ul(ul, *size)
 
 
-class PixelCNNpp(nn.Module, Cached):
+class PixelCNNpp(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D) that depend on earlier pixels alone.
 
     `width`: F, channels of a stream, and D; `depth`: blocks at each resolution; `resolutions`: how many there are, each
     half the one before; `dropout`: probability that a value inside a block is dropped in training. A step is a pixel,
     `chained` or not: the head has to order its colours.
     """
-
-    cache, advance = PixelCNNppState, staticmethod(advance)
 
     def __init__(
         self,
@@ -113,7 +113,8 @@ class PixelCNNpp(nn.Module, Cached):
         )
         self.shrink: Sequence[Resize[ShiftedConv2d]] = shrink  # type: ignore[assignment]
         self.grow: Sequence[Resize[ShiftedUp2d]] = grow  # type: ignore[assignment]
-        self.biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        self.biases: Sequence[LayerBiases] = biases  # type: ignore[assignment]
 
     def size(self, level: int) -> tuple[int, int]:
         """Rows and columns at a resolution, 0 the finest."""
@@ -131,24 +132,25 @@ class PixelCNNpp(nn.Module, Cached):
         values = self.values(x)
         return torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
 
-    def layer_biases(self, context: Tensor | None) -> list[list[tuple[Tensor | None, Tensor | None]]]:
-        """Of every resolution and block there (on the way there, then back), of u and of ul: (B, 2 F, h, w) or None."""
-        found = []
-        for biases in self.biases:
-            maps = biases(context)
-            found.append(list(zip(maps[::2], maps[1::2], strict=True)))
+    def contexts(self, context: Tensor | None) -> list[Tensor | None]:
+        """Context features (B, E, h, w) for every resolution: averaged from one to the next, if they have places."""
+        contexts = [context]
+        for _ in self.shrink:
             if context is not None and context.shape[-2:] != (1, 1):
                 context = F.avg_pool2d(context, 2, ceil_mode=True)
-        return found
+            contexts.append(context)
+        return contexts
+
+    def layer_biases(self, context: Tensor | None) -> list[Biases]:
+        """Biases of every resolution: first those of its blocks on the way there, then of those on the way back."""
+        return [in_pairs(maps(c)) for maps, c in zip(self.biases, self.contexts(context), strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, H * W, D)."""
         h = self.run(x, self.layer_biases(context))
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
 
-    def run(
-        self, x: Tensor, biases: list[list[tuple[Tensor | None, Tensor | None]]], newest: int | None = None
-    ) -> Tensor:
+    def run(self, x: Tensor, biases: list[Biases], newest: int | None = None) -> Tensor:
         """The first h rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W).
 
         With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
@@ -188,6 +190,11 @@ class PixelCNNpp(nn.Module, Cached):
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on."""
         return _dependencies(*self.size(0), self.depth, self.resolutions)[:, :, row, column].clone()
+
+
+def in_pairs(maps: list[Tensor | None]) -> Biases:
+    """Biases of u and ul in turn -> pairs."""
+    return list(zip(maps[::2], maps[1::2], strict=True))
 
 
 @lru_cache(4)
