@@ -4,8 +4,8 @@ Source of the idea: Ramachandran et al. 2017 (arXiv:1704.06001), who keep the ac
 differs: whatever the rows above contribute enters once a row, as products over all pixels of the row (and often all
 layers). At a pixel only the current row is left, as in-place operations on buffers that are allocated once.
 
-Python is the main cost where a net is narrow. So the operations of a step are prepared once for each step of a row,
-with their operands, which are views of the buffers and weights (see `calls.py`).
+Python is the main cost where a net is narrow. So the operands of a step, views of the buffers and weights, are made
+once for each step of a row: as fields of a dataclass with slots, which a loop reads as fast as a tuple.
 
 B images, C channels, W columns, G colours that take turns at a pixel (1 if a step is a whole pixel), c = C / G values
 of a step, E numbers that the net reads for a value, D features of a step.
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.calls import run
 from genlab.nets.causal.recompute import Prefix, Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_slices
@@ -111,7 +110,7 @@ class Cache(ABC):
 
     @abstractmethod
     def make_steps(self, colour: int) -> list[Any]:
-        """A colour's steps, one for each of the W columns: calls in order, or what `compute` makes of them."""
+        """The operands of a colour's steps, one for each of the W columns: views of the buffers, and weights."""
 
     @abstractmethod
     def work(self) -> tuple[int, int]:
@@ -120,6 +119,10 @@ class Cache(ABC):
     @abstractmethod
     def begin_row(self) -> None:
         """Compute all that the new row, `self.row`, reads of the rows above it."""
+
+    @abstractmethod
+    def compute(self, step: Any) -> Tensor:
+        """The operations of one step on its operands -> features (B, D)."""
 
     @abstractmethod
     def prefill(self, x: Tensor) -> None:
@@ -138,10 +141,6 @@ class Cache(ABC):
             self.begin_row()
         self.t += 1
         return self.compute(self.steps[place])
-
-    def compute(self, step: Any) -> Tensor:
-        """Carry out a step -> features (B, D), in a new tensor."""
-        return run(step)
 
     def take_in(self, values: Tensor, place: int) -> None:
         """Write the values (B, c) of the newest step, number `place` of its row, to where they are read."""
@@ -171,6 +170,11 @@ class Cache(ABC):
         """Zeros that `reorder` sorts along the dimension `images`: what later steps read of the images."""
         self.buffers.append((images, self.zeros(*shape)))
         return self.buffers[-1][1]
+
+
+def by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:
+    """(L, W, B, n) -> for every column the views (B, n) of all layers."""
+    return [column.unbind() for column in buffer.unbind(1)]
 
 
 def row_weight(weight: Tensor, own: int) -> Tensor:

@@ -23,8 +23,3 @@ def run(calls: Sequence[Call]) -> Tensor:
     for call in calls:
         result = call()
     return result
-
-
-def relu_of(product: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-    """ReLU of a product, in a new tensor."""
-    return product(*operands).relu_()

@@ -10,13 +10,11 @@ begins: it is part of the excess that streams carry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.pixelrnn import PixelRNNCache, Places, cell_calls
+from genlab.nets.cached.pixelrnn import Cell, PixelRNNCache, Places
 from genlab.nets.causal.diagonal_bilstm import Biases, DiagonalBiLSTM, DiagonalLayer
 
 
@@ -39,6 +37,8 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left_gates = self.zeros(depth, columns, batch, 4 * units)
         self.left_memory = self.zeros(depth, batch, units)
         self.left_known = True  # of the row above; before the first row it is nothing
+        of_pixels = zip(self.left_gates.unbind(1), self.left.unbind(1), strict=True)
+        self.left_cells = [(gates, Cell.of(gates, self.left_memory, h)) for gates, h in of_pixels]
 
         def stacked(of_layer: Callable[[DiagonalLayer], Tensor]) -> Tensor:
             return torch.stack([of_layer(block) for block in self.net.blocks]).contiguous()
@@ -54,11 +54,6 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left_above = stacked(lambda b: b.states[1, :, :units].T)
         self.left_before = stacked(lambda b: b.states[1, :, units:].T)
         self.own = self.net.own.weight[:, :, 0, 0].T.contiguous()
-        self.left_calls: list[Call] = []
-        for j in reversed(range(columns)):
-            if j + 1 < columns:
-                self.left_calls.append(partial(self.left_gates[:, j].baddbmm_, self.left[:, j + 1], self.left_before))
-            self.left_calls += cell_calls(self.left_gates[:, j], self.left_memory, self.left[:, j])
 
     def begin_row(self) -> None:
         """The row above leftward, then as for both nets."""
@@ -77,7 +72,12 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         if biases := self.contexts[0].at(self.row - 1):
             self.left_gates += torch.stack(biases[1:])[..., 4 * self.units :]
         self.left_memory.zero_()
-        run(self.left_calls)
+        before = None  # the output of the pixel to the right
+        for of_pixel, cell in reversed(self.left_cells):
+            if before is not None:
+                of_pixel.baddbmm_(before, self.left_before)
+            cell.run()
+            before = cell.h
 
     def begin_layers(self, first: Tensor) -> None:
         adds = torch.baddbmm(self.up_bias, self.left.flatten(1, 2), self.up)  # behind every layer (L, W B, S)

@@ -19,17 +19,45 @@ for the part of p of one colour, P' for the colours so far.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, pointwise_weight, row_weight
-from genlab.nets.cached.calls import Call, relu_of
 from genlab.nets.causal.gated_pixelcnn import GatedLayer, GatedPixelCNN, LeftConv2d
 from genlab.nets.layers.masked import group_slices
 from genlab.system.device import moved
+
+
+@dataclass(slots=True)
+class LayerStep:
+    """Operands of one layer of the horizontal stack at one value, in the order of use."""
+
+    begun: Tensor  # from the vertical stack and the bias; then pre-activation and tanh, this colour (B, 2n)
+    taps: Tensor  # stream of the pixels to the left, and of this one, colours so far (B, q P + P')
+    horizontal: Tensor  # (q P + P', 2n)
+    value: Tensor  # first half of `begun` (B, n)
+    opening: Tensor  # second half (B, n)
+    gated: Tensor  # after the gate, this colour (B, n)
+    stream: Tensor  # this colour (B, n)
+    gates: Tensor  # after the gate, colours so far (B, P')
+    expand: Tensor  # (P', n)
+    into: Tensor  # stream of the next layer, this colour (B, n)
+
+
+@dataclass(slots=True)
+class ValueStep:
+    """Operands of one value of a row: layers and last layer."""
+
+    layers: list[LayerStep]
+    stream: Tensor  # this colour (B, n)
+    floor: Tensor  # minus the biases that the stream lacks (n,)
+    relu: Tensor  # max(stream, floor), this colour (B, n)
+    relus: Tensor  # colours so far (B, P')
+    last: Tensor  # (P', D)
+    bias: Tensor  # (D,)
 
 
 class VerticalLayer:
@@ -80,7 +108,6 @@ class GatedPixelCNNCache(Cache):
         ]
         self.place = moved(torch.tensor([self.slots[0](j) for j in range(columns)]), self.device)
         self.stream = self.buffer(batch, width, images=0)  # after the last layer
-        self.nothing = self.zeros(1, width)  # what the first layer adds to
         self.gates = self.buffer(len(layers), batch, width, images=1)
         self.relus = self.buffer(batch, width, images=0)
         self.begun = self.buffer(len(layers), columns, batch, 2 * width, images=2)
@@ -148,42 +175,52 @@ class GatedPixelCNNCache(Cache):
                 value, opening = a.tanh().chunk(2, 1)
                 v = torch.addcmul(value, value, opening)
 
-    def make_steps(self, colour: int) -> list[list[Call]]:
+    def make_steps(self, colour: int) -> list[ValueStep]:
         net = self.net
         mine, out = self.slices(colour, net.width, net.out_width * self.colours)
-        end, part = mine.stop, slice(2 * mine.start, 2 * mine.stop)  # values and gates of this colour
-        steps: list[list[Call]] = [[] for _ in range(self.columns)]
-        for i, (layer, slots) in enumerate(zip(net.blocks, self.slots, strict=True)):
-            own = end if i else colour * self.step_width  # channels of this pixel that the layer may read
-            left = _left(layer.horizontal, self.order[part], own)  # (q P + own, 2n)
-            expand = pointwise_weight(layer.expand, mine, end)  # (P', n)
-            gated, gates = self.gates[i, :, mine], self.gates[i, :, :end]  # this colour (B, n), colours so far (B, P')
-            line, c = self.streams[i].flatten(1), self.streams[i].shape[2]
-            for j, step in enumerate(steps):
-                begun = self.begun[i, j, :, part]  # from the vertical stack; then pre-activation and tanh (B, 2n)
-                value, opening = begun.chunk(2, 1)
-                # Stream of the pixels to the left, and of this one the colours so far (B, q P + own).
-                taps = line[:, (slots(j) - slots.taps) * c : slots(j) * c + own]
-                stream = self._stream(i, j)[:, mine] if i else self.nothing[:, mine]
-                step += [
-                    partial(begun.addmm_, taps, left),
-                    begun.tanh_,
-                    partial(torch.addcmul, value, value, opening, out=gated),
-                    partial(torch.addmm, stream, gates, expand, out=self._stream(i + 1, j)[:, mine]),
-                ]
+        n, end = mine.stop - mine.start, mine.stop
+        part = slice(2 * mine.start, 2 * end)  # values and gates of this colour
+        # Channels of this pixel that a layer may read, and the weights that read them and the pixels to the left.
+        ends = [colour * self.step_width] + [end] * (len(net.blocks) - 1)
+        weights = [_left(b.horizontal, self.order[part], stop) for b, stop in zip(net.blocks, ends, strict=True)]
+        expand = [pointwise_weight(layer.expand, mine, end) for layer in net.blocks]
         last = net.last.masked_weight[out, :, 0, 0]
-        bias, last = net.last.bias[out] + last @ self.lacking[-1], last[:, :end].T.contiguous()  # (D,), (P', D)
-        stream, relu, relus = self.stream[:, mine], self.relus[:, mine], self.relus[:, :end]
-        for step in steps:
-            step += [
-                partial(torch.maximum, stream, -self.lacking[-1][mine], out=relu),
-                partial(relu_of, torch.addmm, bias, relus, last),
-            ]
+        bias, last = net.last.bias[out] + last @ self.lacking[-1], last[:, :end].T.contiguous()
+        nothing, floor = self.zeros(1, n), -self.lacking[-1][mine]
+
+        steps = []
+        for j in range(self.columns):
+            here = [slots(j) for slots in self.slots]
+            streams = [stream[:, slot] for stream, slot in zip(self.streams, here, strict=True)] + [self.stream]
+            layers = []
+            for i, slots in enumerate(self.slots):
+                c, begun = self.streams[i].shape[2], self.begun[i, j, :, part]
+                layers.append(
+                    LayerStep(
+                        begun=begun,
+                        taps=self.streams[i].flatten(1)[:, (here[i] - slots.taps) * c : here[i] * c + ends[i]],
+                        horizontal=weights[i],
+                        value=begun[:, :n],
+                        opening=begun[:, n:],
+                        gated=self.gates[i, :, mine],
+                        stream=streams[i][:, mine] if i else nothing,
+                        gates=self.gates[i, :, :end],
+                        expand=expand[i],
+                        into=streams[i + 1][:, mine],
+                    )
+                )
+            relu, relus = self.relus[:, mine], self.relus[:, :end]
+            steps.append(ValueStep(layers, self.stream[:, mine], floor, relu, relus, last, bias))
         return steps
 
-    def _stream(self, i: int, column: int) -> Tensor:
-        """The stream before layer i at a column, (B, p)."""
-        return self.streams[i][:, self.slots[i](column)] if i < len(self.streams) else self.stream
+    def compute(self, step: ValueStep) -> Tensor:
+        addmm, addcmul = torch.addmm, torch.addcmul  # looked up once: a step is forty operations
+        for layer in step.layers:
+            layer.begun.addmm_(layer.taps, layer.horizontal).tanh_()
+            addcmul(layer.value, layer.value, layer.opening, out=layer.gated)
+            addmm(layer.stream, layer.gates, layer.expand, out=layer.into)
+        torch.maximum(step.stream, step.floor, out=step.relu)
+        return addmm(step.bias, step.relus, step.last).relu_()
 
 
 class Slots:

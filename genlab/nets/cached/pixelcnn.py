@@ -16,17 +16,46 @@ letters s and n for the part of one colour, S' and N' for the colours so far.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, pointwise_weight, row_weight
-from genlab.nets.cached.calls import Call, relu_of
+from genlab.nets.cached.base import Cache, by_column, pointwise_weight, row_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.layers.masked import MaskedConv2d
+
+
+@dataclass(slots=True)
+class BlockStep:
+    """Operands of one block at one value, views of the buffers and weights, in the order of use."""
+
+    floor: Tensor  # minus the biases that the stream lacks (s,)
+    relu: Tensor  # max(stream, floor), this colour (B, s)
+    relus: Tensor  # ones and max(stream, floor), colours so far (B, 1 + S')
+    reduce: Tensor  # (1 + S', n)
+    narrow: Tensor  # bottleneck, this pixel and colour (B, n): what later pixels read
+    middle: Tensor  # from the row above and the bias; then after the 3x3, this colour (B, n)
+    left: Tensor  # bottleneck of the left pixel, and of this one, colours so far (B, N + N')
+    conv: Tensor  # (N + N', n)
+    middles: Tensor  # after the 3x3, colours so far (B, N')
+    expand: Tensor  # (N', s)
+
+
+@dataclass(slots=True)
+class ValueStep:
+    """Operands of one value of a row: first layer, blocks, last layer."""
+
+    stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
+    read: Tensor  # what the first layer reads of the row (B, k)
+    first: Tensor  # (k, s)
+    blocks: list[BlockStep]
+    floor: Tensor  # the next three: as in a block
+    relu: Tensor
+    relus: Tensor
+    last: Tensor  # (1 + S', D)
 
 
 class PixelCNNCache(Cache):
@@ -89,47 +118,49 @@ class PixelCNNCache(Cache):
                     middle = middle + bias[:, :, -needed:]
                 h = h[:, :, -needed:] + block.expand(middle.relu_())
 
-    def make_steps(self, colour: int) -> list[list[Call]]:
+    def make_steps(self, colour: int) -> list[ValueStep]:
         net, n = self.net, self.net.width // 2
         wide, half, out = self.slices(colour, net.width, n, net.out_width * self.colours)
-        streams = self.stream[..., wide].unbind()  # of every column: from the rows above; then the stream (B, s)
-        first, reads = self.first.row_weight(wide, colour), self.first.reads(colour)
-        steps: list[list[Call]] = [
-            [partial(stream.addmm_, read, first)] for stream, read in zip(streams, reads, strict=True)
-        ]
-        for i, block in enumerate(net.blocks):
-            floor, relu, relus = self._relu(i, wide)
-            reduce = _with_bias(block.reduce, half, self.lacking[i, : wide.stop])  # (1 + S', n)
-            conv = row_weight(block.conv.masked_weight[half, :, 1, :2], half.stop)  # (N + N', n)
-            expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
-            columns = zip(
-                steps,
-                streams,
-                self.narrow[i, :, 1:-1, half].unbind(1),  # this colour (B, n)
-                # The left pixel, and of this one the colours so far (B, N + N').
-                self.narrow[i].flatten(1).unfold(1, n + half.stop, n)[:, : self.columns].unbind(1),
-                self.middle[i, ..., half].unbind(),  # from the row above; then after the 3x3, this colour (B, n)
-                self.middle[i, ..., : half.stop].unbind(),  # colours so far (B, N')
-                strict=True,
+        blocks, lacking = net.blocks, self.lacking[:, : wide.stop]
+        reduce = [_with_bias(b.reduce, half, lack) for b, lack in zip(blocks, lacking[:-1], strict=True)]
+        conv = [row_weight(b.conv.masked_weight[half, :, 1, :2], half.stop) for b in blocks]
+        expand = [pointwise_weight(b.expand, wide, half.stop) for b in blocks]
+        first, last = self.first.row_weight(wide, colour), _with_bias(net.last, out, lacking[-1])
+
+        *floor, last_floor = (-self.lacking[:, wide]).contiguous().unbind()
+        *relu, last_relu = self.relus[..., 1:][..., wide].unbind()
+        *relus, last_relus = self.relus[..., : 1 + wide.stop].unbind()
+        windows = self.narrow.flatten(2).unfold(2, 2 * n, n).transpose(1, 2)  # a pixel, its right one (L, W + 1, B, 2N)
+        narrow = by_column(self.narrow.transpose(1, 2)[:, 1:-1, :, half])
+        left = by_column(windows[:, :-1, :, : n + half.stop])
+        middle, middles = by_column(self.middle[..., half]), by_column(self.middle[..., : half.stop])
+        steps = []
+        for j, (stream, read) in enumerate(zip(self.stream[..., wide].unbind(), self.first.reads(colour), strict=True)):
+            operands = floor, relu, relus, reduce, narrow[j], middle[j], left[j], conv, middles[j], expand
+            steps.append(
+                ValueStep(
+                    stream=stream,
+                    read=read,
+                    first=first,
+                    blocks=[BlockStep(*of_block) for of_block in zip(*operands, strict=True)],
+                    floor=last_floor,
+                    relu=last_relu,
+                    relus=last_relus,
+                    last=last,
+                )
             )
-            for step, stream, narrow, left, middle, middles in columns:
-                step += [
-                    partial(torch.maximum, stream, floor, out=relu),
-                    partial(torch.mm, relus, reduce, out=narrow),
-                    narrow.relu_,
-                    partial(middle.addmm_, left, conv),
-                    middle.relu_,
-                    partial(stream.addmm_, middles, expand),
-                ]
-        floor, relu, relus = self._relu(-1, wide)
-        last = _with_bias(net.last, out, self.lacking[-1, : wide.stop])  # (1 + S', D)
-        for step, stream in zip(steps, streams, strict=True):
-            step += [partial(torch.maximum, stream, floor, out=relu), partial(relu_of, torch.mm, relus, last)]
         return steps
 
-    def _relu(self, i: int, wide: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Before block i: the floor of this colour (s,), its max(stream, floor) (B, s), ones and colours so far."""
-        return -self.lacking[i, wide], self.relus[i, :, 1:][:, wide], self.relus[i, :, : 1 + wide.stop]
+    def compute(self, step: ValueStep) -> Tensor:
+        maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
+        stream = step.stream.addmm_(step.read, step.first)
+        for block in step.blocks:
+            maximum(stream, block.floor, out=block.relu)
+            mm(block.relus, block.reduce, out=block.narrow).relu_()
+            block.middle.addmm_(block.left, block.conv).relu_()
+            stream.addmm_(block.middles, block.expand)
+        maximum(stream, step.floor, out=step.relu)
+        return mm(step.relus, step.last).relu_()
 
 
 def _with_bias(conv: MaskedConv2d, out: slice, lacking: Tensor) -> Tensor:

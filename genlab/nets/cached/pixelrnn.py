@@ -18,37 +18,78 @@ numbers: in the cache colour by colour, so that those of a colour lie together; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, pointwise_weight
-from genlab.nets.cached.calls import Call, relu_of
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
 from genlab.nets.layers.masked import group_slices
 
 
-def cell_calls(gates: Tensor, memory: Tensor, h: Tensor) -> list[Call]:
-    """An LSTM cell: gates (…, 4 n) before their nonlinearities, memory (…, n) in place, output h (…, n)."""
-    o, f, i, g = gates.chunk(4, -1)
-    return [
-        gates[..., : 3 * memory.shape[-1]].sigmoid_,
-        g.tanh_,
-        partial(memory.mul_, f),
-        partial(memory.addcmul_, i, g),
-        partial(torch.tanh, memory, out=h),
-        partial(h.mul_, o),
-    ]
+@dataclass(slots=True)
+class Cell:
+    """Operands of an LSTM cell, all (…, n) but for `sigmoid`."""
+
+    sigmoid: Tensor  # of the gates, o, f and i (…, 3 n)
+    o: Tensor
+    f: Tensor
+    i: Tensor
+    g: Tensor
+    memory: Tensor  # of the pixel that comes before in the LSTM; then of this one
+    h: Tensor  # output
+
+    @classmethod
+    def of(cls, gates: Tensor, memory: Tensor, h: Tensor) -> Cell:
+        """From the gates (…, 4 n)."""
+        n = memory.shape[-1]
+        o, f, i, g = gates.split(n, -1)
+        return cls(gates[..., : 3 * n], o, f, i, g, memory, h)
+
+    def run(self) -> None:
+        """Gates before their nonlinearities -> memory and output."""
+        self.sigmoid.sigmoid_()
+        self.g.tanh_()
+        self.memory.mul_(self.f).addcmul_(self.i, self.g)
+        torch.tanh(self.memory, out=self.h).mul_(self.o)
+
+
+@dataclass(slots=True)
+class LayerStep:
+    """Operands of one layer at one value, in the order of use."""
+
+    gates: Tensor  # from finished rows and the bias; then the gates, this colour (B, 4 n)
+    inputs: Tensor  # what the gates read of the current row (B, k)
+    weight: Tensor  # (k, 4 n)
+    cell: Cell
+    outputs: Tensor  # output, colours so far (B, N')
+    up: Tensor  # (N', s)
+    stream: Tensor  # that the layer reads, this colour (B, s)
+    out: Tensor  # that the next one reads (B, s)
+
+
+@dataclass(slots=True)
+class ValueStep:
+    """Operands of one value of a row: first layer, LSTM layers, last layer."""
+
+    stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
+    read: Tensor  # what the first layer reads of the row (B, k)
+    first: Tensor  # (k, s)
+    layers: list[LayerStep]
+    final: Tensor  # stream behind the last layer, this colour (B, s)
+    finals: Tensor  # colours so far (B, S')
+    bias: Tensor  # (D,)
+    last: Tensor  # (S', D)
 
 
 class Places(NamedTuple):
     """Where a layer finds and leaves what belongs to a pixel."""
 
     inputs: Tensor  # what the gates read of the current row, colours so far (B, k)
-    memory: Tensor  # of the pixel that comes before in the LSTM; then of this one, this colour (B, n)
+    memory: Tensor  # of this colour (B, n)
     outputs: Tensor  # (B, U)
     stream: Tensor  # (B, S)
 
@@ -106,26 +147,43 @@ class PixelRNNCache(Cache):
         for i, (block, bias) in enumerate(zip(self.net.blocks, self.net.gate_biases(values, biases), strict=True)):
             h = self.keep(i, block, h, bias)
 
-    def make_steps(self, colour: int) -> list[list[Call]]:
+    def make_steps(self, colour: int) -> list[ValueStep]:
         net = self.net
         wide, units, out = self.slices(colour, net.width, net.units, net.out_width * net.groups)
         part = slice(4 * units.start, 4 * units.stop)  # the gates of this colour
-        first, last = self.first.row_weight(wide, colour), pointwise_weight(net.last, out, wide.stop)
-        weights = [self.weight(block, self.by_colour[part], wide.stop) for block in net.blocks]  # (k, 4 n)
-        up = [pointwise_weight(block.up, wide, units.stop) for block in net.blocks]  # (N', s)
-        final, finals = self.final[:, wide], self.final[:, : wide.stop]  # this colour, colours so far
+        weights = [self.weight(block, self.by_colour[part], wide.stop) for block in net.blocks]
+        up = [pointwise_weight(block.up, wide, units.stop) for block in net.blocks]
+        first, reads = self.first.row_weight(wide, colour), self.first.reads(colour)
+        last, bias = pointwise_weight(net.last, out, wide.stop), net.last.bias[out]
+        final, finals = self.final[:, wide], self.final[:, : wide.stop]
         steps = []
-        for j, read in enumerate(self.first.reads(colour)):
+        for j, read in enumerate(reads):
             places = [self.places(i, j, wide, units) for i in range(self.depth)]
-            streams = [place.stream[:, wide] for place in places] + [final]  # before each layer and the last (B, s)
-            step: list[Call] = [partial(streams[0].addmm_, read, first)]
+            streams = [place.stream[:, wide] for place in places] + [final]
+            layers = []
             for i, place in enumerate(places):
-                gates = self.gates[i, j, :, part]  # from finished rows and the bias; then the gates (B, 4 n)
-                step += [
-                    partial(gates.addmm_, place.inputs, weights[i]),
-                    *cell_calls(gates, place.memory, place.outputs[:, units]),
-                    partial(torch.addmm, streams[i], place.outputs[:, : units.stop], up[i], out=streams[i + 1]),
-                ]
-            step += [final.relu_, partial(relu_of, torch.addmm, net.last.bias[out], finals, last)]
-            steps.append(step)
+                gates = self.gates[i, j, :, part]
+                layers.append(
+                    LayerStep(
+                        gates=gates,
+                        inputs=place.inputs,
+                        weight=weights[i],
+                        cell=Cell.of(gates, place.memory, place.outputs[:, units]),
+                        outputs=place.outputs[:, : units.stop],
+                        up=up[i],
+                        stream=streams[i],
+                        out=streams[i + 1],
+                    )
+                )
+            steps.append(ValueStep(streams[0], read, first, layers, final, finals, bias, last))
         return steps
+
+    def compute(self, step: ValueStep) -> Tensor:
+        addmm = torch.addmm  # looked up once: a step is a hundred operations
+        step.stream.addmm_(step.read, step.first)
+        for layer in step.layers:
+            layer.gates.addmm_(layer.inputs, layer.weight)
+            layer.cell.run()
+            addmm(layer.stream, layer.outputs, layer.up, out=layer.out)
+        step.final.relu_()
+        return addmm(step.bias, step.finals, step.last).relu_()
