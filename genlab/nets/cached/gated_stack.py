@@ -9,9 +9,6 @@ hidden, is kept for the newest row. When a row begins, everything that the block
 batched products over all blocks and pixels. The rest is added to it in place: `Rows` does this for a whole row at a
 time, `Pixels` for one pixel at a time.
 
-Operations are prepared together with their operands (`functools.partial`). Where a net is narrow Python is the main
-cost, and this is faster than to collect the operands at every step.
-
 L blocks, B images, w columns, F channels of the stream.
 """
 
@@ -26,20 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from genlab.nets.cached.base import Cache
+from genlab.nets.cached.calls import Call, elu, elu_, glu
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
-
-Call = Callable[[], Tensor]  # an operation with its operands
-# The operations behind torch.nn.functional, which has them without `out`.
-elu: Callable[..., Tensor] = torch._C._nn.elu
-elu_: Callable[..., Tensor] = torch._C._nn.elu_
-glu: Callable[..., Tensor] = torch._C._nn.glu
-
-
-def run(calls: Sequence[Call]) -> Tensor:
-    """Make all calls in order; -> the result of the last one."""
-    for call in calls:
-        result = call()
-    return result
 
 
 def newest_row(read: Tensor, result: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, ContextRows
-from genlab.nets.cached.gated_stack import Call, Pixels, Rows, mirrored, newest_row, recorded, run, signs
+from genlab.nets.cached.calls import Call, run
+from genlab.nets.cached.gated_stack import Pixels, Rows, mirrored, newest_row, recorded, signs
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp, in_pairs
 from genlab.nets.layers.shifted import ShiftedConv2d, ShiftedUp2d
 

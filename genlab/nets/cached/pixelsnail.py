@@ -27,17 +27,8 @@ from torch import Tensor
 
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.gated_stack import (
-    Call,
-    Pixels,
-    concat_elu_calls,
-    elu,
-    gated_calls,
-    halves,
-    matrix,
-    mirrored,
-    run,
-)
+from genlab.nets.cached.calls import Call, elu, run
+from genlab.nets.cached.gated_stack import Pixels, concat_elu_calls, gated_calls, halves, matrix, mirrored
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
