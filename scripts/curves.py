@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from genlab.train.checkpoint import atomically
+from genlab.system.atomic import atomically
 
 
 def curve(run: Path, name: str) -> tuple[list[int], list[float]]:

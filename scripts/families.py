@@ -21,7 +21,7 @@ from models_table import collect
 from probe_table import ROOT
 
 from genlab.measure.bits import Result
-from genlab.train.checkpoint import write_json, write_text
+from genlab.system.atomic import write_json, write_text
 
 FAMILIES, PAGE = ROOT / "docs" / "families", ROOT / "docs" / "latents.md"
 MEASURES = {  # of genlab quality, and by how much they are multiplied

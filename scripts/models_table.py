@@ -1,10 +1,11 @@
-"""README's table of models, from files: nobody types a number twice, and none stands there without its command.
+"""The tables of models in docs/results.md (every run) and README.md (the best run of each model), made from files.
 
-    python scripts/models_table.py add RUN_FOLDER [--note TEXT]   a run's results into docs/results/, then the table
-    python scripts/models_table.py                                the table in README.md from docs/results/*.json
+    python scripts/models_table.py add RUN_FOLDER [--note TEXT]   copy a run's results to docs/results/, then the tables
+    python scripts/models_table.py                                the tables, from docs/results and docs/families
 
-A file is MODEL-DATA[-EXPERIMENT].json: what results.json says of the test split, of size and of time, the command and
-perhaps a note; nothing of the machine's folders. Unknown fields are null. A newer run of the same name replaces it.
+A file is MODEL-DATA[-EXPERIMENT].json. It holds what results.json says of the test split, of size and of time, the
+command, and perhaps a note. It holds no folder of this machine. Unknown fields are null. A newer run of the same name
+replaces the older one. No number is typed by hand, and none stands in a table without its command.
 """
 
 from __future__ import annotations
@@ -19,13 +20,30 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from genlab.measure.bits import Result
-from genlab.train.checkpoint import write_json, write_text
+from genlab.system.atomic import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"
+RESULTS, FAMILIES = ROOT / "docs" / "results", ROOT / "docs" / "families"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 COPIED = ("model", "experiment", "parameters", "steps", "seconds", "images_per_second", "precision")
 LOCAL = ("hydra.run.dir", "hydra.sweep.dir", "data.root")  # where things are on one machine: no part of what was run
 HEADER = ("model", "data", "on test, bits/dim", "parameters", "trained for", "command")
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the columns of the README's table
+LECTURE = {
+    "gated_pixelcnn": "Gated PixelCNN",
+    "pixel_transformer": "pixel transformer",
+    "pixelcnn": "PixelCNN",
+    "row_lstm": "PixelRNN: Row LSTM",
+    "diagonal_bilstm": "PixelRNN: Diagonal BiLSTM",
+    "pixelcnnpp": "PixelCNN++",
+    "pixelsnail": "PixelSNAIL",
+    "flow": "normalizing flow",
+    "latent_gaussian": "latent Gaussian model (VAE), MLP",
+    "conv_latent_gaussian": "latent Gaussian model (VAE), convolutional",
+    "gaussian_mixture": "mixture of Gaussians",
+    "ppca": "probabilistic PCA",
+    "gan": "GAN",
+}
 
 
 def collect(run: Path, note: str | None) -> dict[str, Any]:
@@ -44,7 +62,7 @@ def collect(run: Path, note: str | None) -> dict[str, Any]:
 
 
 def command(text: str) -> str:
-    """The command of a run folder without the machine's paths; what `genlab resume` changed is part of it."""
+    """The command of a run folder without the machine's paths, together with what `genlab resume` changed."""
     first, *later = (shlex.split(line) for line in text.splitlines() if line.strip())
     changed = [word for words in later for word in words[2:] if not word.startswith("run=")]
     names = {word.partition("=")[0] for word in changed}
@@ -66,11 +84,17 @@ def name(entry: dict[str, Any]) -> str:
 
 
 def table(folder: Path = RESULTS) -> str:
-    """The Markdown table of all files, data set by data set, best first."""
+    """The Markdown table of all files, MNIST before CIFAR-10, the best model first."""
     entries = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    entries.sort(key=lambda e: (e["data"], e["test"].get("bits_per_dim", e["test"].get("loss", math.inf)), e["model"]))
+    place = {data: i for i, data in enumerate(("mnist", "mnist_mini", "mnist_label", "cifar10"))}
+    entries.sort(key=lambda e: (place.get(e["data"], len(place)), e["data"], _loss(e["test"]), e["model"]))
     rows = [HEADER, ("---",) * len(HEADER), *(_row(entry) for entry in entries)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _loss(test: dict[str, Any]) -> float:
+    """What a table is sorted by."""
+    return test.get("bits_per_dim", test.get("loss", math.inf))
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -103,18 +127,51 @@ def _effort(entry: dict[str, Any]) -> str:
     return "; ".join(text for text in (", ".join(parts), entry["note"]) if text)
 
 
-def written(readme: str, rows: str, what: str = "models") -> str:
-    """The README with a table between the markers of that name."""
+def best_table() -> str:
+    """The README's table: of every model the fewest bits per dimension on each data set, the best model first."""
+    paths = sorted([*RESULTS.glob("*.json"), *FAMILIES.glob("*.json")])
+    best: dict[str, dict[str, dict[str, Any]]] = {model: {} for model in LECTURE}
+    for entry in (json.loads(path.read_text()) for path in paths):
+        runs = best.get(entry["model"])
+        if runs is None or entry["test"]["data"] not in DATA or entry["test"].get("conditioning") == "label":
+            continue
+        rival = runs.get(entry["test"]["data"])
+        if rival is None or _bits(entry) < _bits(rival):
+            runs[entry["test"]["data"]] = entry
+    models = sorted(best, key=lambda m: tuple(_bits(best[m].get(data)) for data in DATA))
+    header = ["`model=`", "family", *(f"{name}, bits/dim (minutes of training)" for name in DATA.values())]
+    rows = [header, ["---"] * len(header)]
+    for model in models:
+        rows.append([f"`{model}`", LECTURE[model], *(_best(best[model].get(data)) for data in DATA)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _bits(entry: dict[str, Any] | None) -> float:
+    return math.inf if entry is None else entry["test"].get("bits_per_dim", math.inf)
+
+
+def _best(entry: dict[str, Any] | None) -> str:
+    """0.885 (64): exact. ≤ 1.062 (44): an upper bound."""
+    if entry is None:
+        return "-"
+    if "bits_per_dim" not in entry["test"]:
+        return "no likelihood"
+    bound = "≤ " if entry["test"]["kind"] == "bound" else ""
+    return f"{bound}{entry['test']['bits_per_dim']:.3f} ({entry['minutes']:.0f})"
+
+
+def written(page: str, rows: str, what: str = "models") -> str:
+    """The page with a table between the markers of that name."""
     begin, end = f"<!-- {what}:begin -->", f"<!-- {what}:end -->"
-    before, found, rest = readme.partition(begin)
+    before, found, rest = page.partition(begin)
     _, found_too, after = rest.partition(end)
     if not found or not found_too:
-        raise SystemExit(f"README.md needs the lines {begin} and {end}: the table goes between them")
+        raise SystemExit(f"the page needs the lines {begin} and {end}: the table goes between them")
     return f"{before}{begin}\n{rows}\n{end}{after}"
 
 
 def main() -> None:
-    """Add a run if one is given; then the table."""
+    """Add a run if one is given; then the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     verbs = parser.add_subparsers(dest="verb")
     add = verbs.add_parser("add", help="copy a run's results into docs/results/")
@@ -126,7 +183,8 @@ def main() -> None:
         path = RESULTS / name(entry)
         print(f"{'replaced' if path.exists() else 'added'} {path.relative_to(ROOT)}")
         write_json(path, entry)
-    write_text(README, written(README.read_text(), table()))
+    write_text(PAGE, written(PAGE.read_text(), table()))
+    write_text(README, written(README.read_text(), best_table(), "best"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from genlab.train.checkpoint import write_json, write_text
+from genlab.system.atomic import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBES, PAGE = ROOT / "docs" / "probes", ROOT / "docs" / "representations.md"

@@ -18,7 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from genlab.train.checkpoint import atomically
+from genlab.system.atomic import atomically
 
 
 def read(folders: list[Path]) -> list[dict[str, Any]]:

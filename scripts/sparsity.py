@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from genlab.train.checkpoint import atomically
+from genlab.system.atomic import atomically
 
 # The knob of each code: what is swept to get more or less sparsity.
 KNOBS = {"L1": "weight", "L2": "weight", "KL": "target", "TopK": "k", "Lifetime": "share", "SpikeSlab": "share"}

@@ -1,4 +1,4 @@
-"""README's table of models is what its files say, and the files say nothing of the machine they come from."""
+"""The tables of models hold what their files say, and the files hold no folder of the machine they come from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import models_table  # noqa: E402
 
 
-def test_the_readme_has_the_table_of_the_files():
-    readme = (ROOT / "README.md").read_text()
-    assert models_table.written(readme, models_table.table()) == readme, "run: python scripts/models_table.py"
+def test_the_pages_have_the_tables_of_the_files():
+    page, readme = models_table.PAGE.read_text(), models_table.README.read_text()
+    assert models_table.written(page, models_table.table()) == page, "run: python scripts/models_table.py"
+    assert models_table.written(readme, models_table.best_table(), "best") == readme, (
+        "run: python scripts/models_table.py"
+    )
+
+
+def test_the_readme_names_the_best_run_of_every_model_and_the_best_model_first():
+    rows = [row.split(" | ") for row in models_table.best_table().splitlines()[2:]]
+    values = [
+        float(row[2].removeprefix("≤ ").partition(" ")[0]) for row in rows if row[2][0].isdigit() or "≤" in row[2]
+    ]
+    assert values == sorted(values)
+    runs = [json.loads(path.read_text()) for path in models_table.RESULTS.glob("*.json")]
+    fewest = min(run["test"]["bits_per_dim"] for run in runs if run["data"] == "mnist")
+    assert f"{fewest:.3f}" in " | ".join(rows[0])
 
 
 def test_every_file_is_named_after_what_it_holds_and_names_no_folder():

@@ -28,7 +28,8 @@ class FirstLayer:
         # For each step of a row, where its values belong (B, c E).
         self.inputs = list(self.line[:, self.pad * self.channels :].split(cache.step_width, 1))
         weight = conv.masked_weight.detach()
-        self.weight, self.above, self.bias = weight[:, :, self.pad, : self.pad + 1], weight[:, :, : self.pad], conv.bias
+        self.weight, self.above = weight[:, :, self.pad, : self.pad + 1], weight[:, :, : self.pad]
+        self.bias = conv.bias.detach()
 
     def newest(self) -> Tensor:
         """What is read of the newest row, (B, W, C E)."""

@@ -96,7 +96,6 @@ class GatedPixelCNNCache(Cache):
     net: GatedPixelCNN
 
     def allocate(self) -> None:
-        """As in the base class."""
         layers, batch, columns, width = list(self.net.blocks), self.batch, self.columns, self.net.width
         kernel = layers[0].vertical.kernel_size[1]
         biases = torch.stack([layer.expand.bias for layer in layers]).cumsum(0)
@@ -136,7 +135,6 @@ class GatedPixelCNNCache(Cache):
         ]
 
     def work(self) -> tuple[int, int]:
-        """As in the base class."""
         product = 4 * self.batch * self.net.width**2
         return product, 3 * len(self.net.blocks) * self.columns * product
 
@@ -178,7 +176,6 @@ class GatedPixelCNNCache(Cache):
                 v = torch.addcmul(value, value, opening)
 
     def make_steps(self, colour: int) -> list[ValueStep]:
-        """As in the base class."""
         net = self.net
         mine, out = self.slices(colour, net.width, net.out_width * self.colours)
         n, end = mine.stop - mine.start, mine.stop
@@ -217,7 +214,6 @@ class GatedPixelCNNCache(Cache):
         return steps
 
     def compute(self, step: ValueStep) -> Tensor:
-        """As in the base class."""
         addmm, addcmul = torch.addmm, torch.addcmul  # looked up once: a step is forty operations
         for layer in step.layers:
             layer.begun.addmm_(layer.taps, layer.horizontal).tanh_()

@@ -65,7 +65,6 @@ class PixelCNNCache(Cache):
     net: PixelCNN
 
     def allocate(self) -> None:
-        """As in the base class."""
         blocks, width, half = self.net.blocks, self.net.width, self.net.width // 2
         depth, columns, batch = len(blocks), self.columns, self.batch
         self.first = FirstLayer(self, self.net.first)
@@ -84,7 +83,6 @@ class PixelCNNCache(Cache):
         self.inputs = self.first.inputs
 
     def work(self) -> tuple[int, int]:
-        """As in the base class."""
         half, blocks = self.net.width // 2, len(self.net.blocks)
         return self.batch * self.net.width * half, 3 * blocks * self.columns * self.batch * half**2
 
@@ -121,7 +119,6 @@ class PixelCNNCache(Cache):
                 h = h[:, :, -needed:] + block.expand(middle.relu_())
 
     def make_steps(self, colour: int) -> list[ValueStep]:
-        """As in the base class."""
         net, n = self.net, self.net.width // 2
         wide, half, out = self.slices(colour, net.width, n, net.out_width * self.colours)
         blocks, lacking = net.blocks, self.lacking[:, : wide.stop]
@@ -155,7 +152,6 @@ class PixelCNNCache(Cache):
         return steps
 
     def compute(self, step: ValueStep) -> Tensor:
-        """As in the base class."""
         maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
         stream = step.stream.addmm_(step.read, step.first)
         for block in step.blocks:
