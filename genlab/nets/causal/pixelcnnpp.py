@@ -127,10 +127,14 @@ class PixelCNNpp(nn.Module, Recompute):
         count = self.depth + bool(coarser)
         return self.blocks[level * self.depth : (level + 1) * self.depth], self.blocks[start : start + count]
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers (B, C, H, W) -> (B, C E + 1, H, W): with ones, which tell the image from what is around it."""
-        values = self.values(x)
-        return torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+    def stem(self, values: Tensor) -> Streams:
+        """Values (B, C E, h, W) -> the streams before the first block.
+
+        Ones beside the values tell the image from the zeros around it.
+        """
+        image = torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+        u = shift_down(self.stem_u(image))
+        return u, shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
 
     def contexts(self, context: Tensor | None) -> list[Tensor | None]:
         """Context features (B, E, h, w) for every resolution: averaged from one to the next, if they have places."""
@@ -155,9 +159,7 @@ class PixelCNNpp(nn.Module, Recompute):
 
         With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
         """
-        image = self.embed(x)
-        u = shift_down(self.stem_u(image))
-        ul = shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
+        u, ul = self.stem(self.values(x))
         sizes, skips = [], []
         for level in range(self.resolutions):
             if level:
