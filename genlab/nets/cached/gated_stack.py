@@ -6,15 +6,13 @@ that `concat_elu` is one operation.
 
 A `Stack` holds consecutive blocks with convolutions of two rows. What the convolutions read, `concat_elu` of x and of
 hidden, is kept for the newest row. When a row begins, everything that the blocks read of the row above is computed as
-batched products over all blocks and pixels. The rest is added to it in place: `Rows` does this for a whole row at a
-time, `Pixels` for one pixel at a time.
+batched products over all blocks and pixels. The rest is added to it in place, for a whole row or for a single pixel.
 
 L blocks, B images, w columns, F channels of the stream.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +34,7 @@ def newest_row(read: Tensor, result: Tensor) -> Tensor:
 def recorded(
     modules: Iterable[nn.Module], record: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[dict[nn.Module, Tensor]]:
-    """Inside, every module's `record(input, result)` of its last call is kept."""
+    """Inside, `record(input, result)` of the last call of every module is kept."""
     records: dict[nn.Module, Tensor] = {}
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
@@ -52,8 +50,7 @@ def recorded(
 
 def signs(cache: Cache) -> Tensor:
     """(2, 1): times x (…, 1, F) it is x and -x, (…, 2, F)."""
-    ones = cache.zeros(1, 1) + 1
-    return torch.cat([ones, -ones])
+    return mirrored(cache.zeros(1) + 1)[:, None]
 
 
 def halves(x: Tensor) -> Tensor:
@@ -77,9 +74,9 @@ def concat_elu_calls(x: Tensor, signs: Tensor, out: Tensor) -> list[Call]:
 
 
 def gated_calls(cache: Cache, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, out: Tensor) -> list[Call]:
-    """a * sigmoid(b) of a block with 1x1 convolutions (L blocks at once) to `out`, of the shape of `hidden`.
+    """a * sigmoid(b) of a block with 1x1 convolutions, or of L blocks at once, to `out` of the shape of `hidden`.
 
-    `first` computes `hidden` (B, n) or (L, B, n); bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give a and b.
+    `first` computes `hidden`, (B, n) or (L, B, n). Bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give a and b.
     """
     read, gates = (cache.zeros(*hidden.shape[:-1], 2 * hidden.shape[-1]) for _ in range(2))
     product = torch.addmm if hidden.dim() == 2 else torch.baddbmm
@@ -91,56 +88,45 @@ def gated_calls(cache: Cache, first: Call, hidden: Tensor, bias: Tensor, second:
     ]
 
 
-class Stack(ABC):
-    """Weights and buffers of L blocks of an image with so many columns.
+class Stack:
+    """Weights and buffers of L blocks, for images with w columns.
 
-    `back`: the blocks lie in memory from last to first. The order of memory is that of all buffers and weights here.
+    Blocks with 2x3 convolutions are computed a row at a time, those with 2x2 convolutions a pixel at a time. `back`:
+    the blocks lie in memory from last to first. The order of memory is that of all buffers and weights here.
     """
 
-    taps: int  # columns of the convolutions
-
     def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool = False) -> None:
-        self.signs = signs(cache)
         self.order = range(len(blocks))[:: -1 if back else 1]
         self.blocks = [blocks[i] for i in self.order]
-        self.columns, self.width, count = columns, blocks[0].first.out_channels, len(blocks)
+        self.columns, self.signs, batch, count = columns, signs(cache), cache.batch, len(blocks)
+        width, taps = blocks[0].first.out_channels, blocks[0].first.kernel_size[1]
         # Weights (2 rows, taps, L, k, n); those on the current row for every block (taps, k, n).
         self.first, self.second = (
             torch.stack([getattr(block, name).normed_weight.permute(2, 3, 1, 0) for block in self.blocks], 2)
             for name in ("first", "second")
         )
-        self.own_first, self.own_second = (
-            [weight.contiguous() for weight in weights[1].unbind(1)] for weights in (self.first, self.second)
-        )
+        self.own_first, self.own_second = (w[1].transpose(0, 1).contiguous() for w in (self.first, self.second))
         self.first_bias = torch.stack([block.first.bias for block in self.blocks])[:, None, None]
         self.second_bias = torch.stack([block.second.bias for block in self.blocks])[:, None, None]
-        self.sides: list[Tensor] = []  # of every side input (L, 2 F, F)
         if besides := [block.beside for block in self.blocks if block.beside is not None]:
             self.first_bias = self.first_bias + torch.stack([conv.bias for conv in besides])[:, None, None]
             weights = torch.stack([matrix(conv) for conv in besides])  # (L, 2 n F, F): all of x, then all of -x
-            parts = weights.view(count, 2, -1, self.width, self.width).unbind(2)
-            self.sides = [part.reshape(count, 2 * self.width, self.width) for part in parts]
-        self.hidden = cache.buffer(count, columns, cache.batch, self.width, images=2)
-        self.gates = cache.buffer(count, columns, cache.batch, 2 * self.width, images=2)
-        # concat_elu of the streams before and after the blocks, and of what is hidden in them.
-        self.streams, self.read = self._row_buffer(cache, count + 1), self._row_buffer(cache, count)
+            parts = weights.view(count, 2, -1, width, width).permute(2, 0, 1, 3, 4)
+            self.sides = parts.flatten(2, 3)  # of every side input (L, 2 F, F)
+        self.hidden = cache.buffer(count, columns, batch, width, images=2)
+        self.gates = cache.buffer(count, columns, batch, 2 * width, images=2)
+        # concat_elu of the streams before and after the blocks, and of what is hidden in them, with zeros beside the
+        # row. Of a pixel and its left neighbour it lies side by side, so that one product serves both.
+        padded = columns + taps - 1
+        self.pixelwise = taps == 2
+        shape, images = ((batch, padded), 1) if self.pixelwise else ((padded, batch), 2)
+        self.streams, self.read = (cache.buffer(n, *shape, 2 * width, images=images) for n in (count + 1, count))
         self.before, self.after = (self.streams[i : i + count] for i in (int(back), int(not back)))
+        self.gated = cache.zeros(*((batch,) if self.pixelwise else (columns, batch)), 1, width)
 
-    @abstractmethod
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        """Room for (w, B, 2 F) `count` times, with zeros beside the row where the convolutions reach."""
-
-    @abstractmethod
     def by_pixel(self, buffer: Tensor) -> Tensor:
-        """A view (…, w + taps - 1, B, 2 F) of such a buffer."""
-
-    @abstractmethod
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        """What is computed at a place, as (…, 2 F)."""
-
-    @abstractmethod
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        """Add the convolution of the current row, with weights (taps, k, n), to `total` (…, n)."""
+        """A view (…, w + taps - 1, B, 2 F) of `streams` or `read`."""
+        return buffer.transpose(-3, -2) if self.pixelwise else buffer
 
     def begin_row(self, biases: Sequence[Tensor] | None) -> None:
         """Compute all that the new row reads of the row above, for every pixel and block at once.
@@ -167,70 +153,33 @@ class Stack(ABC):
             for buffer, conv in ((self.before[i], block.first), (self.read[i], block.second)):
                 self.by_pixel(buffer)[1 : 1 + self.columns] = inputs[conv]
 
-    def _block_calls(self, x: Tensor, gated: Tensor, place: int | slice, order: Sequence[int]) -> list[Call]:
-        """The stream x (…, 2, F) through the blocks `order`, in place; `gated` (…, 1, F) is scratch."""
-        calls: list[Call] = [partial(elu, x, out=halves(self._own(self.before[order[0]], place)))]
+    def calls(self, x: Tensor, column: int | None = None, order: Sequence[int] | None = None) -> list[Call]:
+        """Take a stream through all blocks, or those of `order`, in place.
+
+        The stream x is that of the pixel in a column (B, 2, F) or, if no column is given, that of a row (w, B, 2, F).
+        """
+        order, place = order or self.order, slice(None) if column is None else column
+
+        def own(buffer: Tensor) -> Tensor:
+            return buffer[1:-1] if column is None else buffer[:, column + 1]
+
+        def convolve(total: Tensor, buffer: Tensor, weights: Tensor) -> list[Call]:
+            if column is not None:
+                left_and_own = buffer[:, column : column + 2].flatten(1)
+                return [partial(total.addmm_, left_and_own, weights.flatten(0, 1))]
+            shifted = [buffer[tap : tap + self.columns].flatten(0, 1) for tap in range(len(weights))]
+            rows = total.flatten(0, 1)
+            return [partial(rows.addmm_, tap, weight) for tap, weight in zip(shifted, weights, strict=True)]
+
+        calls: list[Call] = [partial(elu, x, out=halves(own(self.before[order[0]])))]
         for i in order:
             hidden, gates = self.hidden[i, place], self.gates[i, place]
             calls += [
-                *self._products(hidden, self.before[i], self.own_first[i], place),
-                *concat_elu_calls(hidden, self.signs, self._own(self.read[i], place)),
-                *self._products(gates, self.read[i], self.own_second[i], place),
-                partial(glu, gates, -1, out=gated.squeeze(-2)),
-                partial(x.addcmul_, gated, self.signs),
-                partial(elu, x, out=halves(self._own(self.after[i], place))),
+                *convolve(hidden, self.before[i], self.own_first[i]),
+                *concat_elu_calls(hidden, self.signs, own(self.read[i])),
+                *convolve(gates, self.read[i], self.own_second[i]),
+                partial(glu, gates, -1, out=self.gated.squeeze(-2)),
+                partial(x.addcmul_, self.gated, self.signs),
+                partial(elu, x, out=halves(own(self.after[i]))),
             ]
         return calls
-
-
-class Rows(Stack):
-    """2x3 convolutions, a row at a time. `calls` take the stream `x` (w, B, 2, F) through all blocks, in place."""
-
-    taps = 3
-
-    def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool) -> None:
-        super().__init__(cache, blocks, columns, back=back)
-        self.x = cache.buffer(columns, cache.batch, 2, self.width, images=1)
-        gated = cache.zeros(columns, cache.batch, 1, self.width)
-        self.calls = self._block_calls(self.x, gated, slice(None), self.order)
-
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        return cache.buffer(count, self.columns + 2, cache.batch, 2 * self.width, images=2)
-
-    def by_pixel(self, buffer: Tensor) -> Tensor:
-        return buffer
-
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        return buffer[1:-1]
-
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        rows = total.flatten(0, 1)
-        taps = [buffer[tap : tap + self.columns].flatten(0, 1) for tap in range(self.taps)]
-        return [partial(rows.addmm_, tap, weight) for tap, weight in zip(taps, weights, strict=True)]
-
-
-class Pixels(Stack):
-    """2x2 convolutions, a pixel at a time. The left pixel and the own one lie side by side: one product for both."""
-
-    taps = 2
-
-    def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool = False) -> None:
-        super().__init__(cache, blocks, columns, back=back)
-        self.gated = cache.zeros(cache.batch, 1, self.width)
-
-    def calls(self, x: Tensor, column: int, order: Sequence[int] | None = None) -> list[Call]:
-        """Take the stream x (B, 2, F) of the pixel in that column through all blocks, or those of `order`, in place."""
-        return self._block_calls(x, self.gated, column, order or self.order)
-
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        return cache.buffer(count, cache.batch, self.columns + 1, 2 * self.width, images=1)
-
-    def by_pixel(self, buffer: Tensor) -> Tensor:
-        return buffer.transpose(-3, -2)
-
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        return buffer[:, place + 1]  # type: ignore[operator]
-
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        left_and_own = buffer[:, place : place + 2].flatten(1)  # type: ignore[misc,operator]
-        return [partial(total.addmm_, left_and_own, weights.flatten(0, 1))]

@@ -1,6 +1,6 @@
 """The cache of PixelSNAIL: every pixel costs its own arithmetic, and nothing is computed twice.
 
-- The 2x2 convolutions of a block are a stack of `Pixels`, as in PixelCNN++ (see `gated_stack`).
+- The 2x2 convolutions of a block are a stack, as in PixelCNN++ (see `gated_stack`).
 - Keys and values of a pixel need its colours, so they wait for the next step. They do not depend on later blocks, so
   those of all blocks are computed at once.
 - Keys are stored with pixels last and values with channels last: this is how the two products of a single query read
@@ -28,7 +28,7 @@ from torch import Tensor
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
 from genlab.nets.cached.calls import Call, elu, run
-from genlab.nets.cached.gated_stack import Pixels, concat_elu_calls, gated_calls, halves, matrix, mirrored
+from genlab.nets.cached.gated_stack import Stack, concat_elu_calls, gated_calls, halves, matrix, mirrored
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
@@ -82,7 +82,7 @@ class PixelSNAILCache(Cache):
         self.joined = self.buffer(depth + 1, batch, 2, channels + net.width + 2, images=1)
         self.streams, self.place = self.joined[..., channels:-2], self.joined[..., -2:]
         self.places = halves(mirrored(net.place.flatten(1).T)).unbind()  # T times (2, 2)
-        self.convs = Pixels(self, [conv for block in net.blocks for conv in block.convs], columns)
+        self.convs = Stack(self, [conv for block in net.blocks for conv in block.convs], columns)
         self.keys = self.buffer(depth, batch, self.heads, key_width, pixels, images=1)
         self.keys[:, :, :, -1] = UNKNOWN
         self.values = self.buffer(depth, batch, self.heads, pixels, one.values // self.heads, images=1)
