@@ -16,8 +16,7 @@ SOFTMAX = ("bernoulli", "categorical", "conditional_categorical")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scale", [0.3, 1.0])
-@pytest.mark.parametrize("case", zoo.models(zoo.LISTABLE))
+@pytest.mark.parametrize(("case", "scale"), zoo.alternating(zoo.models(zoo.LISTABLE), (0.3,), (1.0,)))
 def test_probabilities_of_all_images_sum_to_one(case, scale):
     made = case.tiny(scale=scale)
     assert made.log_prob(zoo.every_image(case.spec)).exp().sum().item() == pytest.approx(1, abs=1e-10)
@@ -44,8 +43,9 @@ def test_samples_follow_the_likelihood(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 1e-4)])
-@pytest.mark.parametrize("case", zoo.models(zoo.SPECS))
+@pytest.mark.parametrize(
+    ("case", "dtype", "tolerance"), zoo.alternating(zoo.models(zoo.SPECS), (torch.double, 1e-10), (torch.float, 1e-4))
+)
 def test_log_prob_gathered_while_sampling_is_the_log_prob_of_the_sample(case, dtype, tolerance):
     made = case.tiny(scale=0.2, dtype=dtype)
     state, previous, values, nats = made.net.start(6, torch.device("cpu")), None, [], 0
