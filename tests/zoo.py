@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -299,12 +300,24 @@ def nets(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
     return _named([*plain, *_in_turn(with_context, parts)])
 
 
-def alternating(cases, *values: tuple):
-    """Each case with one of the values, in turn."""
-    return [
-        pytest.param(*case.values, *value, id=f"{case.id}-{value[0]}")
-        for case, value in zip(cases, itertools.cycle(values))
-    ]
+def alternating(params, *values: tuple):
+    """Each case with one of the values; the cases of a net have them in turn."""
+    seen: Counter[str] = Counter()
+    found = []
+    for param in params:
+        (case,) = param.values
+        net = case.model + case.variant
+        value = values[seen[net] % len(values)]
+        seen[net] += 1
+        found.append(pytest.param(case, *value, id=f"{param.id}-{value[0]}"))
+    return found
+
+
+def in_turn(params):
+    """Of cases that differ in their spec alone, one: see `_in_turn`."""
+    by_case = {param.values[0]: param for param in params}
+    chosen = _in_turn([("", case) for case in by_case], lambda case: (case.model + case.variant, case.head))
+    return [by_case[case] for _, case in chosen]
 
 
 def nets_and_heads(specs: dict[str, ImageSpec], net: str = "pixelcnn"):
