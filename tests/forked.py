@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 PRELOADED = (
     "pytest", "torch.distributed", "torch._dynamo", "torchvision", "pytorch_lightning", "hydra", "matplotlib.pyplot",
     "genlab.cli", "genlab.data", "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate",
-    "genlab.train.fit", "genlab.processes.ranks",
+    "genlab.train.fit", "genlab.processes.ranks", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 FRESH = subprocess.Popen
@@ -54,7 +54,7 @@ class Popen(subprocess.Popen):
         pipes, new_session = rest[3:9], rest[14]
         standard = [end if end != -1 else number for number, end in enumerate((pipes[0], pipes[3], pipes[5]))]
         request = {
-            "words": words[1:], "env": dict(os.environ if env is None else env), "cwd": cwd and os.fspath(cwd),
+            "words": words[1:], "env": dict(os.environ if env is None else env), "cwd": os.fspath(cwd or os.getcwd()),
             "session": new_session, "parent": os.getpid(), "numbers": [0, 1, 2, *pass_fds],
             "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
             "ignored": [int(n) for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
@@ -174,8 +174,7 @@ def _become(request: dict, descriptors: list[int], base: list[str], control: soc
         signal.signal(number, signal.SIG_IGN)
     if request["session"]:
         os.setsid()
-    if request["cwd"]:
-        os.chdir(request["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

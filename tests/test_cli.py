@@ -229,7 +229,7 @@ def test_evaluation_is_the_same_on_one_two_and_three_processes(run_folder, here,
     [
         (["model.net.width=8,16", "seed=0,1"], 4),
         (["sweep=joblib", "seed=0,1"], 2),
-        (["sweep=optuna", "hydra.sweeper.n_trials=5"], 5),
+        (["sweep=optuna", "hydra.sweeper.n_trials=3"], 3),
         (["trainer.devices=2", "trainer.strategy=ddp", "seed=0,1"], 2),
     ],
     ids=["grid", "joblib", "optuna", "ddp"],
