@@ -74,8 +74,8 @@ def table(entries: list[dict[str, Any]]) -> str:
     rows = [HEADER, ["---"] * len(HEADER), floor, *(_row(entry) for entry in entries)]
     classifier = quality["classifier"]
     about = (
-        f"{quality['n']:,} samples against {quality['test_images']:,} test images, in {classifier['features']} features "
-        f"of classifier `{classifier['sha256'][:12]}` ({100 * classifier['accuracy']:.2f} % right on test)."
+        f"{quality['n']:,} samples against {quality['test_images']:,} test images, in {classifier['features']} "
+        f"features of classifier `{classifier['sha256'][:12]}` ({100 * classifier['accuracy']:.2f} % right on test)."
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{about}"
 
