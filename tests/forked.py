@@ -28,14 +28,16 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
 # What runs of genlab import, some of it (torch._dynamo) only at the first step of an optimizer.
 PRELOADED = (
     "pytest", "torch.distributed", "torch._dynamo", "torchvision", "pytorch_lightning", "hydra", "matplotlib.pyplot",
-    "genlab.cli", "genlab.data", "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate",
-    "genlab.train.fit", "genlab.processes.ranks", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict",
+    "joblib", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "genlab.cli", "genlab.data",
+    "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate", "genlab.train.fit",
+    "genlab.processes.ranks",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 FRESH = subprocess.Popen
@@ -49,7 +51,8 @@ class Popen(subprocess.Popen):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         words = [] if isinstance(args, (str, bytes, os.PathLike)) else [os.fspath(word) for word in args]
-        if not sys.platform.startswith("linux") or rest[2] or words[:1] != [sys.executable]:  # rest[2]: shell
+        python = words[:1] == [sys.executable] and (words[1] in ("-c", "-m") or words[1].endswith(".py"))
+        if not python or rest[2] or not sys.platform.startswith("linux"):  # rest[2]: shell
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, new_session = rest[3:9], rest[14]
         standard = [end if end != -1 else number for number, end in enumerate((pipes[0], pipes[3], pipes[5]))]
@@ -65,6 +68,18 @@ class Popen(subprocess.Popen):
             self.pid = int(control.recv(100))
         self._child_created = True
         self._close_pipe_fds(*pipes)
+
+
+def joblib_worker(command: list[str], descriptors: list[int], env: dict[str, str] | None = None) -> int:
+    """The number of a process of joblib: in the place of its own fork_exec, whose caller waits for the process."""
+    worker = Popen(command, pass_fds=descriptors, env={**os.environ, **(env or {})})
+    worker.returncode = 0
+    return worker.pid
+
+
+def places() -> dict[str, Callable]:
+    """What is to be replaced by what, as dotted names and functions."""
+    return {"subprocess.Popen": Popen, "joblib.externals.loky.backend.fork_exec.fork_exec": joblib_worker}
 
 
 def _nursery() -> socket.socket:
@@ -115,7 +130,9 @@ def main(descriptor: int) -> None:
     _become(request, descriptors, base, control)
     if "genlab.processes.rank" not in request["words"]:
         _connect(ours)
-        subprocess.Popen = Popen
+        for name, replacement in places().items():
+            module, _, function = name.rpartition(".")
+            setattr(importlib.import_module(module), function, replacement)
     try:
         _run(*request["words"])
         status = 0

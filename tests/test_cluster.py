@@ -132,6 +132,7 @@ def meet(keys):
     return lines
 
 
+@pytest.mark.slow
 def test_two_steps_on_the_same_ports_find_their_own(monkeypatch):
     """The worst case: every port of the one is a port of the other, and a stranger has the first."""
     wanted = list(ports("somebody"))[:4]

@@ -191,6 +191,7 @@ def here(runs, monkeypatch):
     return runs / "here"
 
 
+@pytest.mark.slow
 def test_features_verb(here):
     assert cli.run(["features", "ckpt=../ae", "split=valid", "data.limit=40"]) == 0
     found = np.load("features.npz")
@@ -201,6 +202,7 @@ def test_features_verb(here):
     assert set(np.load("all.npz")) == {"block0", "block1", "labels", "index"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ae", "ar"])
 def test_probe_verb(here, name, capsys):
     words = ["per_class=5", "seeds=2", "data.limit=150", "layer=all", f"out={name}.json"]
@@ -223,6 +225,7 @@ def test_probe_verb(here, name, capsys):
     assert sum("(chosen)" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "labels"), [([], 64), (["train=40"], 40)])
 def test_what_no_seed_changes_is_probed_once(here, words, labels):
     assert cli.run(["probe", "ckpt=../ae", "seeds=2", "layer=code", "data.limit=64", *words]) == 0
@@ -236,6 +239,7 @@ def test_what_no_seed_changes_is_probed_once(here, words, labels):
     assert untrained[0] != untrained[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -11,6 +11,8 @@ import genlab
 from genlab import cli
 from genlab.verbs import quality
 
+pytestmark = pytest.mark.slow
+
 CPU = ["trainer=smoke", "trainer.accelerator=cpu", "train.sample_every=0", "optim.lr=1e-3"]
 SMALL = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=2"]
 RUNS = {

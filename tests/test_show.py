@@ -161,6 +161,7 @@ def test_a_plane_is_the_code_itself_or_its_principal_components():
         looks.plane(h[:, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODERS)
 def test_every_autoencoder_has_every_picture_but_curves_it_did_not_log(name, tmp_path):
     made = subject(model(name), tmp_path)
@@ -227,6 +228,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
     assert {path.name for path in (run_folder / "pictures").iterdir()} == EIGHT
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
@@ -256,6 +258,7 @@ def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, run_fo
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_models_without_a_code_show_their_filters_alone(here, capsys):
     words = ["model=pixelcnn", "model.net.width=8", "model.net.depth=1", "train.sample_every=0", *FAST]
     assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0
@@ -275,6 +278,7 @@ OF_LATENT = {"units.png", "manifold.png", "walk.png"}
 LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 
 
+@pytest.mark.slow
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     made = model("latent_gaussian", *LATENT, "model.latent_dim=2")
     assert show.everything(made)[-3:] == ["units", "manifold", "walk"]

@@ -27,11 +27,13 @@ def asked(source, *words):
     return split_hydra(start_from.composed(Request("train", [*FAST, f"init={source}", *words], "")))[0]
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path, source, capsys):
     assert cli.run(["train", *FAST, f"init={source}", f"hydra.run.dir={tmp_path}/run", "seed=4"]) == 0
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == asked(source, "seed=4")
 
 
+@pytest.mark.slow
 def test_model_data_and_optimiser_come_along(source):
     config, before = asked(source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
     assert config.model == before.model
@@ -42,6 +44,7 @@ def test_model_data_and_optimiser_come_along(source):
     assert config.init == str(source / "checkpoints" / "best.ckpt")
 
 
+@pytest.mark.slow
 def test_a_word_changes_what_it_names(source):
     config = asked(source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
     assert (config.data.batch_size, config.data.seed, config.data.limit) == (4, 7, 32)
@@ -54,6 +57,7 @@ def test_a_group_that_is_named_is_taken_whole(source):
     assert config.model == OmegaConf.load(source / "config.yaml").model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

@@ -228,6 +228,7 @@ def state_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -251,6 +252,7 @@ def test_a_run_folder_cannot_trust_itself(change, run_folder, evil, capsys):
     assert {name: after.get(name) for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mult", [[], ["-m"]])
 @pytest.mark.parametrize(
     ("file", "text", "words"),
@@ -377,6 +379,7 @@ def test_bounds_of_a_model(net, from_file, tmp_path, frugal):
         load(path) if from_file else build(config, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", zoo.choices("model"))
 def test_a_sketch_has_the_weights_and_takes_no_random_number(model):
     config = Request("train", [f"model={model}"], command="").config().model
@@ -481,6 +484,7 @@ def refusal(read):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_mutated_description_is_one_sentence(field, tmp_path):
     for value in MUTATIONS:
@@ -490,6 +494,7 @@ def test_a_mutated_description_is_one_sentence(field, tmp_path):
         assert refused or field not in ("config", "spec") or value is None  # for which `content` has a default
 
 
+@pytest.mark.slow
 def test_a_config_of_wrong_parts_is_one_sentence(tmp_path):
     asked = OmegaConf.create({"data": {"root": None, "limit": 8}, "batch_size": None, "trust": []})
     for path in ("model", "data", "names", "names.model", "data.source", "data.validation", "data.context", "data.root",
@@ -512,6 +517,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_mutated_run_is_one_sentence(finished, here, capsys):
     last = finished / "checkpoints" / "last.ckpt"
     whole = torch.load(last, weights_only=True)

@@ -138,6 +138,7 @@ def test_sixteen_sweeps_of_one_second_have_sixteen_folders(tmp_path):
     assert len(set(made)) == len(list((tmp_path / "a").iterdir())) == 16
 
 
+@pytest.mark.slow
 def test_a_second_start_goes_on(here, pretended, capfd):
     words = ["train", "-m", "seed=0,1", "hydra.sweep.dir=sweep"]
     calls = []
@@ -173,6 +174,7 @@ def test_a_second_start_goes_on(here, pretended, capfd):
 # ---- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "patient"), [(signal.SIGINT, True), (signal.SIGUSR1, False)])
 def test_a_signal_ends_the_sweep(number, patient, here, pretended, capfd):
     """While a run saves by itself (patient), and while nobody listens but the sweep."""
@@ -319,6 +321,7 @@ def test_workers_take_different_gpus(monkeypatch, tmp_path):
 # ---- trackers
 
 
+@pytest.mark.slow
 def test_a_tracker_run_a_job_always_finished(here, monkeypatch):
     """Weights & Biases without a network: two jobs, the second of which fails, and neither is left open."""
     wandb = pytest.importorskip("wandb")
