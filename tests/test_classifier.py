@@ -102,6 +102,7 @@ def test_what_cannot_be_built_says_so(spec, config, sentence):
         tiny(spec, **config)
 
 
+@pytest.mark.slow
 def test_training_and_eval_report_the_accuracy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["model=classifier", "model.net.widths=[4,8]", "trainer=smoke", "trainer.accelerator=cpu"]

@@ -726,6 +726,7 @@ def test_svhn_moves_axes_and_calls_zero_zero(tmp_path, offline, monkeypatch):
 # ---------------------------------------------------------------- real files, configs, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "sizes", "mean"),
     [("mnist", [55_000, 5_000, 10_000], 0.1307), ("cifar10", [45_000, 5_000, 10_000], 0.4734)],

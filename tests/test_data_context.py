@@ -219,6 +219,7 @@ LOWRES_RUN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 9])
 def test_a_conditional_run_resumes_to_the_bit(tmp_path, batch):
     trained(tmp_path / "whole", **LOWRES_RUN)
@@ -276,6 +277,7 @@ def here(tmp_path, monkeypatch, photos):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grey", "lowres", "half", "label"])
 def test_a_checkpoint_knows_its_context(name, runs, here, capsys):
     model = genlab.load(runs[name])

@@ -65,6 +65,7 @@ def complaints(found: dict) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_a_model_of_every_kind_trains_resumes_and_draws_on_another_device(tmp_path):
     found = table("quick", tmp_path)
     assert len(found) == 6

@@ -249,7 +249,18 @@ def _legal(spec: ImageSpec) -> tuple[tuple[Case, int], ...]:
 def _named(cases: Iterable[tuple[str, Case]]):
     params = [pytest.param(c, id=f"{c.model}{c.variant}-{c.head}-{c.context}-{name}") for name, c in cases]
     assert params
-    return params
+    return _quick_first(params)
+
+
+def _quick_first(params):
+    """Those with a part that no earlier one has are for `make check` too; the rest is slow."""
+    seen: set[tuple[int, str]] = set()
+    found = []
+    for param in params:
+        parts = {part for part in enumerate(param.id.split("-")) if part not in seen}
+        seen |= parts
+        found.append(pytest.param(*param.values, id=param.id, marks=() if parts else pytest.mark.slow))
+    return found
 
 
 def _in_turn(cases: list[tuple[str, Case]], parts: Callable[[Case], tuple[str, ...]]) -> Iterator[tuple[str, Case]]:
@@ -309,7 +320,7 @@ def alternating(params, *values: tuple):
         net = case.model + case.variant
         value = values[seen[net] % len(values)]
         seen[net] += 1
-        found.append(pytest.param(case, *value, id=f"{param.id}-{value[0]}"))
+        found.append(pytest.param(case, *value, id=f"{param.id}-{value[0]}", marks=param.marks))
     return found
 
 
@@ -317,7 +328,7 @@ def in_turn(params):
     """Of cases that differ in their spec alone, one: see `_in_turn`."""
     by_case = {param.values[0]: param for param in params}
     chosen = _in_turn([("", case) for case in by_case], lambda case: (case.model + case.variant, case.head))
-    return [by_case[case] for _, case in chosen]
+    return _quick_first([by_case[case] for _, case in chosen])
 
 
 def nets_and_heads(specs: dict[str, ImageSpec], net: str = "pixelcnn"):
@@ -371,7 +382,8 @@ def codings(specs: dict[str, ImageSpec]):
     others = [pair for pair in pairs if pair not in plain]
     chosen = [*_in_turn(others, lambda case: (case.model, case.head + case.code + case.corruption)), *plain]
     found = dict.fromkeys(chosen)
-    return [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]
+    params = [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]
+    return _quick_first(params)
 
 
 def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
@@ -387,4 +399,4 @@ def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
     ]
     chosen = dict.fromkeys(_in_turn(pairs, lambda case: (case.context, case.model, case.head)))
     chosen |= {(name, case): None for name, case in pairs if (case.model, case.context) == (family(*LATENT)[0], "none")}
-    return [pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}") for name, c in chosen]
+    return _quick_first([pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}") for name, c in chosen])

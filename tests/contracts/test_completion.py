@@ -18,6 +18,7 @@ def conditional(made, spec, x, known):
     return p / p.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "which"), zoo.alternating(zoo.nets_and_heads(LISTED), ("first",), ("last",)))
 def test_completions_follow_the_conditional(case, which):
     made, spec = case.tiny(), case.spec

@@ -22,6 +22,7 @@ def test_probabilities_of_all_images_sum_to_one(case, scale):
     assert made.log_prob(zoo.every_image(case.spec)).exp().sum().item() == pytest.approx(1, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", zoo.in_turn(zoo.nets_and_heads({k: v for k, v in zoo.LISTABLE.items() if k != "3x3 binary"}))
 )
@@ -92,6 +93,7 @@ BY_HEART += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BY_HEART)
 def test_eight_images_can_be_learnt_by_heart(case):
     """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: optimisation works.
