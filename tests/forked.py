@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 PRELOADED = (
     "pytest", "torch.distributed", "torch._dynamo", "torchvision", "pytorch_lightning", "hydra", "matplotlib.pyplot",
     "genlab.cli", "genlab.data", "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate",
-    "genlab.train.fit", "genlab.processes.ranks",
+    "genlab.train.fit", "genlab.processes.environment",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 FRESH = subprocess.Popen
