@@ -11,12 +11,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from genlab.request.stand_in import FromNoise
 from PIL import Image
 
 import genlab
 from genlab import cli
 from genlab.core import Completer, RequestError, Sampler
+from genlab.models.chain_sampler import ChainSampler
 from genlab.models.chains import STEP, denoising_langevin, walkback_chain
 
 CHAINS = 20000
@@ -255,7 +255,7 @@ def test_temperature_is_that_of_the_pixels_too(runs):
 
 def test_a_chain_refuses_a_temperature(runs):
     model = genlab.load(runs / "gaussian")
-    chain, x = FromNoise(model, 2), torch.zeros(1, 1, 28, 28, dtype=torch.long)
+    chain, x = ChainSampler(model, 2), torch.zeros(1, 1, 28, 28, dtype=torch.long)
     assert chain.complete(x, x[:, 0] == 1, seed=0).effective_particles is None
     for refused in (
         lambda: chain.sample(1, temperature=0.5),
