@@ -13,7 +13,7 @@ from genlab.core import Coder, ImageSpec, RequestError
 from genlab.data import Split
 from genlab.data.batches import take
 from genlab.request.compose import Request
-from genlab.viz import pictures, plots, representations, signed
+from genlab.viz import grid, pictures, plots, representations, signed
 
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
@@ -80,6 +80,12 @@ def test_zero_is_mid_grey_whatever_the_scale():
     found = signed(weights)
     assert found[:, 0, 0, 0].tolist() == [255, 1, 128]
     assert (found[:, 0, 1] == 128).all()
+
+
+def test_a_single_image_has_a_border_like_any_other():
+    x = torch.randint(1, 4, (1, *SPEC.shape))
+    alone, twice = (np.asarray(grid(x.expand(n, -1, -1, -1), SPEC, columns=1)) for n in (1, 2))
+    assert (alone == twice[: len(alone)]).all()
 
 
 def test_an_atom_of_a_linear_decoder_is_its_column():
