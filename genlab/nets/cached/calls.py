@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 Call = Callable[[], Tensor]
-# The operations behind torch.nn.functional, which has them without `out`.
-elu: Callable[..., Tensor] = torch._C._nn.elu
-elu_: Callable[..., Tensor] = torch._C._nn.elu_
-glu: Callable[..., Tensor] = torch._C._nn.glu
 
 
 def run(calls: Sequence[Call]) -> Tensor:

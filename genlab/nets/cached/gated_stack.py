@@ -1,29 +1,28 @@
 """Gated residual blocks during sampling: what the caches of PixelCNN++ and PixelSNAIL share.
 
 A block is x + a * sigmoid(b), where (a, b) = second(concat_elu(hidden)) and hidden = first(concat_elu(x)), plus a side
-input if the block has one (Salimans et al. 2017, arXiv:1701.05517). A stream is stored as x and -x side by side, so
-that `concat_elu` is one operation.
+input if the block has one (Salimans et al. 2017, arXiv:1701.05517). `concat_elu` is two operations on one buffer:
+times (1, -1), and elu in place.
 
 A `Stack` holds consecutive blocks with convolutions of two rows. What the convolutions read, `concat_elu` of x and of
 hidden, is kept for the newest row. When a row begins, everything that the blocks read of the row above is computed as
-batched products over all blocks and pixels. The rest is added to it in place: `Rows` does this for a whole row at a
-time, `Pixels` for one pixel at a time.
+batched products over all blocks and pixels. The rest is added to it in place, for a whole row or for a single pixel.
 
 L blocks, B images, w columns, F channels of the stream.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, elu, elu_, glu
+from genlab.nets.cached.calls import Call
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
 
@@ -36,7 +35,7 @@ def newest_row(read: Tensor, result: Tensor) -> Tensor:
 def recorded(
     modules: Iterable[nn.Module], record: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[dict[nn.Module, Tensor]]:
-    """Inside, every module's `record(input, result)` of its last call is kept."""
+    """Inside, `record(input, result)` of the last call of every module is kept."""
     records: dict[nn.Module, Tensor] = {}
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
@@ -56,16 +55,6 @@ def signs(cache: Cache) -> Tensor:
     return torch.cat([ones, -ones])
 
 
-def halves(x: Tensor) -> Tensor:
-    """(…, 2 F) -> (…, 2, F), a view."""
-    return x.unflatten(-1, (2, -1))
-
-
-def mirrored(x: Tensor) -> Tensor:
-    """x (…, F) and -x, side by side (…, 2 F)."""
-    return torch.cat([x, -x], -1)
-
-
 def matrix(conv: ShiftedConv2d) -> Tensor:
     """Weights of a 1x1 convolution for products (B, k) @ (k, n)."""
     return conv.normed_weight[:, :, 0, 0].T.contiguous()
@@ -73,74 +62,53 @@ def matrix(conv: ShiftedConv2d) -> Tensor:
 
 def concat_elu_calls(x: Tensor, signs: Tensor, out: Tensor) -> list[Call]:
     """`concat_elu` of x (…, F), written to `out` (…, 2 F)."""
-    return [partial(torch.mul, x.unsqueeze(-2), signs, out=halves(out)), partial(elu_, out)]
+    return [partial(torch.mul, x.unsqueeze(-2), signs, out=out.unflatten(-1, (2, -1))), partial(F.elu_, out)]
 
 
-def gated_calls(cache: Cache, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, out: Tensor) -> list[Call]:
-    """a * sigmoid(b) of a block with 1x1 convolutions (L blocks at once) to `out`, of the shape of `hidden`.
+def gate_calls(x: Tensor, gates: Tensor, out: Tensor) -> list[Call]:
+    """x + a * sigmoid(b) for gates (…, 2 F), a and b, written to `out` (…, F)."""
+    a, b = gates.chunk(2, -1)
+    return [b.sigmoid_, partial(torch.addcmul, x, a, b, out=out)]
 
-    `first` computes `hidden` (B, n) or (L, B, n); bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give a and b.
+
+class Stack:
+    """Weights and buffers of L blocks, for images with w columns.
+
+    Blocks with 2x3 convolutions are computed a row at a time, those with 2x2 convolutions a pixel at a time. `back`:
+    the blocks lie in memory from last to first. The order of memory is that of all buffers and weights here.
     """
-    read, gates = (cache.zeros(*hidden.shape[:-1], 2 * hidden.shape[-1]) for _ in range(2))
-    product = torch.addmm if hidden.dim() == 2 else torch.baddbmm
-    return [
-        first,
-        *concat_elu_calls(hidden, signs(cache), read),
-        partial(product, bias, read, second, out=gates),
-        partial(glu, gates, -1, out=out),
-    ]
-
-
-class Stack(ABC):
-    """Weights and buffers of L blocks of an image with so many columns.
-
-    `back`: the blocks lie in memory from last to first. The order of memory is that of all buffers and weights here.
-    """
-
-    taps: int  # columns of the convolutions
 
     def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool = False) -> None:
-        self.signs = signs(cache)
         self.order = range(len(blocks))[:: -1 if back else 1]
         self.blocks = [blocks[i] for i in self.order]
-        self.columns, self.width, count = columns, blocks[0].first.out_channels, len(blocks)
+        self.columns, self.signs, batch, count = columns, signs(cache), cache.batch, len(blocks)
+        width, taps = blocks[0].first.out_channels, blocks[0].first.kernel_size[1]
         # Weights (2 rows, taps, L, k, n); those on the current row for every block (taps, k, n).
         self.first, self.second = (
             torch.stack([getattr(block, name).normed_weight.permute(2, 3, 1, 0) for block in self.blocks], 2)
             for name in ("first", "second")
         )
-        self.own_first, self.own_second = (
-            [weight.contiguous() for weight in weights[1].unbind(1)] for weights in (self.first, self.second)
-        )
+        self.own_first, self.own_second = (w[1].transpose(0, 1).contiguous() for w in (self.first, self.second))
         self.first_bias = torch.stack([block.first.bias for block in self.blocks])[:, None, None]
         self.second_bias = torch.stack([block.second.bias for block in self.blocks])[:, None, None]
-        self.sides: list[Tensor] = []  # of every side input (L, 2 F, F)
         if besides := [block.beside for block in self.blocks if block.beside is not None]:
             self.first_bias = self.first_bias + torch.stack([conv.bias for conv in besides])[:, None, None]
             weights = torch.stack([matrix(conv) for conv in besides])  # (L, 2 n F, F): all of x, then all of -x
-            parts = weights.view(count, 2, -1, self.width, self.width).unbind(2)
-            self.sides = [part.reshape(count, 2 * self.width, self.width) for part in parts]
-        self.hidden = cache.buffer(count, columns, cache.batch, self.width, images=2)
-        self.gates = cache.buffer(count, columns, cache.batch, 2 * self.width, images=2)
-        # concat_elu of the streams before and after the blocks, and of what is hidden in them.
-        self.streams, self.read = self._row_buffer(cache, count + 1), self._row_buffer(cache, count)
+            parts = weights.view(count, 2, -1, width, width).permute(2, 0, 1, 3, 4)
+            self.sides = parts.flatten(2, 3)  # of every side input (L, 2 F, F)
+        self.hidden = cache.buffer(count, columns, batch, width, images=2)
+        self.gates = cache.buffer(count, columns, batch, 2 * width, images=2)
+        # concat_elu of the streams before and after the blocks, and of what is hidden in them, with zeros beside the
+        # row. Of a pixel and its left neighbour it lies side by side, so that one product serves both.
+        padded = columns + taps - 1
+        self.pixelwise = taps == 2
+        shape, images = ((batch, padded), 1) if self.pixelwise else ((padded, batch), 2)
+        self.streams, self.read = (cache.buffer(n, *shape, 2 * width, images=images) for n in (count + 1, count))
         self.before, self.after = (self.streams[i : i + count] for i in (int(back), int(not back)))
 
-    @abstractmethod
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        """Room for (w, B, 2 F) `count` times, with zeros beside the row where the convolutions reach."""
-
-    @abstractmethod
     def by_pixel(self, buffer: Tensor) -> Tensor:
-        """A view (…, w + taps - 1, B, 2 F) of such a buffer."""
-
-    @abstractmethod
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        """What is computed at a place, as (…, 2 F)."""
-
-    @abstractmethod
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        """Add the convolution of the current row, with weights (taps, k, n), to `total` (…, n)."""
+        """A view (…, w + taps - 1, B, 2 F) of `streams` or `read`."""
+        return buffer.transpose(-3, -2) if self.pixelwise else buffer
 
     def begin_row(self, biases: Sequence[Tensor] | None) -> None:
         """Compute all that the new row reads of the row above, for every pixel and block at once.
@@ -167,70 +135,33 @@ class Stack(ABC):
             for buffer, conv in ((self.before[i], block.first), (self.read[i], block.second)):
                 self.by_pixel(buffer)[1 : 1 + self.columns] = inputs[conv]
 
-    def _block_calls(self, x: Tensor, gated: Tensor, place: int | slice, order: Sequence[int]) -> list[Call]:
-        """The stream x (…, 2, F) through the blocks `order`, in place; `gated` (…, 1, F) is scratch."""
-        calls: list[Call] = [partial(elu, x, out=halves(self._own(self.before[order[0]], place)))]
-        for i in order:
-            hidden, gates = self.hidden[i, place], self.gates[i, place]
+    def calls(self, x: Tensor, column: int | None = None, order: Sequence[int] | None = None) -> list[Call]:
+        """Take a stream through all blocks and keep what comes out; or through those of `order` alone. In place.
+
+        The stream x is that of the pixel in a column (B, F) or, if no column is given, that of a row (w, B, F).
+        """
+
+        def own(buffer: Tensor) -> Tensor:
+            return buffer[1:-1] if column is None else buffer[:, column + 1]
+
+        def convolve(total: Tensor, buffer: Tensor, weights: Tensor) -> list[Call]:
+            if column is not None:
+                left_and_own = buffer[:, column : column + 2].flatten(1)
+                return [partial(total.addmm_, left_and_own, weights.flatten(0, 1))]
+            shifted = [buffer[tap : tap + self.columns].flatten(0, 1) for tap in range(len(weights))]
+            rows = total.flatten(0, 1)
+            return [partial(rows.addmm_, tap, weight) for tap, weight in zip(shifted, weights, strict=True)]
+
+        calls: list[Call] = []
+        for i in order or self.order:
+            hidden, gates = self.hidden[i], self.gates[i]
+            if column is not None:
+                hidden, gates = hidden[column], gates[column]
             calls += [
-                *self._products(hidden, self.before[i], self.own_first[i], place),
-                *concat_elu_calls(hidden, self.signs, self._own(self.read[i], place)),
-                *self._products(gates, self.read[i], self.own_second[i], place),
-                partial(glu, gates, -1, out=gated.squeeze(-2)),
-                partial(x.addcmul_, gated, self.signs),
-                partial(elu, x, out=halves(self._own(self.after[i], place))),
+                *concat_elu_calls(x, self.signs, own(self.before[i])),
+                *convolve(hidden, self.before[i], self.own_first[i]),
+                *concat_elu_calls(hidden, self.signs, own(self.read[i])),
+                *convolve(gates, self.read[i], self.own_second[i]),
+                *gate_calls(x, gates, x),
             ]
-        return calls
-
-
-class Rows(Stack):
-    """2x3 convolutions, a row at a time. `calls` take the stream `x` (w, B, 2, F) through all blocks, in place."""
-
-    taps = 3
-
-    def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool) -> None:
-        super().__init__(cache, blocks, columns, back=back)
-        self.x = cache.buffer(columns, cache.batch, 2, self.width, images=1)
-        gated = cache.zeros(columns, cache.batch, 1, self.width)
-        self.calls = self._block_calls(self.x, gated, slice(None), self.order)
-
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        return cache.buffer(count, self.columns + 2, cache.batch, 2 * self.width, images=2)
-
-    def by_pixel(self, buffer: Tensor) -> Tensor:
-        return buffer
-
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        return buffer[1:-1]
-
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        rows = total.flatten(0, 1)
-        taps = [buffer[tap : tap + self.columns].flatten(0, 1) for tap in range(self.taps)]
-        return [partial(rows.addmm_, tap, weight) for tap, weight in zip(taps, weights, strict=True)]
-
-
-class Pixels(Stack):
-    """2x2 convolutions, a pixel at a time. The left pixel and the own one lie side by side: one product for both."""
-
-    taps = 2
-
-    def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool = False) -> None:
-        super().__init__(cache, blocks, columns, back=back)
-        self.gated = cache.zeros(cache.batch, 1, self.width)
-
-    def calls(self, x: Tensor, column: int, order: Sequence[int] | None = None) -> list[Call]:
-        """Take the stream x (B, 2, F) of the pixel in that column through all blocks, or those of `order`, in place."""
-        return self._block_calls(x, self.gated, column, order or self.order)
-
-    def _row_buffer(self, cache: Cache, count: int) -> Tensor:
-        return cache.buffer(count, cache.batch, self.columns + 1, 2 * self.width, images=1)
-
-    def by_pixel(self, buffer: Tensor) -> Tensor:
-        return buffer.transpose(-3, -2)
-
-    def _own(self, buffer: Tensor, place: int | slice) -> Tensor:
-        return buffer[:, place + 1]  # type: ignore[operator]
-
-    def _products(self, total: Tensor, buffer: Tensor, weights: Tensor, place: int | slice) -> list[Call]:
-        left_and_own = buffer[:, place : place + 2].flatten(1)  # type: ignore[misc,operator]
-        return [partial(total.addmm_, left_and_own, weights.flatten(0, 1))]
+        return calls if order else calls + concat_elu_calls(x, self.signs, own(self.after[self.order[-1]]))

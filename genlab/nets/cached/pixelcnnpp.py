@@ -23,7 +23,7 @@ from torch import Tensor
 
 from genlab.nets.cached.base import Cache, ContextRows
 from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.gated_stack import Pixels, Rows, mirrored, newest_row, recorded, signs
+from genlab.nets.cached.gated_stack import Stack, newest_row, recorded
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp, in_pairs
 from genlab.nets.layers.shifted import ShiftedConv2d, ShiftedUp2d
 
@@ -32,88 +32,84 @@ class Level:
     """One resolution: the blocks of both streams on the way there and back, and what leads to and from finer pixels."""
 
     def __init__(self, cache: Cache, net: PixelCNNpp, level: int) -> None:
-        self.columns, self.signs = net.size(level)[1], signs(cache)
+        self.columns = net.size(level)[1]
         there, back = net.pairs(level)
-        self.u_there = Rows(cache, [pair.u for pair in there], self.columns, back=False)
-        self.u_back = Rows(cache, [pair.u for pair in back], self.columns, back=True)
-        self.ul_there = Pixels(cache, [pair.ul for pair in there], self.columns)
-        self.ul_back = Pixels(cache, [pair.ul for pair in back], self.columns, back=True)
+        self.u_there = Stack(cache, [pair.u for pair in there], self.columns)
+        self.u_back = Stack(cache, [pair.u for pair in back], self.columns, back=True)
+        self.ul_there = Stack(cache, [pair.ul for pair in there], self.columns)
+        self.ul_back = Stack(cache, [pair.ul for pair in back], self.columns, back=True)
         self.stacks = self.u_there, self.u_back, self.ul_there, self.ul_back
-        # Streams ul of the row, after a pixel of zeros; their number of pixels is rounded up to an even one.
-        size = cache.batch, 1 + self.columns + self.columns % 2, 2, net.width
-        self.x_there, self.x_back = (cache.buffer(*size, images=0) for _ in range(2))
-        self.pixels_there, self.pixels_back = (x[:, 1 : 1 + self.columns] for x in (self.x_there, self.x_back))
-        # Stream u before the blocks of the way back: the last row and this one.
+        # The streams on the way there and on the way back: u of a row, ul of a row after a pixel of zeros. Their number
+        # of pixels is rounded up to an even one.
+        self.u, self.u_return = (cache.buffer(self.columns, cache.batch, net.width, images=1) for _ in range(2))
+        self.u_calls, self.u_return_calls = self.u_there.calls(self.u), self.u_back.calls(self.u_return)
+        size = cache.batch, 1 + self.columns + self.columns % 2, net.width
+        self.ul, self.ul_return = (cache.buffer(*size, images=0) for _ in range(2))
+        self.ul_pixels, self.ul_return_pixels = (x[:, 1 : 1 + self.columns] for x in (self.ul, self.ul_return))
+        # Stream u after the blocks on the way there: the last row and this one.
         self.two_rows = cache.buffer(2, self.columns + 2, cache.batch, net.width, images=2)
         if level:
             shrink, grow = net.shrink[level - 1], net.grow[level - 1]
             self.shrink_u, self.shrink_u_bias = shrink.u.normed_weight.permute(2, 3, 1, 0).flatten(0, 2), shrink.u.bias
-            w = shrink.ul.normed_weight.permute(2, 3, 1, 0)  # (row, column, F, F)
-            w = torch.stack([w, torch.zeros_like(w)], 2).flatten(1, 3)  # -x, beside x, is not read
-            self.shrink_ul, self.shrink_ul_bias = mirrored(w), mirrored(shrink.ul.bias)  # (2, 4 F, 2 F)
+            self.shrink_ul = shrink.ul.normed_weight.permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 F, F)
+            self.shrink_ul_bias = shrink.ul.bias
             self.grow_u = grow.u.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 3 F)
             self.grow_u_bias = grow.u.bias
-            w = grow.ul.normed_weight.permute(2, 0, 3, 1)  # (row, F, column, F)
-            self.grow_ul = mirrored(w).flatten(2)  # (2, F, 4 F)
-            self.grow_ul_bias = mirrored(grow.ul.bias).repeat(2)
+            self.grow_ul = grow.ul.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 2 F)
+            self.grow_ul_bias = grow.ul.bias.repeat(2)
 
     def u_from_finer(self, finer: Level) -> None:
         """The strided convolution of the last two rows of the finer stream u."""
         last = 2 * self.columns - 1
         taps = [finer.two_rows[a, d : d + last : 2] for a in range(2) for d in range(3)]
-        u = torch.addmm(self.shrink_u_bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u)
-        self.enter(self.u_there.x, u.unflatten(0, (self.columns, -1)))
+        torch.addmm(self.shrink_u_bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u, out=self.u.flatten(0, 1))
 
     def u_to_finer(self, finer: Level, row: int) -> None:
         """The transposed convolution of stream u to the upper (0) or lower (1) fine row."""
-        x = self.u_back.x[:, :, 0]
+        x = self.u_return
         y = (x.flatten(0, 1) @ self.grow_u[row]).view(*x.shape[:2], 3, -1)  # taps: column before, even, odd
         fine = y[:, :, 1:].transpose(1, 2) + self.grow_u_bias
         fine[:-1, 1] += y[1:, :, 0]
-        self.enter(finer.u_back.x, fine.flatten(0, 1)[: finer.columns])
+        finer.u_return.copy_(fine.flatten(0, 1)[: finer.columns])
 
     def ul_from_above(self, finer: Level) -> None:
         """What the finished row of the finer stream ul contributes to the new row here."""
-        windows = finer.x_there[:, : 2 * self.columns].reshape(-1, self.columns, 2 * self.shrink_ul_bias.numel())
-        self.pixels_there.flatten(2).copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink_ul_bias))
+        windows = finer.ul[:, : 2 * self.columns].reshape(len(self.ul), self.columns, -1)
+        self.ul_pixels.copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink_ul_bias))
 
     def ul_to_lower(self, finer: Level) -> None:
         """What this row of stream ul gives to the lower one of its two fine rows."""
-        row = F.linear(self.pixels_back[:, :, 0], self.grow_ul[1].T, self.grow_ul_bias)
-        finer.x_back[:, 1:].flatten(2).view(len(row), self.columns, -1).copy_(row)
-
-    def enter(self, out: Tensor, x: Tensor) -> None:
-        """Write a stream x (…, F) to `out` (…, 2, F)."""
-        torch.mul(x.unsqueeze(-2), self.signs, out=out)
+        row = F.linear(self.ul_return_pixels, self.grow_ul[1].T, self.grow_ul_bias)
+        finer.ul_return[:, 1:].view(row.shape).copy_(row)
 
     def begin_u(self) -> None:
         """Stream u of a new row on the way there."""
-        run(self.u_there.calls)
+        run(self.u_calls)
         self.two_rows[0].copy_(self.two_rows[1])
-        self.two_rows[1, 1:-1].copy_(self.u_there.x[:, :, 0])
+        self.two_rows[1, 1:-1].copy_(self.u)
 
     def finish_u(self) -> None:
         """Stream u of a new row on the way back, and what it gives to stream ul."""
         there, back = self.u_there, self.u_back
         back.add_side(0, there.by_pixel(there.streams)[: len(back.blocks), 1:-1])
-        run(back.calls)
+        run(self.u_return_calls)
         self.ul_there.add_side(0, there.after[:, 1:-1])
         self.ul_back.add_side(0, back.after[:, 1:-1])
 
     def calls_there(self, column: int, left: Tensor, weight: Tensor) -> list[Call]:
-        """Stream ul of a pixel on the way there. `left` (B, k) with a weight (k, 2 F): what it still lacks."""
-        x = self.x_there[:, column + 1]
-        return [partial(x.flatten(1).addmm_, left, weight), *self.ul_there.calls(x, column)]
+        """Stream ul of a pixel on the way there. `left` (B, k) with a weight (k, F): what it still lacks."""
+        x = self.ul[:, column + 1]
+        return [partial(x.addmm_, left, weight), *self.ul_there.calls(x, column)]
 
     def calls_back(self, column: int, finer: Level | None) -> list[Call]:
         """Stream ul of a pixel on the way back, to two pixels of the finer resolution."""
-        back, x = self.ul_back, self.x_back[:, column + 1]
+        back, x = self.ul_back, self.ul_return[:, column + 1]
         skips = self.ul_there.streams[: len(back.blocks), :, column + 1]  # concat_elu of them (L, B, 2 F)
         calls: list[Call] = [partial(back.hidden[:, column].baddbmm_, skips, back.sides[1]), *back.calls(x, column)]
         if finer is None:
             return calls
-        fine = finer.x_back[:, 2 * column + 1 : 2 * column + 3].flatten(1)
-        return [*calls, partial(torch.addmm, self.grow_ul_bias, x[:, 0], self.grow_ul[0], out=fine)]
+        fine = finer.ul_return[:, 2 * column + 1 : 2 * column + 3].flatten(1)
+        return [*calls, partial(torch.addmm, self.grow_ul_bias, x, self.grow_ul[0], out=fine)]
 
 
 class PixelCNNppCache(Cache):
@@ -130,22 +126,19 @@ class PixelCNNppCache(Cache):
         return 8 * product, 36 * (2 * self.net.depth + 1) * self.columns * product
 
     def allocate(self) -> None:
-        net, channels = self.net, self.channels
-        self.levels = [Level(self, net, level) for level in range(net.resolutions)]
-        self.above = self.buffer(self.batch, channels + 1, 2, self.columns + 2, images=0)  # two rows, zeros around
-        self.line = self.buffer(self.batch, 1 + self.columns, channels, images=0)  # this row, after a pixel of zeros
+        self.levels = [Level(self, self.net, level) for level in range(self.net.resolutions)]
+        self.above = self.buffer(self.batch, self.channels, 2, self.columns, images=0)  # what is read of two rows above
+        self.line = self.buffer(
+            self.batch, 1 + self.columns, self.channels, images=0
+        )  # this row, after a pixel of zeros
         self.inputs = list(self.line[:, 1:].unbind(1))
-        left, above = net.stem_left.normed_weight, net.stem_above.normed_weight.clone()
-        above[..., 0] += left[:, :, 0]  # both read the upper left pixel
-        self.stem_u, self.stem_above = net.stem_u.normed_weight, above
-        self.left_ones = left[:, channels, 1, 0] + net.stem_left.bias  # of the left pixel, where there is one
-        self.stem = mirrored(left[:, :channels, 1, 0].T)
 
     def make_steps(self, colour: int) -> list[list[Call]]:
-        there = [[self.levels[0].calls_there(j, self.line[:, j], self.stem) for j in range(self.columns)]]
+        left = self.net.stem_left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
+        there = [[self.levels[0].calls_there(j, self.line[:, j], left) for j in range(self.columns)]]
         back = [[self.levels[0].calls_back(j, None) for j in range(self.columns)]]
         for finer, level in pairwise(self.levels):
-            windows = [finer.x_there[:, 2 * j : 2 * j + 2].flatten(1) for j in range(level.columns)]
+            windows = [finer.ul[:, 2 * j : 2 * j + 2].flatten(1) for j in range(level.columns)]
             there.append([level.calls_there(j, x, level.shrink_ul[1]) for j, x in enumerate(windows)])
             back.append([level.calls_back(j, finer) for j in range(level.columns)])
         self.steps_by_active = [self._steps(there[:active], back[:active]) for active in range(1, len(there) + 1)]
@@ -159,7 +152,7 @@ class PixelCNNppCache(Cache):
             calls = [call for k in here for call in there[k][column >> k]]
             if len(here) == len(self.levels):
                 turn = 1 + (column >> here[-1])
-                calls.append(partial(coarsest.x_back[:, turn].copy_, coarsest.x_there[:, turn]))
+                calls.append(partial(coarsest.ul_return[:, turn].copy_, coarsest.ul[:, turn]))
             calls += [call for k in reversed(here) for call in back[k][column >> k]]
             features = self.levels[0].ul_back.streams[0, :, column + 1, : self.net.width]
             steps.append([*calls, features.clone])
@@ -183,7 +176,7 @@ class PixelCNNppCache(Cache):
             level.begin_u()
         for k, level in reversed(list(enumerate(active))):
             if k + 1 == len(levels):
-                level.u_back.x.copy_(level.u_there.x)
+                level.u_return.copy_(level.u)
             else:
                 levels[k + 1].u_to_finer(level, (row >> k) % 2)
             level.finish_u()
@@ -191,24 +184,14 @@ class PixelCNNppCache(Cache):
             levels[count].ul_to_lower(active[-1])
 
     def _first_layer(self) -> None:
-        """The first layer of both streams, without what the left pixel gives."""
-        finest = self.levels[0]
-        ul = self.zeros(self.batch, self.columns, self.net.width)
-        finest.u_there.x.zero_()
-        if self.row:
-            self.above[:, :, 0].copy_(self.above[:, :, 1])
-            self._see(self.line[:, 1:].transpose(1, 2))
-            finest.enter(
-                finest.u_there.x, F.conv2d(self.above, self.stem_u, self.net.stem_u.bias)[:, :, 0].permute(2, 0, 1)
-            )
-            ul += F.conv2d(self.above[:, :, 1:], self.stem_above, self.net.stem_above.bias)[:, :, 0].transpose(1, 2)
-        ul[:, 1:] += self.left_ones
-        finest.enter(finest.pixels_there, ul)
-
-    def _see(self, values: Tensor) -> None:
-        """Values (B, C, W) as the newest row above, with ones beside them."""
-        self.above[:, :-1, 1, 1:-1] = values
-        self.above[:, -1, 1, 1:-1] = 1
+        """The first layer of both streams, without what the colours of the left pixel give."""
+        finest, known = self.levels[0], min(self.row, 2)
+        if known:
+            newest = self.line[:, 1:].transpose(1, 2).unsqueeze(2)
+            self.above.copy_(torch.cat([self.above[:, :, 1:], newest], 2))
+        u, ul = self.net.stem(F.pad(self.above[:, :, 2 - known :], (0, 0, 0, 1)))
+        finest.u.copy_(u[:, :, -1].permute(2, 0, 1))
+        finest.ul_pixels.copy_(ul[:, :, -1].transpose(1, 2))
 
     def compute(self, step: list[Call]) -> Tensor:
         return run(step)
@@ -224,13 +207,12 @@ class PixelCNNppCache(Cache):
                 stack.take_in(inputs)
             if k:
                 grow = net.grow[k - 1]
-                level.enter(level.u_back.x, inputs[grow.u])
-                level.enter(level.pixels_back, inputs[grow.ul].transpose(0, 1))
+                level.u_return.copy_(inputs[grow.u])
+                level.ul_return_pixels.copy_(inputs[grow.ul].transpose(0, 1))
             if k + 1 < len(self.levels):
                 shrink = net.shrink[k]
                 level.two_rows[1, 1:-1] = inputs[shrink.u]
-                level.enter(level.pixels_there, inputs[shrink.ul].transpose(0, 1))
+                level.ul_pixels.copy_(inputs[shrink.ul].transpose(0, 1))
         values = net.values(x[:, :, -2:])
         self.line[:, 1:] = values[:, :, -1].transpose(1, 2)
-        if rows > 1:
-            self._see(values[:, :, 0])
+        self.above[:, :, 1] = values[:, :, 0]

@@ -9,9 +9,7 @@ B images of C channels and H x W pixels, T generation steps of c values each, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,21 +62,3 @@ class Recompute:
         h = self(from_steps(state.steps, self.spec), state.context)[:, state.t]  # type: ignore[operator]
         state.t += 1
         return h, state
-
-
-class Cached(Recompute):
-    """For nets whose cache is not yet a `cached.base.Cache`; goes away with the last of them."""
-
-    cache: Callable[..., Any]
-    advance: Callable[[Tensor | None, Any], Tensor]
-
-    @torch.no_grad()
-    def start(  # type: ignore[override]
-        self, batch: int, device: torch.device, prefix: Prefix = None, context: Tensor | None = None
-    ) -> Any:
-        """State before the first step."""
-        return self.cache(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: Any) -> tuple[Tensor, Any]:
-        """Features of the next step."""
-        return self.advance(previous, state), state
