@@ -1,7 +1,6 @@
-"""Operations that are prepared together with their operands, so that a step only has to call them in order.
+"""Operations that are prepared together with their operands: `functools.partial` of a function, buffers and weights.
 
-Where a net is narrow Python is the main cost of a step. `functools.partial` of an operation and its operands, views of
-buffers and weights, is faster than to look them up at every step.
+A step then only calls them in order. They take the place of named operands where a step consists of many small parts.
 """
 
 from __future__ import annotations
