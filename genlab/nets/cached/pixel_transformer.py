@@ -61,7 +61,6 @@ class WindowMemory(Memory):
         self.start, self.known = 0, 0  # the first token of the row of a block, and the tokens in the window before it
 
     def at(self, t: int) -> tuple[tuple[Tensor, ...], ...]:
-        """As in the base class."""
         if t % self.columns % self.attend.block[1] == 0:
             self.gather(t)
         return self._views(self.window_keys, self.window_values, self.known + t - self.start, 0)
@@ -103,7 +102,6 @@ class PixelTransformerCache(Cache):
     net: PixelTransformer
 
     def allocate(self) -> None:
-        """As in the base class."""
         net, batch, width = self.net, self.batch, self.net.width
         heads, d = net.heads, net.width // net.heads
         self.first = FirstLayer(self, net.first)
@@ -136,7 +134,6 @@ class PixelTransformerCache(Cache):
         ]
 
     def work(self) -> tuple[int, int]:
-        """As in the base class; the first layer is too small to count."""
         return 2 * self.batch * self.net.width * max(4 * self.net.width, len(self.rotations)), 0
 
     def begin_row(self) -> None:
@@ -150,7 +147,6 @@ class PixelTransformerCache(Cache):
             self.biases.copy_(torch.stack([torch.cat([qkv * self.qkv_scale, up], 2) for qkv, up in pairs], 1))
 
     def make_steps(self, colour: int) -> list[list[Call]]:
-        """As in the base class: the token of every column."""
         weight = self.first.row_weight(slice(None), 0)
         steps: list[list[Call]] = [
             [partial(torch.addmm, token, read, weight, out=self.h)]
@@ -163,7 +159,6 @@ class PixelTransformerCache(Cache):
         return steps
 
     def compute(self, step: list[Call]) -> Tensor:
-        """As in the base class."""
         run(step)
         norm, div, mul, bmm = torch.linalg.vector_norm, torch.div, torch.mul, torch.bmm  # looked up once
         rotation, memory = self.rotations[self.t - 1], self.memory.at(self.t - 1)
