@@ -14,13 +14,11 @@ B images, D features, L blocks, d dimensions of a head, W columns, T tokens (pix
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, run
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixel_transformer import Block, PixelTransformer
 from genlab.nets.layers.attention import Local
@@ -105,7 +103,7 @@ class PixelTransformerCache(Cache):
         net, batch, width = self.net, self.batch, self.net.width
         heads, d = net.heads, net.width // net.heads
         self.first = FirstLayer(self, net.first)
-        self.inputs = self.first.inputs
+        self.inputs, self.left_weight = self.first.inputs, self.first.row_weight(slice(None), 0)
         rectangles = isinstance(net.attend, Local) and net.attend.columns > 1
         self.memory = (WindowMemory if rectangles else Memory)(self, net)
         self.tokens = self.buffer(self.columns, batch, width, images=1)  # without what the pixels to the left give
@@ -146,20 +144,16 @@ class PixelTransformerCache(Cache):
             pairs = zip(maps[::2], maps[1::2], strict=True)
             self.biases.copy_(torch.stack([torch.cat([qkv * self.qkv_scale, up], 2) for qkv, up in pairs], 1))
 
-    def make_steps(self, colour: int) -> list[list[Call]]:
-        weight = self.first.row_weight(slice(None), 0)
-        steps: list[list[Call]] = [
-            [partial(torch.addmm, token, read, weight, out=self.h)]
-            for token, read in zip(self.tokens, self.first.reads(0), strict=True)
-        ]
-        context = self.contexts[0].context
-        if context is not None and context.shape[3] > 1:
-            for step, bias in zip(steps, self.biases, strict=True):
-                step.append(partial(self.bias.copy_, bias))
-        return steps
+    def make_steps(self, colour: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        own_biases = self.contexts[0].context is not None and len(self.biases) > 1
+        biases = self.biases.unbind() if own_biases else self.columns * [None]
+        return list(zip(self.tokens, self.first.reads(0), biases, strict=True))
 
-    def compute(self, step: list[Call]) -> Tensor:
-        run(step)
+    def compute(self, step: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        token, read, bias = step
+        torch.addmm(token, read, self.left_weight, out=self.h)
+        if bias is not None:
+            self.bias.copy_(bias)
         norm, div, mul, bmm = torch.linalg.vector_norm, torch.div, torch.mul, torch.bmm  # looked up once
         rotation, memory = self.rotations[self.t - 1], self.memory.at(self.t - 1)
         stream, h, length, normed, qkv, inner = self.stream, self.h, self.length, self.normed, self.qkv, self.inner

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.gated_stack import Stack, concat_elu_calls, gate_calls, matrix
+from genlab.nets.cached.gated_stack import Call, Stack, concat_elu_calls, gate_calls, matrix, run
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
