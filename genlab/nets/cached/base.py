@@ -187,6 +187,11 @@ class Steps(ABC):
         return [partial(self.run, column) for column in range(columns)]
 
 
+def by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:
+    """(L, W, B, n) -> for every column the views (B, n) of all layers."""
+    return [column.unbind() for column in buffer.unbind(1)]
+
+
 def row_weight(weight: Tensor, own: int) -> Tensor:
     """Weights of a convolution on the current row, for a product with inputs that lie side by side.
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, Steps, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, Step, Steps, by_column, pointwise_weight, row_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.layers.masked import MaskedConv2d
@@ -91,24 +91,16 @@ class PixelCNNCache(Cache):
 
 
 class BlockViews:
-    """Weights and buffers of block i as the steps of one colour read them; `columns`: those of every column."""
+    """Weights and buffers of block i as the steps of one colour read them in every column."""
 
     def __init__(self, cache: PixelCNNCache, i: int, wide: slice, half: slice) -> None:
-        block, n = cache.net.blocks[i], cache.net.width // 2
+        block = cache.net.blocks[i]
         self.floor = -cache.lacking[i, wide]  # minus the biases that the stream lacks (s,)
         self.relus = cache.relus[i, :, : 1 + wide.stop]  # ones and max(stream, floor), colours so far (B, 1 + S')
         self.relu = self.relus[:, 1 + wide.start :]  # this colour (B, s)
         self.reduce = _with_bias(block.reduce, half, cache.lacking[i, : wide.stop])  # (1 + S', n)
         self.conv = row_weight(block.conv.masked_weight[half, :, 1, :2], half.stop)  # (N + N', n)
         self.expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
-        views = (
-            cache.narrow[i, :, 1:-1, half].unbind(1),  # bottleneck, this colour (B, n)
-            # Bottleneck of the left pixel, and of this one the colours so far (B, N + N').
-            cache.narrow[i, :, :-1].flatten(1).unfold(1, n + half.stop, n).unbind(1),
-            cache.middle[i, ..., half].unbind(),  # from the row above; then after the 3x3, this colour (B, n)
-            cache.middle[i, ..., : half.stop].unbind(),  # colours so far (B, N')
-        )
-        self.columns = list(zip(*views, strict=True))
 
 
 class ColourSteps(Steps):
@@ -119,7 +111,15 @@ class ColourSteps(Steps):
         wide, half, out = cache.slices(colour, net.width, net.width // 2, net.out_width * cache.colours)
         self.stream = cache.stream[..., wide].unbind()  # from the rows above; then the stream, this colour (B, s)
         self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
-        self.blocks = [BlockViews(cache, i, wide, half) for i in range(len(net.blocks))]
+        blocks, n = [BlockViews(cache, i, wide, half) for i in range(len(net.blocks))], net.width // 2
+        views = (  # of all blocks, column by column: what a step uses then lies together in memory
+            by_column(cache.narrow[:, :, 1:-1, half].transpose(1, 2)),  # bottleneck, this colour (B, n)
+            # Bottleneck of the left pixel, and of this one the colours so far (B, N + N').
+            by_column(cache.narrow[:, :, :-1].flatten(2).unfold(2, n + half.stop, n).transpose(1, 2)),
+            by_column(cache.middle[..., half]),  # from the row above; then after the 3x3, this colour (B, n)
+            by_column(cache.middle[..., : half.stop]),  # colours so far (B, N')
+        )
+        self.columns = [list(zip(blocks, *of_column, strict=True)) for of_column in zip(*views, strict=True)]
         self.floor, self.relus = -cache.lacking[-1, wide], cache.relus[-1, :, : 1 + wide.stop]  # as in a block
         self.relu = self.relus[:, 1 + wide.start :]
         self.last = _with_bias(net.last, out, cache.lacking[-1, : wide.stop])  # (1 + S', D)
@@ -127,8 +127,7 @@ class ColourSteps(Steps):
     def run(self, column: int) -> Tensor:
         maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
         stream = self.stream[column].addmm_(self.reads[column], self.first)
-        for block in self.blocks:
-            narrow, left, middle, middles = block.columns[column]
+        for block, narrow, left, middle, middles in self.columns[column]:
             maximum(stream, block.floor, out=block.relu)
             mm(block.relus, block.reduce, out=narrow).relu_()
             middle.addmm_(left, block.conv).relu_()
