@@ -8,6 +8,8 @@ A `Stack` holds consecutive blocks with convolutions of two rows. What the convo
 hidden, is kept for the newest row. When a row begins, everything that the blocks read of the row above is computed as
 batched products over all blocks and pixels. The rest is added to it in place, for a whole row or for a single pixel.
 
+Operations are prepared together with their operands, so that a step only calls them in order.
+
 L blocks, B images, w columns, F channels of the stream.
 """
 
@@ -22,8 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
+
+Call = Callable[[], Tensor]  # a `functools.partial` of an operation, buffers and weights
+
+
+def run(calls: Iterable[Call]) -> None:
+    """Make all calls in order."""
+    for call in calls:
+        call()
 
 
 def newest_row(read: Tensor, result: Tensor) -> Tensor:

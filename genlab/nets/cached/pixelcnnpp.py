@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, ContextRows
-from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.gated_stack import Stack, newest_row, recorded
+from genlab.nets.cached.gated_stack import Call, Stack, newest_row, recorded, run
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp, in_pairs
 from genlab.nets.layers.shifted import ShiftedConv2d, ShiftedUp2d
 
@@ -82,12 +81,6 @@ class Level:
         row = F.linear(self.ul_return_pixels, self.grow_ul[1].T, self.grow_ul_bias)
         finer.ul_return[:, 1:].view(row.shape).copy_(row)
 
-    def begin_u(self) -> None:
-        """Stream u of a new row on the way there."""
-        run(self.u_calls)
-        self.two_rows[0].copy_(self.two_rows[1])
-        self.two_rows[1, 1:-1].copy_(self.u)
-
     def finish_u(self) -> None:
         """Stream u of a new row on the way back, and what it gives to stream ul."""
         there, back = self.u_there, self.u_back
@@ -133,6 +126,8 @@ class PixelCNNppCache(Cache):
         )  # this row, after a pixel of zeros
         self.inputs = list(self.line[:, 1:].unbind(1))
 
+        self.features = self.levels[0].ul_back.streams[0, :, 1:, : self.net.width].unbind(1)  # of every column
+
     def make_steps(self, colour: int) -> list[list[Call]]:
         left = self.net.stem_left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
         there = [[self.levels[0].calls_there(j, self.line[:, j], left) for j in range(self.columns)]]
@@ -154,8 +149,7 @@ class PixelCNNppCache(Cache):
                 turn = 1 + (column >> here[-1])
                 calls.append(partial(coarsest.ul_return[:, turn].copy_, coarsest.ul[:, turn]))
             calls += [call for k in reversed(here) for call in back[k][column >> k]]
-            features = self.levels[0].ul_back.streams[0, :, column + 1, : self.net.width]
-            steps.append([*calls, features.clone])
+            steps.append(calls)
         return steps
 
     def begin_row(self) -> None:
@@ -173,7 +167,9 @@ class PixelCNNppCache(Cache):
         for k, level in enumerate(active):
             if k:
                 level.u_from_finer(active[k - 1])
-            level.begin_u()
+            run(level.u_calls)
+            level.two_rows[0].copy_(level.two_rows[1])
+            level.two_rows[1, 1:-1].copy_(level.u)
         for k, level in reversed(list(enumerate(active))):
             if k + 1 == len(levels):
                 level.u_return.copy_(level.u)
@@ -194,7 +190,8 @@ class PixelCNNppCache(Cache):
         finest.ul_pixels.copy_(ul[:, :, -1].transpose(1, 2))
 
     def compute(self, step: list[Call]) -> Tensor:
-        return run(step)
+        run(step)
+        return self.features[(self.t - 1) % self.columns].clone()
 
     def prefill(self, x: Tensor) -> None:
         net, rows = self.net, x.shape[2]

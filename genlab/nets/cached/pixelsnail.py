@@ -27,8 +27,7 @@ from torch import Tensor
 
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.gated_stack import Stack, concat_elu_calls, gate_calls, matrix
+from genlab.nets.cached.gated_stack import Call, Stack, concat_elu_calls, gate_calls, matrix, run
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
@@ -49,13 +48,13 @@ class GateBiases:
         self.row.copy_(self.own + torch.stack(maps, 1))
 
     def calls(self, column: int) -> list[Call]:
-        """Turn to the pixel in that column."""
+        """Copy those of the pixel in a column to `now`, if they differ by column."""
         return [partial(self.now.copy_, self.row[column])] if len(self.row) > 1 else []
 
 
 @dataclass(slots=True)
 class ColumnStep:
-    """What is particular to the step of one column."""
+    """What is done at one column, apart from what is the same at all of them."""
 
     begin: list[Call]  # the first layer, and the biases of the gates if they differ by column
     convs: list[list[Call]]  # the 2x2 convolutions of every block
@@ -89,15 +88,15 @@ class PixelSNAILCache(Cache):
         self.newest_keys, self.newest_values = (
             part.unflatten(2, (self.heads, -1)) for part in self.newest.tensor_split([self.heads * key_width], 2)
         )
-        self.question = self.zeros(batch, self.heads * key_width)
+        self.query = self.zeros(batch, self.heads * key_width)
         self.scores, self.weights = self.zeros(2, batch * self.heads * pixels)
-        self.answer = self.zeros(batch * self.heads, 1, one.values // self.heads)
+        self.attended = self.zeros(batch * self.heads, 1, one.values // self.heads)
 
         context = self.contexts[0].context
         parts = ([getattr(block, name) for block in net.blocks] for name in ("memory", "query", "out"))
         self.biases = [GateBiases(self, part, 1 if context is None else context.shape[3]) for part in parts]
         self.memory_calls = self._memory_calls()
-        self.block_calls = [self._attending_calls(i, block) for i, block in enumerate(net.blocks)]
+        self.block_calls = [self._attention_calls(i, block) for i, block in enumerate(net.blocks)]
 
     def make_steps(self, colour: int) -> list[ColumnStep]:
         weight = self.net.left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
@@ -133,14 +132,14 @@ class PixelSNAILCache(Cache):
 
         end = (row + 1) * columns
         keys, values = self.keys.flatten(1, 2)[..., :end], self.values.flatten(1, 2)[:, :, :end]
-        scores, weights = (x[: len(self.answer) * end].view(-1, 1, end) for x in (self.scores, self.weights))
-        question = self.question.view(len(self.answer), 1, -1)
+        scores, weights = (x[: len(self.attended) * end].view(-1, 1, end) for x in (self.scores, self.weights))
+        query = self.query.view(len(self.attended), 1, -1)
         self.attention: list[list[Call]] = [
             [
                 *before,
-                partial(torch.bmm, question, block_keys, out=scores),
+                partial(torch.bmm, query, block_keys, out=scores),
                 partial(torch.softmax, scores, 2, out=weights),
-                partial(torch.bmm, weights, block_values, out=self.answer),
+                partial(torch.bmm, weights, block_values, out=self.attended),
                 *after,
             ]
             for (before, after), block_keys, block_values in zip(self.block_calls, keys, values, strict=True)
@@ -203,25 +202,25 @@ class PixelSNAILCache(Cache):
             for j, values in enumerate(self.inputs)
         ]
 
-    def _attending_calls(self, i: int, block: Block) -> tuple[list[Call], list[Call]]:
-        """Block i after its convolutions: the question, and what is done with the answer.
+    def _attention_calls(self, i: int, block: Block) -> tuple[list[Call], list[Call]]:
+        """Block i after its convolutions: what computes the query, and what follows attention.
 
         The last gated block reads concat_elu of the stream and the place, as the query does (with weights 0 for the
-        place), and that of the answer.
+        place), and concat_elu of the result of attention.
         """
         batch, width, queries = self.batch, self.net.width, self.net.width + 2
         read = self.zeros(batch, 2 * queries + 2 * block.values)
-        asked, answered = read.tensor_split([2 * queries], 1)
+        query_read, attended_read = read.tensor_split([2 * queries], 1)
         x, scale = self.joined[i, :, self.channels :], (block.keys // block.heads) ** -0.5
-        hidden, query = torch.zeros_like(x), block.query
-        ask = _spread(matrix(block.to_query) * scale, block.heads, block.keys)
-        ask_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
-        ask_bias.view(block.heads, -1)[:, -1] = 1
-        product = partial(torch.addmm, query.first.bias, asked, matrix(query.first), out=hidden)
+        hidden, gated = torch.zeros_like(x), block.query
+        to_query = _spread(matrix(block.to_query) * scale, block.heads, block.keys)
+        query_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
+        query_bias.view(block.heads, -1)[:, -1] = 1
+        product = partial(torch.addmm, gated.first.bias, query_read, matrix(gated.first), out=hidden)
         before: list[Call] = [
-            *concat_elu_calls(x, self.signs, asked),
-            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(query.second), x),
-            partial(torch.addmm, ask_bias, hidden, ask, out=self.question),
+            *concat_elu_calls(x, self.signs, query_read),
+            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(gated.second), x),
+            partial(torch.addmm, query_bias, hidden, to_query, out=self.query),
         ]
         weight, beside, following = read.new_zeros(read.shape[1], width), block.out.beside, self.streams[i + 1]
         weight[:width], weight[queries : queries + width] = matrix(block.out.first).split(width)
@@ -229,7 +228,7 @@ class PixelSNAILCache(Cache):
         bias = block.out.first.bias + beside.bias  # type: ignore[union-attr]
         product = partial(torch.addmm, bias, read, weight, out=following)
         after = [
-            *concat_elu_calls(self.answer.view(batch, -1), self.signs, answered),
+            *concat_elu_calls(self.attended.view(batch, -1), self.signs, attended_read),
             *self._gated_calls(product, following, self.biases[2].now[i], matrix(block.out.second), self.streams[i]),
         ]
         return before, after
