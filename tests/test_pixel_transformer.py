@@ -16,11 +16,11 @@ KINDS = ["full", "local_1d", "local_2d"]
 def net_of(spec, kind, *, depth=2, **more):
     torch.manual_seed(0)
     sizes = {"width": 12, "attention_heads": 3, "block_length": 3, "block": [2, 3], "flange": [1, 1], "kernel": 3}
-    made = PixelTransformer(spec=spec, attention=kind, depth=depth, **(sizes | more)).double().eval()
+    net = PixelTransformer(spec=spec, attention=kind, depth=depth, **(sizes | more)).double().eval()
     with torch.no_grad():
-        for p in made.parameters():
+        for p in net.parameters():
             p.normal_(0, 0.5)
-    return made
+    return net
 
 
 @pytest.mark.parametrize("kind", KINDS)

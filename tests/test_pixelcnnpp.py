@@ -106,8 +106,8 @@ def test_a_pass_that_leaves_out_old_rows_gives_every_layer_its_newest_row(depth,
             [tuple(bias[:, :, : -(-rows >> k)] for bias in pair) for pair in pairs]
             for k, pairs in enumerate(net.layer_biases(context))
         ]
-        found: list[dict[str, torch.Tensor]] = [{}, {}]
-        for newest, inputs in zip((None, 1), found, strict=True):
+        read: list[dict[str, torch.Tensor]] = [{}, {}]  # by every convolution, of the newest row
+        for newest, inputs in zip((None, 1), read, strict=True):
             hooks = [
                 conv.register_forward_pre_hook(lambda _, x, name=name, to=inputs: to.update({name: x[0][:, :, -1]}))
                 for name, conv in convs.items()
@@ -115,8 +115,8 @@ def test_a_pass_that_leaves_out_old_rows_gives_every_layer_its_newest_row(depth,
             net.run(x[:, :, :rows], biases, newest)
             for hook in hooks:
                 hook.remove()
-        for name, whole in found[0].items():
-            torch.testing.assert_close(found[1][name], whole, rtol=1e-13, atol=1e-13, msg=f"{rows} rows, {name}")
+        for name, whole in read[0].items():
+            torch.testing.assert_close(read[1][name], whole, rtol=1e-13, atol=1e-13, msg=f"{rows} rows, {name}")
 
 
 @torch.no_grad()
@@ -149,30 +149,30 @@ def test_the_upper_stream_sees_whole_rows_above_alone():
     spec = ImageSpec(1, 6, 5, 8)
     net = random_net(spec)
     x = torch.randint(8, (1, *spec.shape))
-    found = []
-    hook = net.blocks[-1].register_forward_hook(lambda _, __, out: found.append(out[0]))
+    streams = []
+    hook = net.blocks[-1].register_forward_hook(lambda _, __, out: streams.append(out[0]))
     net(x)
     changed = x.clone()
     changed[:, :, 3] = (changed[:, :, 3] + 1) % 8
     net(changed)
     hook.remove()
-    assert torch.equal(found[0][:, :, :4], found[1][:, :, :4])
-    assert not torch.equal(found[0][:, :, 4], found[1][:, :, 4])
+    assert torch.equal(streams[0][:, :, :4], streams[1][:, :, :4])
+    assert not torch.equal(streams[0][:, :, 4], streams[1][:, :, 4])
 
 
 def test_the_last_skip_comes_first():
     """Every block of the way back meets a skip of its own resolution, in reverse order; all are used once."""
     net = random_net(ImageSpec(1, 9, 12, 4), depth=3)
-    given, taken = [], []
+    skips, read = [], []
     there = net.depth * net.resolutions
-    net.stem_u.register_forward_hook(lambda _, __, out: given.append(tuple(out.shape[2:])))
+    net.stem_u.register_forward_hook(lambda _, __, out: skips.append(tuple(out.shape[2:])))
     for module in (*net.blocks[:there], *net.shrink):
-        module.register_forward_hook(lambda _, __, out: given.append(out[0].data_ptr()))
+        module.register_forward_hook(lambda _, __, out: skips.append(out[0].data_ptr()))
     for pair in net.blocks[there:]:
-        pair.register_forward_hook(lambda _, inputs, __: taken.append(inputs[2][0].data_ptr()))
+        pair.register_forward_hook(lambda _, inputs, __: read.append(inputs[2][0].data_ptr()))
     net(torch.randint(4, (1, 1, 9, 12)))
-    assert len(given) == len(taken) + 1
-    assert given[1:-1] == taken[-2::-1]  # not the last, where the way back begins; the stem is shifted in between
+    assert len(skips) == len(read) + 1
+    assert skips[1:-1] == read[-2::-1]  # not the last, where the way back begins; the stem is shifted in between
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from genlab.nets import PixelSNAIL
 from genlab.nets.causal.pixelsnail import earlier
 
 
-def made(spec, seed=0, **sizes):
+def random_net(spec, seed=0, **sizes):
     """A small net with random weights everywhere."""
     torch.manual_seed(seed)
     net = PixelSNAIL(spec=spec, **{"width": 12, "depth": 2, "layers": 2, "key_width": 5} | sizes).double().eval()
@@ -45,7 +45,7 @@ def test_attention_is_the_explicit_strictly_masked_softmax(size, heads, key_widt
     assert (fast[:, :, 0, 0] == 0).all()
     if size != (1, 1):
         weigh = torch.randn_like(slow)
-        for a, b in zip(*(torch.autograd.grad(found, inputs, weigh) for found in (fast, slow)), strict=True):
+        for a, b in zip(*(torch.autograd.grad(result, inputs, weigh) for result in (fast, slow)), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert fast.is_contiguous(memory_format=torch.channels_last)
 
@@ -53,7 +53,7 @@ def test_attention_is_the_explicit_strictly_masked_softmax(size, heads, key_widt
 @torch.no_grad()
 def test_one_block_sees_all_of_the_past_far_beyond_its_convolutions():
     spec = ImageSpec(1, 9, 11, 4)
-    net = made(spec, depth=1, layers=1)
+    net = random_net(spec, depth=1, layers=1)
     x = torch.randint(4, (1, 1, 9, 11))
     reference = net(x)[0, -1]
     for row, column in ((0, 0), (0, 10), (4, 0), (4, 10), (8, 0), (8, 9)):
@@ -65,7 +65,7 @@ def test_one_block_sees_all_of_the_past_far_beyond_its_convolutions():
 
 @torch.no_grad()
 def test_equal_pixels_have_features_of_their_place():
-    features = made(ImageSpec(1, 6, 7, 4))(torch.zeros(1, 1, 6, 7, dtype=torch.long))[0]
+    features = random_net(ImageSpec(1, 6, 7, 4))(torch.zeros(1, 1, 6, 7, dtype=torch.long))[0]
     assert torch.pdist(features).min() > 1e-6
 
 
@@ -76,12 +76,12 @@ def test_equal_pixels_have_features_of_their_place():
 )
 def test_whole_pixels_of_three_colours_from_the_cache(sizes, context):
     spec = ImageSpec(3, 4, 3, 5)
-    net = made(spec, context_width=4 if context else 0, **sizes)
-    given = torch.randn(2, 4, *context, dtype=torch.double) if context else None
+    net = random_net(spec, context_width=4 if context else 0, **sizes)
+    context_features = torch.randn(2, 4, *context, dtype=torch.double) if context else None
     x = torch.randint(5, (2, 3, 4, 3))
-    steps, full = to_steps(x, 3), net(x, given)
+    steps, full = to_steps(x, 3), net(x, context_features)
     for rows in range(4):
-        state, previous = net.start(2, x.device, (x, rows), given), None
+        state, previous = net.start(2, x.device, (x, rows), context_features), None
         for t in range(rows * 3, 12):
             h, state = net.step(previous, state)
             torch.testing.assert_close(h, full[:, t], rtol=0, atol=1e-10)
@@ -91,16 +91,16 @@ def test_whole_pixels_of_three_colours_from_the_cache(sizes, context):
 @torch.no_grad()
 def test_particles_are_reordered_with_their_keys_values_and_contexts():
     spec = ImageSpec(2, 3, 4, 5)
-    net = made(spec, attention_heads=2, context_width=3)
-    x, given = torch.randint(5, (4, 2, 3, 4)), torch.randn(4, 3, 3, 4, dtype=torch.double)
-    state, previous = net.start(4, x.device, (x, 1), given), None
+    net = random_net(spec, attention_heads=2, context_width=3)
+    x, context_features = torch.randint(5, (4, 2, 3, 4)), torch.randn(4, 3, 3, 4, dtype=torch.double)
+    state, previous = net.start(4, x.device, (x, 1), context_features), None
     for t in range(4, 12):
         order = torch.randint(4, (4,))
         state.reorder(order)
-        x, given = x[order], given[order]
+        x, context_features = x[order], context_features[order]
         previous = None if previous is None else previous[order]
         h, state = net.step(previous, state)
-        torch.testing.assert_close(h, net(x, given)[:, t], rtol=0, atol=1e-10)
+        torch.testing.assert_close(h, net(x, context_features)[:, t], rtol=0, atol=1e-10)
         previous = to_steps(x, 2)[:, t]
 
 
@@ -108,9 +108,12 @@ def test_particles_are_reordered_with_their_keys_values_and_contexts():
 @pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (4, 1), (5, 2)])
 def test_small_and_odd_images(size, placed):
-    net = made(ImageSpec(1, *size, 2), context_width=3 if placed else 0)
-    x, given = torch.randint(2, (3, 1, *size)), torch.randn(3, 3, *size, dtype=torch.double) if placed else None
-    state, previous, full = net.start(3, x.device, None, given), None, net(x, given)
+    net = random_net(ImageSpec(1, *size, 2), context_width=3 if placed else 0)
+    x, context_features = (
+        torch.randint(2, (3, 1, *size)),
+        torch.randn(3, 3, *size, dtype=torch.double) if placed else None,
+    )
+    state, previous, full = net.start(3, x.device, None, context_features), None, net(x, context_features)
     for t in range(full.shape[1]):
         h, state = net.step(previous, state)
         torch.testing.assert_close(h, full[:, t], rtol=0, atol=1e-10)
@@ -118,7 +121,7 @@ def test_small_and_odd_images(size, placed):
 
 
 def test_dropout_is_off_when_evaluating():
-    net = made(ImageSpec(1, 4, 4, 4), dropout=0.5)
+    net = random_net(ImageSpec(1, 4, 4, 4), dropout=0.5)
     x = torch.randint(4, (2, 1, 4, 4))
     assert torch.equal(net(x), net(x))
     net.train()
@@ -137,7 +140,7 @@ def test_impossible_sizes_are_refused(bad):
 @torch.no_grad()
 def test_cache_and_forward_pass_on_a_gpu():
     spec = ImageSpec(3, 5, 6, 8)
-    net = made(spec).cuda()
+    net = random_net(spec).cuda()
     x = torch.randint(8, (3, 3, 5, 6)).cuda()
     full, state, previous = net(x), net.start(3, x.device), None
     torch.testing.assert_close(full.cpu(), net.cpu()(x.cpu()), rtol=0, atol=1e-10)

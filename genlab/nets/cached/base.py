@@ -4,8 +4,7 @@ Source of the idea: Ramachandran et al. 2017 (arXiv:1704.06001), who keep the ac
 differs: whatever the rows above contribute enters once a row, as products over all pixels of the row (and often all
 layers). At a pixel only the current row is left, as in-place operations on buffers that are allocated once.
 
-Python is the main cost where a net is narrow. So the operands of a step, views of the buffers and weights, are made
-once for each step of a row: as fields of a dataclass with slots, which a loop reads as fast as a tuple.
+Python is the main cost where a net is narrow. So all views of the buffers that a step uses are made once, at the start.
 
 B images, C channels, W columns, G colours that take turns at a pixel (1 if a step is a whole pixel), c = C / G values
 of a step, E numbers that the net reads for a value, D features of a step.
@@ -14,6 +13,8 @@ of a step, E numbers that the net reads for a value, D features of a step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 from genlab.nets.causal.recompute import Prefix, Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_slices
+
+Step = Callable[[], Tensor]
 
 
 def bind(net: type[Recompute], cache: type[Cache]) -> None:
@@ -110,7 +113,7 @@ class Cache(ABC):
 
     @abstractmethod
     def make_steps(self, colour: int) -> list[Any]:
-        """The operands of a colour's steps, one for each of the W columns: views of the buffers, and weights."""
+        """A colour's steps, one for each of the W columns: functions, or what an own `compute` carries out."""
 
     @abstractmethod
     def work(self) -> tuple[int, int]:
@@ -119,10 +122,6 @@ class Cache(ABC):
     @abstractmethod
     def begin_row(self) -> None:
         """Compute all that the new row, `self.row`, reads of the rows above it."""
-
-    @abstractmethod
-    def compute(self, step: Any) -> Tensor:
-        """The operations of one step on its operands -> features (B, D)."""
 
     @abstractmethod
     def prefill(self, x: Tensor) -> None:
@@ -141,6 +140,10 @@ class Cache(ABC):
             self.begin_row()
         self.t += 1
         return self.compute(self.steps[place])
+
+    def compute(self, step: Any) -> Tensor:
+        """Carry out a step -> features (B, D), in a new tensor."""
+        return step()  # type: ignore[no-any-return]
 
     def take_in(self, values: Tensor, place: int) -> None:
         """Write the values (B, c) of the newest step, number `place` of its row, to where they are read."""
@@ -170,6 +173,18 @@ class Cache(ABC):
         """Zeros that `reorder` sorts along the dimension `images`: what later steps read of the images."""
         self.buffers.append((images, self.zeros(*shape)))
         return self.buffers[-1][1]
+
+
+class Steps(ABC):
+    """The steps of one colour. It holds views and weights, never the cache: a cycle would keep the cache's memory."""
+
+    @abstractmethod
+    def run(self, column: int) -> Tensor:
+        """The operations of the step at a column -> features (B, D), in a new tensor."""
+
+    def by_column(self, columns: int) -> list[Step]:
+        """One function a column."""
+        return [partial(self.run, column) for column in range(columns)]
 
 
 def by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:

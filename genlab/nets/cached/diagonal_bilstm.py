@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.pixelrnn import Cell, PixelRNNCache, Places
+from genlab.nets.cached.pixelrnn import PixelRNNCache, cells
 from genlab.nets.causal.diagonal_bilstm import Biases, DiagonalBiLSTM, DiagonalLayer
 
 
@@ -36,9 +36,10 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left = self.buffer(depth, columns, batch, units, images=2)
         self.left_gates = self.zeros(depth, columns, batch, 4 * units)
         self.left_memory = self.zeros(depth, batch, units)
+        # The cells of all layers at once, one for each column.
+        of_columns = self.left_gates, self.left_memory[:, None].expand_as(self.left), self.left
+        self.left_cells = cells(*(x.transpose(0, 1)[None] for x in of_columns))
         self.left_known = True  # of the row above; before the first row it is nothing
-        of_pixels = zip(self.left_gates.unbind(1), self.left.unbind(1), strict=True)
-        self.left_cells = [(gates, Cell.of(gates, self.left_memory, h)) for gates, h in of_pixels]
 
         def stacked(of_layer: Callable[[DiagonalLayer], Tensor]) -> Tensor:
             return torch.stack([of_layer(block) for block in self.net.blocks]).contiguous()
@@ -73,11 +74,14 @@ class DiagonalBiLSTMCache(PixelRNNCache):
             self.left_gates += torch.stack(biases[1:])[..., 4 * self.units :]
         self.left_memory.zero_()
         before = None  # the output of the pixel to the right
-        for of_pixel, cell in reversed(self.left_cells):
+        for (cell,) in reversed(self.left_cells):
+            of_pixel, sigmoid, o, f, i, g, memory, h = cell
             if before is not None:
                 of_pixel.baddbmm_(before, self.left_before)
-            cell.run()
-            before = cell.h
+            sigmoid.sigmoid_()
+            g.tanh_()
+            memory.mul_(f).addcmul_(i, g)
+            before = torch.tanh(memory, out=h).mul_(o)
 
     def begin_layers(self, first: Tensor) -> None:
         adds = torch.baddbmm(self.up_bias, self.left.flatten(1, 2), self.up)  # behind every layer (L, W B, S)
@@ -97,14 +101,10 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left[i] = left.permute(1, 2, 0)
         return block.add(x, outputs)
 
-    def places(self, i: int, column: int, wide: slice, units: slice) -> Places:
-        here, following = self.lines[i, :, column], self.lines[i, :, column + 1]
-        return Places(
-            inputs=here[:, : self.units + wide.stop],
-            memory=self.memory[i, :, units],
-            outputs=following[:, : self.units],
-            stream=here[:, self.units :],
-        )
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        here, following = self.lines[:, :, :-1].transpose(1, 2), self.lines[:, :, 1:].transpose(1, 2)
+        memory = self.memory[:, None].expand(-1, self.columns, -1, -1)
+        return here[..., : self.units + stop], memory, following[..., : self.units], here[..., self.units :]
 
     def weight(self, block: DiagonalLayer, gates: Tensor, stop: int) -> Tensor:
         states, inputs = block.states[0, gates, self.units :], block.inputs[0].masked_weight[gates, :stop]

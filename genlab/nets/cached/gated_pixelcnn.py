@@ -19,45 +19,14 @@ for the part of p of one colour, P' for the colours so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, Step, Steps, pointwise_weight, row_weight
 from genlab.nets.causal.gated_pixelcnn import GatedLayer, GatedPixelCNN, LeftConv2d
 from genlab.nets.layers.masked import group_slices
 from genlab.system.device import moved
-
-
-@dataclass(slots=True)
-class LayerStep:
-    """Operands of one layer of the horizontal stack at one value, in the order of use."""
-
-    begun: Tensor  # from the vertical stack and the bias; then pre-activation and tanh, this colour (B, 2n)
-    taps: Tensor  # stream of the pixels to the left, and of this one, colours so far (B, q P + P')
-    horizontal: Tensor  # (q P + P', 2n)
-    value: Tensor  # first half of `begun` (B, n)
-    opening: Tensor  # second half (B, n)
-    gated: Tensor  # after the gate, this colour (B, n)
-    stream: Tensor  # this colour (B, n)
-    gates: Tensor  # after the gate, colours so far (B, P')
-    expand: Tensor  # (P', n)
-    into: Tensor  # stream of the next layer, this colour (B, n)
-
-
-@dataclass(slots=True)
-class ValueStep:
-    """Operands of one value of a row: layers and last layer."""
-
-    layers: list[LayerStep]
-    stream: Tensor  # this colour (B, n)
-    floor: Tensor  # minus the biases that the stream lacks (n,)
-    relu: Tensor  # max(stream, floor), this colour (B, n)
-    relus: Tensor  # colours so far (B, P')
-    last: Tensor  # (P', D)
-    bias: Tensor  # (D,)
 
 
 class VerticalLayer:
@@ -175,52 +144,59 @@ class GatedPixelCNNCache(Cache):
                 value, opening = a.tanh().chunk(2, 1)
                 v = torch.addcmul(value, value, opening)
 
-    def make_steps(self, colour: int) -> list[ValueStep]:
-        net = self.net
-        mine, out = self.slices(colour, net.width, net.out_width * self.colours)
-        n, end = mine.stop - mine.start, mine.stop
+    def make_steps(self, colour: int) -> list[Step]:
+        return ColourSteps(self, colour).by_column(self.columns)
+
+    def stream_at(self, i: int, column: int) -> Tensor:
+        """The stream before layer i, or after the last one, at a column (B, p)."""
+        return self.streams[i][:, self.slots[i](column)] if i < len(self.streams) else self.stream
+
+
+class LayerViews:
+    """Weights and buffers of layer i as the steps of one colour read them; `columns`: those of every column."""
+
+    def __init__(self, cache: GatedPixelCNNCache, i: int, colour: int, mine: slice) -> None:
+        layer, slots, columns, end = cache.net.blocks[i], cache.slots[i], range(cache.columns), mine.stop
         part = slice(2 * mine.start, 2 * end)  # values and gates of this colour
-        # Channels of this pixel that a layer may read, and the weights that read them and the pixels to the left.
-        ends = [colour * self.step_width] + [end] * (len(net.blocks) - 1)
-        weights = [_left(b.horizontal, self.order[part], stop) for b, stop in zip(net.blocks, ends, strict=True)]
-        expand = [pointwise_weight(layer.expand, mine, end) for layer in net.blocks]
-        last = net.last.masked_weight[out, :, 0, 0]
-        bias, last = net.last.bias[out] + last @ self.lacking[-1], last[:, :end].T.contiguous()
-        nothing, floor = self.zeros(1, n), -self.lacking[-1][mine]
+        own = end if i else colour * cache.step_width  # channels of this pixel that the layer may read
+        line, c = cache.streams[i].flatten(1), cache.streams[i].shape[2]
+        self.horizontal = _left(layer.horizontal, cache.order[part], own)  # (q P + own, 2n)
+        self.gated, self.gates = cache.gates[i, :, mine], cache.gates[i, :, :end]  # (B, n); colours so far (B, P')
+        self.expand = pointwise_weight(layer.expand, mine, end)  # (P', n)
+        begun = cache.begun[i, ..., part]
+        views = (
+            begun.unbind(),  # from the vertical stack and the bias; then pre-activation and tanh (B, 2n)
+            *(half.unbind() for half in begun.chunk(2, 2)),  # its halves, value and opening (B, n)
+            # The stream of the pixels to the left, and of this one the colours so far (B, q P + own).
+            [line[:, (slots(j) - slots.taps) * c : slots(j) * c + own] for j in columns],
+            # The stream that is added to, and where the result goes (B, n).
+            [cache.stream_at(i, j)[:, mine] if i else cache.zeros(1, end - mine.start) for j in columns],
+            [cache.stream_at(i + 1, j)[:, mine] for j in columns],
+        )
+        self.columns = list(zip(*views, strict=True))
 
-        steps = []
-        for j in range(self.columns):
-            here = [slots(j) for slots in self.slots]
-            streams = [stream[:, slot] for stream, slot in zip(self.streams, here, strict=True)] + [self.stream]
-            layers = []
-            for i, slots in enumerate(self.slots):
-                c, begun = self.streams[i].shape[2], self.begun[i, j, :, part]
-                layers.append(
-                    LayerStep(
-                        begun=begun,
-                        taps=self.streams[i].flatten(1)[:, (here[i] - slots.taps) * c : here[i] * c + ends[i]],
-                        horizontal=weights[i],
-                        value=begun[:, :n],
-                        opening=begun[:, n:],
-                        gated=self.gates[i, :, mine],
-                        stream=streams[i][:, mine] if i else nothing,
-                        gates=self.gates[i, :, :end],
-                        expand=expand[i],
-                        into=streams[i + 1][:, mine],
-                    )
-                )
-            relu, relus = self.relus[:, mine], self.relus[:, :end]
-            steps.append(ValueStep(layers, self.stream[:, mine], floor, relu, relus, last, bias))
-        return steps
 
-    def compute(self, step: ValueStep) -> Tensor:
+class ColourSteps(Steps):
+    """The steps of one colour."""
+
+    def __init__(self, cache: GatedPixelCNNCache, colour: int) -> None:
+        net, lacking = cache.net, cache.lacking[-1]
+        mine, out = cache.slices(colour, net.width, net.out_width * cache.colours)
+        self.layers = [LayerViews(cache, i, colour, mine) for i in range(len(net.blocks))]
+        self.stream, self.floor = cache.stream[:, mine], -lacking[mine]  # this colour (B, n), (n,)
+        self.relu, self.relus = cache.relus[:, mine], cache.relus[:, : mine.stop]  # (B, n); colours so far (B, P')
+        self.last = pointwise_weight(net.last, out, mine.stop)  # (P', D)
+        self.bias = net.last.bias[out] + net.last.masked_weight[out, :, 0, 0] @ lacking
+
+    def run(self, column: int) -> Tensor:
         addmm, addcmul = torch.addmm, torch.addcmul  # looked up once: a step is forty operations
-        for layer in step.layers:
-            layer.begun.addmm_(layer.taps, layer.horizontal).tanh_()
-            addcmul(layer.value, layer.value, layer.opening, out=layer.gated)
-            addmm(layer.stream, layer.gates, layer.expand, out=layer.into)
-        torch.maximum(step.stream, step.floor, out=step.relu)
-        return addmm(step.bias, step.relus, step.last).relu_()
+        for layer in self.layers:
+            begun, value, opening, taps, stream, into = layer.columns[column]
+            begun.addmm_(taps, layer.horizontal).tanh_()
+            addcmul(value, value, opening, out=layer.gated)
+            addmm(stream, layer.gates, layer.expand, out=into)
+        torch.maximum(self.stream, self.floor, out=self.relu)
+        return addmm(self.bias, self.relus, self.last).relu_()
 
 
 class Slots:

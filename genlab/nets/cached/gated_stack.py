@@ -1,12 +1,14 @@
 """Gated residual blocks during sampling: what the caches of PixelCNN++ and PixelSNAIL share.
 
 A block is x + a * sigmoid(b), where (a, b) = second(concat_elu(hidden)) and hidden = first(concat_elu(x)), plus a side
-input if the block has one (Salimans et al. 2017, arXiv:1701.05517). A stream is stored as x and -x side by side, so
-that `concat_elu` is one operation.
+input if the block has one (Salimans et al. 2017, arXiv:1701.05517). `concat_elu` is two operations on one buffer:
+times (1, -1), and elu in place.
 
 A `Stack` holds consecutive blocks with convolutions of two rows. What the convolutions read, `concat_elu` of x and of
 hidden, is kept for the newest row. When a row begins, everything that the blocks read of the row above is computed as
 batched products over all blocks and pixels. The rest is added to it in place, for a whole row or for a single pixel.
+
+Operations are prepared together with their operands, so that a step only calls them in order.
 
 L blocks, B images, w columns, F channels of the stream.
 """
@@ -18,11 +20,19 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, elu, elu_, glu
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
+
+Call = Callable[[], Tensor]  # a `functools.partial` of an operation, buffers and weights
+
+
+def run(calls: Iterable[Call]) -> None:
+    """Make all calls in order."""
+    for call in calls:
+        call()
 
 
 def newest_row(read: Tensor, result: Tensor) -> Tensor:
@@ -50,17 +60,8 @@ def recorded(
 
 def signs(cache: Cache) -> Tensor:
     """(2, 1): times x (…, 1, F) it is x and -x, (…, 2, F)."""
-    return mirrored(cache.zeros(1) + 1)[:, None]
-
-
-def halves(x: Tensor) -> Tensor:
-    """(…, 2 F) -> (…, 2, F), a view."""
-    return x.unflatten(-1, (2, -1))
-
-
-def mirrored(x: Tensor) -> Tensor:
-    """x (…, F) and -x, side by side (…, 2 F)."""
-    return torch.cat([x, -x], -1)
+    ones = cache.zeros(1, 1) + 1
+    return torch.cat([ones, -ones])
 
 
 def matrix(conv: ShiftedConv2d) -> Tensor:
@@ -70,22 +71,13 @@ def matrix(conv: ShiftedConv2d) -> Tensor:
 
 def concat_elu_calls(x: Tensor, signs: Tensor, out: Tensor) -> list[Call]:
     """`concat_elu` of x (…, F), written to `out` (…, 2 F)."""
-    return [partial(torch.mul, x.unsqueeze(-2), signs, out=halves(out)), partial(elu_, out)]
+    return [partial(torch.mul, x.unsqueeze(-2), signs, out=out.unflatten(-1, (2, -1))), partial(F.elu_, out)]
 
 
-def gated_calls(cache: Cache, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, out: Tensor) -> list[Call]:
-    """a * sigmoid(b) of a block with 1x1 convolutions, or of L blocks at once, to `out` of the shape of `hidden`.
-
-    `first` computes `hidden`, (B, n) or (L, B, n). Bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give a and b.
-    """
-    read, gates = (cache.zeros(*hidden.shape[:-1], 2 * hidden.shape[-1]) for _ in range(2))
-    product = torch.addmm if hidden.dim() == 2 else torch.baddbmm
-    return [
-        first,
-        *concat_elu_calls(hidden, signs(cache), read),
-        partial(product, bias, read, second, out=gates),
-        partial(glu, gates, -1, out=out),
-    ]
+def gate_calls(x: Tensor, gates: Tensor, out: Tensor) -> list[Call]:
+    """x + a * sigmoid(b) for gates (…, 2 F), a and b, written to `out` (…, F)."""
+    a, b = gates.chunk(2, -1)
+    return [b.sigmoid_, partial(torch.addcmul, x, a, b, out=out)]
 
 
 class Stack:
@@ -122,7 +114,6 @@ class Stack:
         shape, images = ((batch, padded), 1) if self.pixelwise else ((padded, batch), 2)
         self.streams, self.read = (cache.buffer(n, *shape, 2 * width, images=images) for n in (count + 1, count))
         self.before, self.after = (self.streams[i : i + count] for i in (int(back), int(not back)))
-        self.gated = cache.zeros(*((batch,) if self.pixelwise else (columns, batch)), 1, width)
 
     def by_pixel(self, buffer: Tensor) -> Tensor:
         """A view (…, w + taps - 1, B, 2 F) of `streams` or `read`."""
@@ -154,11 +145,10 @@ class Stack:
                 self.by_pixel(buffer)[1 : 1 + self.columns] = inputs[conv]
 
     def calls(self, x: Tensor, column: int | None = None, order: Sequence[int] | None = None) -> list[Call]:
-        """Take a stream through all blocks, or those of `order`, in place.
+        """Take a stream through all blocks and keep what comes out; or through those of `order` alone. In place.
 
-        The stream x is that of the pixel in a column (B, 2, F) or, if no column is given, that of a row (w, B, 2, F).
+        The stream x is that of the pixel in a column (B, F) or, if no column is given, that of a row (w, B, F).
         """
-        order, place = order or self.order, slice(None) if column is None else column
 
         def own(buffer: Tensor) -> Tensor:
             return buffer[1:-1] if column is None else buffer[:, column + 1]
@@ -171,15 +161,16 @@ class Stack:
             rows = total.flatten(0, 1)
             return [partial(rows.addmm_, tap, weight) for tap, weight in zip(shifted, weights, strict=True)]
 
-        calls: list[Call] = [partial(elu, x, out=halves(own(self.before[order[0]])))]
-        for i in order:
-            hidden, gates = self.hidden[i, place], self.gates[i, place]
+        calls: list[Call] = []
+        for i in order or self.order:
+            hidden, gates = self.hidden[i], self.gates[i]
+            if column is not None:
+                hidden, gates = hidden[column], gates[column]
             calls += [
+                *concat_elu_calls(x, self.signs, own(self.before[i])),
                 *convolve(hidden, self.before[i], self.own_first[i]),
                 *concat_elu_calls(hidden, self.signs, own(self.read[i])),
                 *convolve(gates, self.read[i], self.own_second[i]),
-                partial(glu, gates, -1, out=self.gated.squeeze(-2)),
-                partial(x.addcmul_, self.gated, self.signs),
-                partial(elu, x, out=halves(own(self.after[i]))),
+                *gate_calls(x, gates, x),
             ]
-        return calls
+        return calls if order else calls + concat_elu_calls(x, self.signs, own(self.after[self.order[-1]]))

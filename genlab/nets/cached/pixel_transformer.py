@@ -13,13 +13,12 @@ B images, D features, L blocks, d dimensions of a head, W columns, T tokens (pix
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, run
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixel_transformer import Block, PixelTransformer
 from genlab.nets.layers.attention import Local
@@ -44,8 +43,7 @@ class Memory:
     @staticmethod
     def _views(keys: Tensor, values: Tensor, t: int, first: int) -> tuple[tuple[Tensor, ...], ...]:
         part = slice(first, t + 1)
-        views = keys[..., t], values[:, :, t], keys[..., part], values[:, :, part]
-        return tuple(view.unbind() for view in views)
+        return keys[..., t].unbind(), values[:, :, t].unbind(), keys[..., part].unbind(), values[:, :, part].unbind()
 
 
 class WindowMemory(Memory):
@@ -61,7 +59,6 @@ class WindowMemory(Memory):
         self.start, self.known = 0, 0  # the first token of the row of a block, and the tokens in the window before it
 
     def at(self, t: int) -> tuple[tuple[Tensor, ...], ...]:
-        """As in the base class."""
         if t % self.columns % self.attend.block[1] == 0:
             self.gather(t)
         return self._views(self.window_keys, self.window_values, self.known + t - self.start, 0)
@@ -85,17 +82,28 @@ class WindowMemory(Memory):
         self.start, self.known = t, n
 
 
+@dataclass(slots=True)
+class Layer:
+    """Weights of a block for products (B, k) @ (k, n); those behind a norm include its gain. Biases of a context."""
+
+    qkv: Tensor  # (D, 3 D)
+    qkv_bias: Tensor | None  # (B, 3 D)
+    out: Tensor  # (D, D)
+    up: Tensor  # (D, 4 D)
+    up_bias: Tensor | None  # (B, 4 D)
+    down: Tensor  # (4 D, D)
+
+
 class PixelTransformerCache(Cache):
     """Keys and values of all tokens so far, and what the tokens of the current row get from the rows above."""
 
     net: PixelTransformer
 
     def allocate(self) -> None:
-        """As in the base class."""
         net, batch, width = self.net, self.batch, self.net.width
         heads, d = net.heads, net.width // net.heads
         self.first = FirstLayer(self, net.first)
-        self.inputs = self.first.inputs
+        self.inputs, self.left_weight = self.first.inputs, self.first.row_weight(slice(None), 0)
         rectangles = isinstance(net.attend, Local) and net.attend.columns > 1
         self.memory = (WindowMemory if rectangles else Memory)(self, net)
         self.tokens = self.buffer(self.columns, batch, width, images=1)  # without what the pixels to the left give
@@ -103,14 +111,15 @@ class PixelTransformerCache(Cache):
         self.stream, self.length = self.zeros(batch, width + 1), self.zeros(batch, 1)
         self.stream[:, width] = (net.norm.eps * width) ** 0.5  # type: ignore[operator]
         self.h, self.gain = self.stream[:, :width], net.norm.weight * width**0.5
-        self.rotations, self.rotation = (
-            torch.view_as_complex(net.table).unbind(),
-            torch.view_as_complex(net.table[0] * 0),
-        )
-        self.qkv, self.rotated = self.zeros(batch, 3 * width), self.zeros(2, batch, width)
+        self.rotations = torch.view_as_complex(net.table).unbind()
+        self.normed, self.inner = self.zeros(batch, width), self.zeros(batch, 4 * width)
+        self.qkv, qk = self.zeros(batch, 3 * width), self.zeros(2, batch, width)
         self.attended = self.zeros(batch * heads, 1, d)
-        self.query, self.key = self.rotated[0].view(-1, 1, d), self.rotated[1].view(-1, d)
-        self.value = self.qkv[:, 2 * width :].unflatten(1, (heads, d))
+        # Views: complex pairs before and after rotation; query, key, value and result as attention has them.
+        self.pairs = torch.view_as_complex(self.qkv[:, : 2 * width].unflatten(1, (2, heads, d // 2, 2)))
+        self.rotated = torch.view_as_complex(qk.unflatten(2, (heads, d // 2, 2))).transpose(0, 1)
+        self.query, self.key = qk[0].view(-1, 1, d), qk[1].view(-1, d)
+        self.value, self.result = self.qkv[:, 2 * width :].unflatten(1, (heads, d)), self.attended.view(batch, width)
         self.qkv_scale = self.zeros(3 * width) + 1
         self.qkv_scale[:width] = d**-0.5  # the scale of the scores is part of the queries
         # What a context adds to queries, keys and values and to the first map of the network, (w, L, B, 3 D + 4 D).
@@ -119,11 +128,10 @@ class PixelTransformerCache(Cache):
             self.biases = self.buffer(context.shape[3], len(net.blocks), batch, 7 * width, images=2)
             self.bias = self.biases[0] if context.shape[3] == 1 else torch.zeros_like(self.biases[0])
         self.layers = [
-            self._layer_calls(block, None if context is None else self.bias[i]) for i, block in enumerate(net.blocks)
+            self._layer(block, None if context is None else self.bias[i]) for i, block in enumerate(net.blocks)
         ]
 
     def work(self) -> tuple[int, int]:
-        """As in the base class; the first layer is too small to count."""
         return 2 * self.batch * self.net.width * max(4 * self.net.width, len(self.rotations)), 0
 
     def begin_row(self) -> None:
@@ -136,32 +144,37 @@ class PixelTransformerCache(Cache):
             pairs = zip(maps[::2], maps[1::2], strict=True)
             self.biases.copy_(torch.stack([torch.cat([qkv * self.qkv_scale, up], 2) for qkv, up in pairs], 1))
 
-    def make_steps(self, colour: int) -> list[list[Call]]:
-        """As in the base class: the token of every column."""
-        weight = self.first.row_weight(slice(None), 0)
-        steps: list[list[Call]] = [
-            [partial(torch.addmm, token, read, weight, out=self.h)]
-            for token, read in zip(self.tokens, self.first.reads(0), strict=True)
-        ]
-        context = self.contexts[0].context
-        if context is not None and context.shape[3] > 1:
-            for step, bias in zip(steps, self.biases, strict=True):
-                step.append(partial(self.bias.copy_, bias))
-        return steps
+    def make_steps(self, colour: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        own_biases = self.contexts[0].context is not None and len(self.biases) > 1
+        biases = self.biases.unbind() if own_biases else self.columns * [None]
+        return list(zip(self.tokens, self.first.reads(0), biases, strict=True))
 
-    def compute(self, step: list[Call]) -> Tensor:
-        """As in the base class."""
-        run(step)
-        t, query, key, value, attended, bmm = self.t - 1, self.query, self.key, self.value, self.attended, torch.bmm
-        self.rotation.copy_(self.rotations[t])
-        for (before, after), new_key, new_value, keys, values in zip(self.layers, *self.memory.at(t), strict=True):
-            run(before)
+    def compute(self, step: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        token, read, bias = step
+        torch.addmm(token, read, self.left_weight, out=self.h)
+        if bias is not None:
+            self.bias.copy_(bias)
+        norm, div, mul, bmm = torch.linalg.vector_norm, torch.div, torch.mul, torch.bmm  # looked up once
+        rotation, memory = self.rotations[self.t - 1], self.memory.at(self.t - 1)
+        stream, h, length, normed, qkv, inner = self.stream, self.h, self.length, self.normed, self.qkv, self.inner
+        pairs, rotated, query, key, value = self.pairs, self.rotated, self.query, self.key, self.value
+        attended, result = self.attended, self.result
+        for layer, new_key, new_value, keys, values in zip(self.layers, *memory, strict=True):
+            norm(stream, dim=1, keepdim=True, out=length)
+            div(h, length, out=normed)
+            _product(layer.qkv_bias, normed, layer.qkv, qkv)
+            mul(pairs, rotation, out=rotated)
             new_key.copy_(key)
             new_value.view(value.shape).copy_(value)
             bmm(bmm(query, keys).softmax(2), values, out=attended)
-            run(after)
-        torch.linalg.vector_norm(self.stream, dim=1, keepdim=True, out=self.length)
-        return torch.div(self.h, self.length).mul_(self.gain)
+            h.addmm_(result, layer.out)
+            norm(stream, dim=1, keepdim=True, out=length)
+            div(h, length, out=normed)
+            _product(layer.up_bias, normed, layer.up, inner)
+            inner.relu_()
+            h.addmm_(mul(inner, inner, out=inner), layer.down)
+        norm(stream, dim=1, keepdim=True, out=length)
+        return div(h, length).mul_(self.gain)
 
     def prefill(self, x: Tensor) -> None:
         """A forward pass that keeps the keys and values of the known tokens."""
@@ -178,43 +191,26 @@ class PixelTransformerCache(Cache):
         if isinstance(memory, WindowMemory):
             memory.start = t
 
-    def _norm_calls(self, out: Tensor) -> list[Call]:
-        """The stream divided by its length; the gain is part of the weights that read it."""
-        length = partial(torch.linalg.vector_norm, self.stream, dim=1, keepdim=True, out=self.length)
-        return [length, partial(torch.div, self.h, self.length, out=out)]
-
-    def _layer_calls(self, block: Block, bias: Tensor | None) -> tuple[list[Call], list[Call]]:
-        """A block before and after attention. `bias` (B, 7 D): of a context."""
-        width, heads = self.net.width, block.heads
-        # Weights for products (B, k) @ (k, n); those behind a norm include its gain.
+    def _layer(self, block: Block, bias: Tensor | None) -> Layer:
+        """A block whose context adds `bias` (B, 7 D)."""
+        width = self.net.width
         qkv, up = (
             linear.weight.T * (norm.weight * width**0.5)[:, None]
             for linear, norm in ((block.qkv, block.norm), (block.up, block.norm_up))
         )
-        qkv, up = (qkv * self.qkv_scale).contiguous(), up.contiguous()
-        out, down = block.out.weight.T.contiguous(), block.down.weight.T.contiguous()
-        normed, inner = self.zeros(self.batch, width), self.zeros(self.batch, 4 * width)
-        qkv_bias, up_bias = (None, None) if bias is None else bias.split([3 * width, 4 * width], 1)
-        pairs = torch.view_as_complex(self.qkv[:, : 2 * width].unflatten(1, (2, heads, -1, 2)))
-        rotated = torch.view_as_complex(self.rotated.unflatten(2, (heads, -1, 2))).transpose(0, 1)
-        before: list[Call] = [
-            *self._norm_calls(normed),
-            _product(qkv_bias, normed, qkv, self.qkv),
-            partial(torch.mul, pairs, self.rotation, out=rotated),
-        ]
-        after: list[Call] = [
-            partial(self.h.addmm_, self.attended.view(self.batch, width), out),
-            *self._norm_calls(normed),
-            _product(up_bias, normed, up, inner),
-            inner.relu_,
-            partial(torch.mul, inner, inner, out=inner),
-            partial(self.h.addmm_, inner, down),
-        ]
-        return before, after
+        return Layer(
+            qkv=(qkv * self.qkv_scale).contiguous(),
+            qkv_bias=None if bias is None else bias[:, : 3 * width],
+            out=block.out.weight.T.contiguous(),
+            up=up.contiguous(),
+            up_bias=None if bias is None else bias[:, 3 * width :],
+            down=block.down.weight.T.contiguous(),
+        )
 
 
-def _product(bias: Tensor | None, x: Tensor, weight: Tensor, out: Tensor) -> Call:
+def _product(bias: Tensor | None, x: Tensor, weight: Tensor, out: Tensor) -> None:
     """x @ weight, plus the bias of a context if there is one."""
     if bias is None:
-        return partial(torch.mm, x, weight, out=out)
-    return partial(torch.addmm, bias, x, weight, out=out)
+        torch.mm(x, weight, out=out)
+    else:
+        torch.addmm(bias, x, weight, out=out)

@@ -16,46 +16,14 @@ letters s and n for the part of one colour, S' and N' for the colours so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, by_column, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, Step, Steps, by_column, pointwise_weight, row_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.layers.masked import MaskedConv2d
-
-
-@dataclass(slots=True)
-class BlockStep:
-    """Operands of one block at one value, views of the buffers and weights, in the order of use."""
-
-    floor: Tensor  # minus the biases that the stream lacks (s,)
-    relu: Tensor  # max(stream, floor), this colour (B, s)
-    relus: Tensor  # ones and max(stream, floor), colours so far (B, 1 + S')
-    reduce: Tensor  # (1 + S', n)
-    narrow: Tensor  # bottleneck, this pixel and colour (B, n): what later pixels read
-    middle: Tensor  # from the row above and the bias; then after the 3x3, this colour (B, n)
-    left: Tensor  # bottleneck of the left pixel, and of this one, colours so far (B, N + N')
-    conv: Tensor  # (N + N', n)
-    middles: Tensor  # after the 3x3, colours so far (B, N')
-    expand: Tensor  # (N', s)
-
-
-@dataclass(slots=True)
-class ValueStep:
-    """Operands of one value of a row: first layer, blocks, last layer."""
-
-    stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
-    read: Tensor  # what the first layer reads of the row (B, k)
-    first: Tensor  # (k, s)
-    blocks: list[BlockStep]
-    floor: Tensor  # the next three: as in a block
-    relu: Tensor
-    relus: Tensor
-    last: Tensor  # (1 + S', D)
 
 
 class PixelCNNCache(Cache):
@@ -118,49 +86,54 @@ class PixelCNNCache(Cache):
                     middle = middle + bias[:, :, -needed:]
                 h = h[:, :, -needed:] + block.expand(middle.relu_())
 
-    def make_steps(self, colour: int) -> list[ValueStep]:
-        net, n = self.net, self.net.width // 2
-        wide, half, out = self.slices(colour, net.width, n, net.out_width * self.colours)
-        blocks, lacking = net.blocks, self.lacking[:, : wide.stop]
-        reduce = [_with_bias(b.reduce, half, lack) for b, lack in zip(blocks, lacking[:-1], strict=True)]
-        conv = [row_weight(b.conv.masked_weight[half, :, 1, :2], half.stop) for b in blocks]
-        expand = [pointwise_weight(b.expand, wide, half.stop) for b in blocks]
-        first, last = self.first.row_weight(wide, colour), _with_bias(net.last, out, lacking[-1])
+    def make_steps(self, colour: int) -> list[Step]:
+        return ColourSteps(self, colour).by_column(self.columns)
 
-        *floor, last_floor = (-self.lacking[:, wide]).contiguous().unbind()
-        *relu, last_relu = self.relus[..., 1:][..., wide].unbind()
-        *relus, last_relus = self.relus[..., : 1 + wide.stop].unbind()
-        windows = self.narrow.flatten(2).unfold(2, 2 * n, n).transpose(1, 2)  # a pixel, its right one (L, W + 1, B, 2N)
-        narrow = by_column(self.narrow.transpose(1, 2)[:, 1:-1, :, half])
-        left = by_column(windows[:, :-1, :, : n + half.stop])
-        middle, middles = by_column(self.middle[..., half]), by_column(self.middle[..., : half.stop])
-        steps = []
-        for j, (stream, read) in enumerate(zip(self.stream[..., wide].unbind(), self.first.reads(colour), strict=True)):
-            operands = floor, relu, relus, reduce, narrow[j], middle[j], left[j], conv, middles[j], expand
-            steps.append(
-                ValueStep(
-                    stream=stream,
-                    read=read,
-                    first=first,
-                    blocks=[BlockStep(*of_block) for of_block in zip(*operands, strict=True)],
-                    floor=last_floor,
-                    relu=last_relu,
-                    relus=last_relus,
-                    last=last,
-                )
-            )
-        return steps
 
-    def compute(self, step: ValueStep) -> Tensor:
+class BlockViews:
+    """Weights and buffers of block i as the steps of one colour read them in every column."""
+
+    def __init__(self, cache: PixelCNNCache, i: int, wide: slice, half: slice) -> None:
+        block = cache.net.blocks[i]
+        self.floor = -cache.lacking[i, wide]  # minus the biases that the stream lacks (s,)
+        self.relus = cache.relus[i, :, : 1 + wide.stop]  # ones and max(stream, floor), colours so far (B, 1 + S')
+        self.relu = self.relus[:, 1 + wide.start :]  # this colour (B, s)
+        self.reduce = _with_bias(block.reduce, half, cache.lacking[i, : wide.stop])  # (1 + S', n)
+        self.conv = row_weight(block.conv.masked_weight[half, :, 1, :2], half.stop)  # (N + N', n)
+        self.expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
+
+
+class ColourSteps(Steps):
+    """The steps of one colour."""
+
+    def __init__(self, cache: PixelCNNCache, colour: int) -> None:
+        net = cache.net
+        wide, half, out = cache.slices(colour, net.width, net.width // 2, net.out_width * cache.colours)
+        self.stream = cache.stream[..., wide].unbind()  # from the rows above; then the stream, this colour (B, s)
+        self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
+        blocks, n = [BlockViews(cache, i, wide, half) for i in range(len(net.blocks))], net.width // 2
+        views = (  # of all blocks, column by column: what a step uses then lies together in memory
+            by_column(cache.narrow[:, :, 1:-1, half].transpose(1, 2)),  # bottleneck, this colour (B, n)
+            # Bottleneck of the left pixel, and of this one the colours so far (B, N + N').
+            by_column(cache.narrow[:, :, :-1].flatten(2).unfold(2, n + half.stop, n).transpose(1, 2)),
+            by_column(cache.middle[..., half]),  # from the row above; then after the 3x3, this colour (B, n)
+            by_column(cache.middle[..., : half.stop]),  # colours so far (B, N')
+        )
+        self.columns = [list(zip(blocks, *of_column, strict=True)) for of_column in zip(*views, strict=True)]
+        self.floor, self.relus = -cache.lacking[-1, wide], cache.relus[-1, :, : 1 + wide.stop]  # as in a block
+        self.relu = self.relus[:, 1 + wide.start :]
+        self.last = _with_bias(net.last, out, cache.lacking[-1, : wide.stop])  # (1 + S', D)
+
+    def run(self, column: int) -> Tensor:
         maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
-        stream = step.stream.addmm_(step.read, step.first)
-        for block in step.blocks:
+        stream = self.stream[column].addmm_(self.reads[column], self.first)
+        for block, narrow, left, middle, middles in self.columns[column]:
             maximum(stream, block.floor, out=block.relu)
-            mm(block.relus, block.reduce, out=block.narrow).relu_()
-            block.middle.addmm_(block.left, block.conv).relu_()
-            stream.addmm_(block.middles, block.expand)
-        maximum(stream, step.floor, out=step.relu)
-        return mm(step.relus, step.last).relu_()
+            mm(block.relus, block.reduce, out=narrow).relu_()
+            middle.addmm_(left, block.conv).relu_()
+            stream.addmm_(middles, block.expand)
+        maximum(stream, self.floor, out=self.relu)
+        return mm(self.relus, self.last).relu_()
 
 
 def _with_bias(conv: MaskedConv2d, out: slice, lacking: Tensor) -> Tensor:

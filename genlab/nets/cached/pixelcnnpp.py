@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, ContextRows
-from genlab.nets.cached.calls import Call, run
-from genlab.nets.cached.gated_stack import Stack, mirrored, newest_row, recorded, signs
+from genlab.nets.cached.gated_stack import Call, Stack, newest_row, recorded, run
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp, in_pairs
 from genlab.nets.layers.shifted import ShiftedConv2d, ShiftedUp2d
 
@@ -32,7 +31,7 @@ class Level:
     """One resolution: the blocks of both streams on the way there and back, and what leads to and from finer pixels."""
 
     def __init__(self, cache: Cache, net: PixelCNNpp, level: int) -> None:
-        self.columns, self.signs = net.size(level)[1], signs(cache)
+        self.columns = net.size(level)[1]
         there, back = net.pairs(level)
         self.u_there = Stack(cache, [pair.u for pair in there], self.columns)
         self.u_back = Stack(cache, [pair.u for pair in back], self.columns, back=True)
@@ -41,9 +40,9 @@ class Level:
         self.stacks = self.u_there, self.u_back, self.ul_there, self.ul_back
         # The streams on the way there and on the way back: u of a row, ul of a row after a pixel of zeros. Their number
         # of pixels is rounded up to an even one.
-        self.u, self.u_return = (cache.buffer(self.columns, cache.batch, 2, net.width, images=1) for _ in range(2))
+        self.u, self.u_return = (cache.buffer(self.columns, cache.batch, net.width, images=1) for _ in range(2))
         self.u_calls, self.u_return_calls = self.u_there.calls(self.u), self.u_back.calls(self.u_return)
-        size = cache.batch, 1 + self.columns + self.columns % 2, 2, net.width
+        size = cache.batch, 1 + self.columns + self.columns % 2, net.width
         self.ul, self.ul_return = (cache.buffer(*size, images=0) for _ in range(2))
         self.ul_pixels, self.ul_return_pixels = (x[:, 1 : 1 + self.columns] for x in (self.ul, self.ul_return))
         # Stream u after the blocks on the way there: the last row and this one.
@@ -51,49 +50,36 @@ class Level:
         if level:
             shrink, grow = net.shrink[level - 1], net.grow[level - 1]
             self.shrink_u, self.shrink_u_bias = shrink.u.normed_weight.permute(2, 3, 1, 0).flatten(0, 2), shrink.u.bias
-            w = shrink.ul.normed_weight.permute(2, 3, 1, 0)  # (row, column, F, F)
-            w = torch.stack([w, torch.zeros_like(w)], 2).flatten(1, 3)  # -x, beside x, is not read
-            self.shrink_ul, self.shrink_ul_bias = mirrored(w), mirrored(shrink.ul.bias)  # (2, 4 F, 2 F)
+            self.shrink_ul = shrink.ul.normed_weight.permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 F, F)
+            self.shrink_ul_bias = shrink.ul.bias
             self.grow_u = grow.u.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 3 F)
             self.grow_u_bias = grow.u.bias
-            w = grow.ul.normed_weight.permute(2, 0, 3, 1)  # (row, F, column, F)
-            self.grow_ul = mirrored(w).flatten(2)  # (2, F, 4 F)
-            self.grow_ul_bias = mirrored(grow.ul.bias).repeat(2)
+            self.grow_ul = grow.ul.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 2 F)
+            self.grow_ul_bias = grow.ul.bias.repeat(2)
 
     def u_from_finer(self, finer: Level) -> None:
         """The strided convolution of the last two rows of the finer stream u."""
         last = 2 * self.columns - 1
         taps = [finer.two_rows[a, d : d + last : 2] for a in range(2) for d in range(3)]
-        u = torch.addmm(self.shrink_u_bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u)
-        self.enter(self.u, u.unflatten(0, (self.columns, -1)))
+        torch.addmm(self.shrink_u_bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u, out=self.u.flatten(0, 1))
 
     def u_to_finer(self, finer: Level, row: int) -> None:
         """The transposed convolution of stream u to the upper (0) or lower (1) fine row."""
-        x = self.u_return[:, :, 0]
+        x = self.u_return
         y = (x.flatten(0, 1) @ self.grow_u[row]).view(*x.shape[:2], 3, -1)  # taps: column before, even, odd
         fine = y[:, :, 1:].transpose(1, 2) + self.grow_u_bias
         fine[:-1, 1] += y[1:, :, 0]
-        self.enter(finer.u_return, fine.flatten(0, 1)[: finer.columns])
+        finer.u_return.copy_(fine.flatten(0, 1)[: finer.columns])
 
     def ul_from_above(self, finer: Level) -> None:
         """What the finished row of the finer stream ul contributes to the new row here."""
-        windows = finer.ul[:, : 2 * self.columns].reshape(-1, self.columns, 2 * self.shrink_ul_bias.numel())
-        self.ul_pixels.flatten(2).copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink_ul_bias))
+        windows = finer.ul[:, : 2 * self.columns].reshape(len(self.ul), self.columns, -1)
+        self.ul_pixels.copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink_ul_bias))
 
     def ul_to_lower(self, finer: Level) -> None:
         """What this row of stream ul gives to the lower one of its two fine rows."""
-        row = F.linear(self.ul_return_pixels[:, :, 0], self.grow_ul[1].T, self.grow_ul_bias)
-        finer.ul_return[:, 1:].flatten(2).view(len(row), self.columns, -1).copy_(row)
-
-    def enter(self, out: Tensor, x: Tensor) -> None:
-        """Write a stream x (…, F) to `out` (…, 2, F)."""
-        torch.mul(x.unsqueeze(-2), self.signs, out=out)
-
-    def begin_u(self) -> None:
-        """Stream u of a new row on the way there."""
-        run(self.u_calls)
-        self.two_rows[0].copy_(self.two_rows[1])
-        self.two_rows[1, 1:-1].copy_(self.u[:, :, 0])
+        row = F.linear(self.ul_return_pixels, self.grow_ul[1].T, self.grow_ul_bias)
+        finer.ul_return[:, 1:].view(row.shape).copy_(row)
 
     def finish_u(self) -> None:
         """Stream u of a new row on the way back, and what it gives to stream ul."""
@@ -104,9 +90,9 @@ class Level:
         self.ul_back.add_side(0, back.after[:, 1:-1])
 
     def calls_there(self, column: int, left: Tensor, weight: Tensor) -> list[Call]:
-        """Stream ul of a pixel on the way there. `left` (B, k) with a weight (k, 2 F): what it still lacks."""
+        """Stream ul of a pixel on the way there. `left` (B, k) with a weight (k, F): what it still lacks."""
         x = self.ul[:, column + 1]
-        return [partial(x.flatten(1).addmm_, left, weight), *self.ul_there.calls(x, column)]
+        return [partial(x.addmm_, left, weight), *self.ul_there.calls(x, column)]
 
     def calls_back(self, column: int, finer: Level | None) -> list[Call]:
         """Stream ul of a pixel on the way back, to two pixels of the finer resolution."""
@@ -116,7 +102,7 @@ class Level:
         if finer is None:
             return calls
         fine = finer.ul_return[:, 2 * column + 1 : 2 * column + 3].flatten(1)
-        return [*calls, partial(torch.addmm, self.grow_ul_bias, x[:, 0], self.grow_ul[0], out=fine)]
+        return [*calls, partial(torch.addmm, self.grow_ul_bias, x, self.grow_ul[0], out=fine)]
 
 
 class PixelCNNppCache(Cache):
@@ -140,8 +126,10 @@ class PixelCNNppCache(Cache):
         )  # this row, after a pixel of zeros
         self.inputs = list(self.line[:, 1:].unbind(1))
 
+        self.features = self.levels[0].ul_back.streams[0, :, 1:, : self.net.width].unbind(1)  # of every column
+
     def make_steps(self, colour: int) -> list[list[Call]]:
-        left = mirrored(self.net.stem_left.normed_weight[:, : self.channels, 1, 0].T)
+        left = self.net.stem_left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
         there = [[self.levels[0].calls_there(j, self.line[:, j], left) for j in range(self.columns)]]
         back = [[self.levels[0].calls_back(j, None) for j in range(self.columns)]]
         for finer, level in pairwise(self.levels):
@@ -161,8 +149,7 @@ class PixelCNNppCache(Cache):
                 turn = 1 + (column >> here[-1])
                 calls.append(partial(coarsest.ul_return[:, turn].copy_, coarsest.ul[:, turn]))
             calls += [call for k in reversed(here) for call in back[k][column >> k]]
-            features = self.levels[0].ul_back.streams[0, :, column + 1, : self.net.width]
-            steps.append([*calls, features.clone])
+            steps.append(calls)
         return steps
 
     def begin_row(self) -> None:
@@ -180,7 +167,9 @@ class PixelCNNppCache(Cache):
         for k, level in enumerate(active):
             if k:
                 level.u_from_finer(active[k - 1])
-            level.begin_u()
+            run(level.u_calls)
+            level.two_rows[0].copy_(level.two_rows[1])
+            level.two_rows[1, 1:-1].copy_(level.u)
         for k, level in reversed(list(enumerate(active))):
             if k + 1 == len(levels):
                 level.u_return.copy_(level.u)
@@ -197,11 +186,12 @@ class PixelCNNppCache(Cache):
             newest = self.line[:, 1:].transpose(1, 2).unsqueeze(2)
             self.above.copy_(torch.cat([self.above[:, :, 1:], newest], 2))
         u, ul = self.net.stem(F.pad(self.above[:, :, 2 - known :], (0, 0, 0, 1)))
-        finest.enter(finest.u, u[:, :, -1].permute(2, 0, 1))
-        finest.enter(finest.ul_pixels, ul[:, :, -1].transpose(1, 2))
+        finest.u.copy_(u[:, :, -1].permute(2, 0, 1))
+        finest.ul_pixels.copy_(ul[:, :, -1].transpose(1, 2))
 
     def compute(self, step: list[Call]) -> Tensor:
-        return run(step)
+        run(step)
+        return self.features[(self.t - 1) % self.columns].clone()
 
     def prefill(self, x: Tensor) -> None:
         net, rows = self.net, x.shape[2]
@@ -214,12 +204,12 @@ class PixelCNNppCache(Cache):
                 stack.take_in(inputs)
             if k:
                 grow = net.grow[k - 1]
-                level.enter(level.u_return, inputs[grow.u])
-                level.enter(level.ul_return_pixels, inputs[grow.ul].transpose(0, 1))
+                level.u_return.copy_(inputs[grow.u])
+                level.ul_return_pixels.copy_(inputs[grow.ul].transpose(0, 1))
             if k + 1 < len(self.levels):
                 shrink = net.shrink[k]
                 level.two_rows[1, 1:-1] = inputs[shrink.u]
-                level.enter(level.ul_pixels, inputs[shrink.ul].transpose(0, 1))
+                level.ul_pixels.copy_(inputs[shrink.ul].transpose(0, 1))
         values = net.values(x[:, :, -2:])
         self.line[:, 1:] = values[:, :, -1].transpose(1, 2)
         self.above[:, :, 1] = values[:, :, 0]

@@ -18,80 +18,15 @@ numbers: in the cache colour by colour, so that those of a colour lie together; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, pointwise_weight
+from genlab.nets.cached.base import Cache, Step, Steps, by_column, pointwise_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
 from genlab.nets.layers.masked import group_slices
-
-
-@dataclass(slots=True)
-class Cell:
-    """Operands of an LSTM cell, all (…, n) but for `sigmoid`."""
-
-    sigmoid: Tensor  # of the gates, o, f and i (…, 3 n)
-    o: Tensor
-    f: Tensor
-    i: Tensor
-    g: Tensor
-    memory: Tensor  # of the pixel that comes before in the LSTM; then of this one
-    h: Tensor  # output
-
-    @classmethod
-    def of(cls, gates: Tensor, memory: Tensor, h: Tensor) -> Cell:
-        """From the gates (…, 4 n)."""
-        n = memory.shape[-1]
-        o, f, i, g = gates.split(n, -1)
-        return cls(gates[..., : 3 * n], o, f, i, g, memory, h)
-
-    def run(self) -> None:
-        """Gates before their nonlinearities -> memory and output."""
-        self.sigmoid.sigmoid_()
-        self.g.tanh_()
-        self.memory.mul_(self.f).addcmul_(self.i, self.g)
-        torch.tanh(self.memory, out=self.h).mul_(self.o)
-
-
-@dataclass(slots=True)
-class LayerStep:
-    """Operands of one layer at one value, in the order of use."""
-
-    gates: Tensor  # from finished rows and the bias; then the gates, this colour (B, 4 n)
-    inputs: Tensor  # what the gates read of the current row (B, k)
-    weight: Tensor  # (k, 4 n)
-    cell: Cell
-    outputs: Tensor  # output, colours so far (B, N')
-    up: Tensor  # (N', s)
-    stream: Tensor  # that the layer reads, this colour (B, s)
-    out: Tensor  # that the next one reads (B, s)
-
-
-@dataclass(slots=True)
-class ValueStep:
-    """Operands of one value of a row: first layer, LSTM layers, last layer."""
-
-    stream: Tensor  # from the rows above and the bias; then the residual stream, this colour (B, s)
-    read: Tensor  # what the first layer reads of the row (B, k)
-    first: Tensor  # (k, s)
-    layers: list[LayerStep]
-    final: Tensor  # stream behind the last layer, this colour (B, s)
-    finals: Tensor  # colours so far (B, S')
-    bias: Tensor  # (D,)
-    last: Tensor  # (S', D)
-
-
-class Places(NamedTuple):
-    """Where a layer finds and leaves what belongs to a pixel."""
-
-    inputs: Tensor  # what the gates read of the current row, colours so far (B, k)
-    memory: Tensor  # of this colour (B, n)
-    outputs: Tensor  # (B, U)
-    stream: Tensor  # (B, S)
 
 
 class PixelRNNCache(Cache):
@@ -122,8 +57,12 @@ class PixelRNNCache(Cache):
         """Run layer i on known rows of its stream (B, S, rows, W), keep what the next row reads -> its output."""
 
     @abstractmethod
-    def places(self, i: int, column: int, wide: slice, units: slice) -> Places:
-        """The places of layer i at a column, for the channels `wide` and the `units` of a colour."""
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the layers find and leave what belongs to the pixels of the row, (L, W, B, …) each.
+
+        What the gates read of the row (k numbers; of the pixel itself `stop` channels of its stream), memory (U),
+        outputs (U) and stream (S).
+        """
 
     @abstractmethod
     def weight(self, block: Any, gates: Tensor, stop: int) -> Tensor:
@@ -147,43 +86,67 @@ class PixelRNNCache(Cache):
         for i, (block, bias) in enumerate(zip(self.net.blocks, self.net.gate_biases(values, biases), strict=True)):
             h = self.keep(i, block, h, bias)
 
-    def make_steps(self, colour: int) -> list[ValueStep]:
-        net = self.net
-        wide, units, out = self.slices(colour, net.width, net.units, net.out_width * net.groups)
-        part = slice(4 * units.start, 4 * units.stop)  # the gates of this colour
-        weights = [self.weight(block, self.by_colour[part], wide.stop) for block in net.blocks]
-        up = [pointwise_weight(block.up, wide, units.stop) for block in net.blocks]
-        first, reads = self.first.row_weight(wide, colour), self.first.reads(colour)
-        last, bias = pointwise_weight(net.last, out, wide.stop), net.last.bias[out]
-        final, finals = self.final[:, wide], self.final[:, : wide.stop]
-        steps = []
-        for j, read in enumerate(reads):
-            places = [self.places(i, j, wide, units) for i in range(self.depth)]
-            streams = [place.stream[:, wide] for place in places] + [final]
-            layers = []
-            for i, place in enumerate(places):
-                gates = self.gates[i, j, :, part]
-                layers.append(
-                    LayerStep(
-                        gates=gates,
-                        inputs=place.inputs,
-                        weight=weights[i],
-                        cell=Cell.of(gates, place.memory, place.outputs[:, units]),
-                        outputs=place.outputs[:, : units.stop],
-                        up=up[i],
-                        stream=streams[i],
-                        out=streams[i + 1],
-                    )
-                )
-            steps.append(ValueStep(streams[0], read, first, layers, final, finals, bias, last))
-        return steps
+    def make_steps(self, colour: int) -> list[Step]:
+        return ColourSteps(self, colour).by_column(self.columns)
 
-    def compute(self, step: ValueStep) -> Tensor:
-        addmm = torch.addmm  # looked up once: a step is a hundred operations
-        step.stream.addmm_(step.read, step.first)
-        for layer in step.layers:
-            layer.gates.addmm_(layer.inputs, layer.weight)
-            layer.cell.run()
-            addmm(layer.stream, layer.outputs, layer.up, out=layer.out)
-        step.final.relu_()
-        return addmm(step.bias, step.finals, step.last).relu_()
+
+class Cell(NamedTuple):
+    """Operands of an LSTM cell, views of (…, n) numbers but for the first two."""
+
+    gates: Tensor  # from finished rows and the bias; then the gates (…, 4 n)
+    sigmoid: Tensor  # o, f and i (…, 3 n)
+    o: Tensor
+    f: Tensor
+    i: Tensor
+    g: Tensor
+    memory: Tensor  # of the pixel before in the LSTM; then of this one
+    h: Tensor  # output
+
+
+def cells(gates: Tensor, memory: Tensor, h: Tensor) -> list[list[Cell]]:
+    """Gates (L, W, B, 4 n), memory and output (L, W, B, n) -> for every column the cells of all layers."""
+    views = gates, gates[..., : 3 * h.shape[-1]], *gates.chunk(4, -1), memory, h
+    columns = zip(*(by_column(view) for view in views), strict=True)
+    return [[Cell(*operands) for operands in zip(*column, strict=True)] for column in columns]
+
+
+class ColourSteps(Steps):
+    """The steps of one colour."""
+
+    def __init__(self, cache: PixelRNNCache, colour: int) -> None:
+        net = cache.net
+        wide, units, out = cache.slices(colour, net.width, net.units, net.out_width * net.groups)
+        part = slice(4 * units.start, 4 * units.stop)
+        self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
+        weights = [cache.weight(block, cache.by_colour[part], wide.stop) for block in net.blocks]  # (k, 4 n)
+        up = [pointwise_weight(block.up, wide, units.stop) for block in net.blocks]  # (N', s)
+        self.final, self.finals = cache.final[:, wide], cache.final[:, : wide.stop]  # (B, s); colours so far (B, S')
+        self.last, self.bias = pointwise_weight(net.last, out, wide.stop), net.last.bias[out]  # (S', D), (D,)
+        inputs, memory, outputs, stream = cache.places(wide.stop)
+        columns = zip(
+            by_column(inputs),  # (B, k)
+            cells(cache.gates[..., part], memory[..., units], outputs[..., units]),
+            by_column(outputs[..., : units.stop]),  # colours so far (B, N')
+            by_column(stream[..., wide]),  # that the layer reads, this colour (B, s)
+            strict=True,
+        )
+        # For every column the first stream, and what every layer needs; the last is where its result goes.
+        self.columns = [
+            (streams[0], list(zip(read, weights, of_cells, output, up, (*streams[1:], self.final), strict=True)))
+            for read, of_cells, output, streams in columns
+        ]
+
+    def run(self, column: int) -> Tensor:
+        tanh, addmm = torch.tanh, torch.addmm  # looked up once: a step is a hundred operations
+        stream, layers = self.columns[column]
+        stream.addmm_(self.reads[column], self.first)
+        for inputs, weight, cell, outputs, up, out in layers:
+            gates, sigmoid, o, f, i, g, memory, h = cell
+            gates.addmm_(inputs, weight)
+            sigmoid.sigmoid_()
+            g.tanh_()
+            memory.mul_(f).addcmul_(i, g)
+            tanh(memory, out=h).mul_(o)
+            stream = addmm(stream, outputs, up, out=out)
+        stream.relu_()
+        return addmm(self.bias, self.finals, self.last).relu_()

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.calls import Call, elu, run
-from genlab.nets.cached.gated_stack import Stack, concat_elu_calls, gated_calls, halves, matrix, mirrored
+from genlab.nets.cached.gated_stack import Call, Stack, concat_elu_calls, gate_calls, matrix, run
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
@@ -49,13 +48,13 @@ class GateBiases:
         self.row.copy_(self.own + torch.stack(maps, 1))
 
     def calls(self, column: int) -> list[Call]:
-        """Turn to the pixel in that column."""
+        """Copy those of the pixel in a column to `now`, if they differ by column."""
         return [partial(self.now.copy_, self.row[column])] if len(self.row) > 1 else []
 
 
 @dataclass(slots=True)
 class ColumnStep:
-    """What is particular to the step of one column."""
+    """What is done at one column, apart from what is the same at all of them."""
 
     begin: list[Call]  # the first layer, and the biases of the gates if they differ by column
     convs: list[list[Call]]  # the 2x2 convolutions of every block
@@ -78,10 +77,9 @@ class PixelSNAILCache(Cache):
         self.line = self.buffer(batch, 1 + columns, channels, images=0)  # this row, after a pixel of zeros
         self.inputs = list(self.line[:, 1:].unbind(1))
         self.first = self.buffer(columns, batch, net.width, images=1)  # the first layer without the left pixel
-        # Of one pixel: colours, stream and place, and their negatives.
-        self.joined = self.buffer(depth + 1, batch, 2, channels + net.width + 2, images=1)
+        self.joined = self.buffer(depth + 1, batch, channels + net.width + 2, images=1)  # of one pixel
         self.streams, self.place = self.joined[..., channels:-2], self.joined[..., -2:]
-        self.places = halves(mirrored(net.place.flatten(1).T)).unbind()  # T times (2, 2)
+        self.places = net.place.flatten(1).T.contiguous().unbind()  # T times (2,)
         self.convs = Stack(self, [conv for block in net.blocks for conv in block.convs], columns)
         self.keys = self.buffer(depth, batch, self.heads, key_width, pixels, images=1)
         self.keys[:, :, :, -1] = UNKNOWN
@@ -90,31 +88,28 @@ class PixelSNAILCache(Cache):
         self.newest_keys, self.newest_values = (
             part.unflatten(2, (self.heads, -1)) for part in self.newest.tensor_split([self.heads * key_width], 2)
         )
-        self.question = self.zeros(batch, self.heads * key_width)
+        self.query = self.zeros(batch, self.heads * key_width)
         self.scores, self.weights = self.zeros(2, batch * self.heads * pixels)
-        self.answer = self.zeros(batch * self.heads, 1, one.values // self.heads)
+        self.attended = self.zeros(batch * self.heads, 1, one.values // self.heads)
 
         context = self.contexts[0].context
         parts = ([getattr(block, name) for block in net.blocks] for name in ("memory", "query", "out"))
         self.biases = [GateBiases(self, part, 1 if context is None else context.shape[3]) for part in parts]
         self.memory_calls = self._memory_calls()
-        self.block_calls = [self._attending_calls(i, block) for i, block in enumerate(net.blocks)]
+        self.block_calls = [self._attention_calls(i, block) for i, block in enumerate(net.blocks)]
 
     def make_steps(self, colour: int) -> list[ColumnStep]:
-        left = self.zeros(self.batch, 1, self.net.width)
         weight = self.net.left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
         each = len(self.net.blocks[0].convs)
         orders = [range(i * each, (i + 1) * each) for i in range(len(self.net.blocks))]
         steps = []
         for j, first in enumerate(self.first):
             begin: list[Call] = [
-                partial(torch.addmm, first, self.line[:, j], weight, out=left[:, 0]),
-                partial(torch.mul, left, self.signs, out=self.streams[0]),
+                partial(torch.addmm, first, self.line[:, j], weight, out=self.streams[0]),
                 *self.biases[1].calls(j),
                 *self.biases[2].calls(j),
             ]
-            # Without its last call, concat_elu of the stream, which no convolution reads.
-            convs = [self.convs.calls(x, j, order)[:-1] for x, order in zip(self.streams, orders, strict=False)]
+            convs = [self.convs.calls(x, j, order) for x, order in zip(self.streams, orders, strict=False)]
             steps.append(ColumnStep(begin, convs))
         return steps
 
@@ -137,14 +132,14 @@ class PixelSNAILCache(Cache):
 
         end = (row + 1) * columns
         keys, values = self.keys.flatten(1, 2)[..., :end], self.values.flatten(1, 2)[:, :, :end]
-        scores, weights = (x[: len(self.answer) * end].view(-1, 1, end) for x in (self.scores, self.weights))
-        question = self.question.view(len(self.answer), 1, -1)
+        scores, weights = (x[: len(self.attended) * end].view(-1, 1, end) for x in (self.scores, self.weights))
+        query = self.query.view(len(self.attended), 1, -1)
         self.attention: list[list[Call]] = [
             [
                 *before,
-                partial(torch.bmm, question, block_keys, out=scores),
+                partial(torch.bmm, query, block_keys, out=scores),
                 partial(torch.softmax, scores, 2, out=weights),
-                partial(torch.bmm, weights, block_values, out=self.answer),
+                partial(torch.bmm, weights, block_values, out=self.attended),
                 *after,
             ]
             for (before, after), block_keys, block_values in zip(self.block_calls, keys, values, strict=True)
@@ -156,7 +151,7 @@ class PixelSNAILCache(Cache):
         for convs, attention in zip(step.convs, self.attention, strict=True):
             run(convs)
             run(attention)
-        return F.elu(self.streams[-1, :, 0])
+        return F.elu(self.streams[-1])
 
     def prefill(self, x: Tensor) -> None:
         net, context, t = self.net, self.contexts[0].context, x.shape[2] * self.columns
@@ -174,58 +169,67 @@ class PixelSNAILCache(Cache):
         self.values[:, :, :, :t] = values.transpose(3, 4)
         self.line[:, 1:] = net.values(x[:, :, -1:])[:, :, 0].transpose(1, 2)
 
+    def _gated_calls(self, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, x: Tensor) -> list[Call]:
+        """A gated block with 1x1 convolutions, or L of them at once: x plus its branch, written to `hidden`.
+
+        `first` computes `hidden`, (B, n) or (L, B, n). Bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give the gates.
+        """
+        read, gates = (self.zeros(*hidden.shape[:-1], 2 * hidden.shape[-1]) for _ in range(2))
+        product = torch.addmm if hidden.dim() == 2 else torch.baddbmm
+        return [
+            first,
+            *concat_elu_calls(hidden, self.signs, read),
+            partial(product, bias, read, second, out=gates),
+            *gate_calls(x, gates, hidden),
+        ]
+
     def _memory_calls(self) -> list[list[Call]]:
         """For every column: take in the colours of its pixel, and compute its keys and values in all blocks."""
         joined, blocks, biases = self.joined[:-1], self.net.blocks, self.biases[0]
         first, first_bias = _stacked([block.memory.first for block in blocks])
         second, _ = _stacked([block.memory.second for block in blocks])
         out, out_bias = (_spread(x, self.heads, blocks[0].keys) for x in _stacked([b.to_memory for b in blocks]))
-        hidden, gated = self.zeros(2, *joined[:, :, 0].shape)
-        read = self.zeros(*joined.shape[:2], 2 * joined.shape[3])
+        read, hidden = self.zeros(*joined.shape[:2], 2 * joined.shape[2]), torch.zeros_like(joined)
+        product = partial(torch.baddbmm, first_bias, read, first, out=hidden)
         calls: list[Call] = [
-            partial(elu, joined, out=halves(read)),
-            *gated_calls(
-                self, partial(torch.baddbmm, first_bias, read, first, out=hidden), hidden, biases.now, second, gated
-            ),
-            partial(torch.add, joined[:, :, 0], gated, out=hidden),
+            *concat_elu_calls(joined, self.signs, read),
+            *self._gated_calls(product, hidden, biases.now, second, joined),
             partial(torch.baddbmm, out_bias, hidden, out, out=self.newest),
         ]
-        colours, size = joined[..., : self.channels], (len(blocks), -1, -1, -1)
-        take_in = [partial(torch.mul, values[:, None].expand(size), self.signs, out=colours) for values in self.inputs]
-        return [[take_in[j], *biases.calls(j % len(biases.row)), *calls] for j in range(self.columns)]
+        colours = joined[..., : self.channels]
+        return [
+            [partial(colours.copy_, values), *biases.calls(j % len(biases.row)), *calls]
+            for j, values in enumerate(self.inputs)
+        ]
 
-    def _attending_calls(self, i: int, block: Block) -> tuple[list[Call], list[Call]]:
-        """Block i after its convolutions: the question, and what is done with the answer.
+    def _attention_calls(self, i: int, block: Block) -> tuple[list[Call], list[Call]]:
+        """Block i after its convolutions: what computes the query, and what follows attention.
 
         The last gated block reads concat_elu of the stream and the place, as the query does (with weights 0 for the
-        place), and that of the answer.
+        place), and concat_elu of the result of attention.
         """
         batch, width, queries = self.batch, self.net.width, self.net.width + 2
         read = self.zeros(batch, 2 * queries + 2 * block.values)
-        asked, answered = read.tensor_split([2 * queries], 1)
-        hidden, gated = self.zeros(2, batch, queries)
-        x, scale = self.joined[i, ..., self.channels :], (block.keys // block.heads) ** -0.5
-        ask = _spread(matrix(block.to_query) * scale, block.heads, block.keys)
-        ask_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
-        ask_bias.view(block.heads, -1)[:, -1] = 1
-        product = partial(torch.addmm, block.query.first.bias, asked, matrix(block.query.first), out=hidden)
+        query_read, attended_read = read.tensor_split([2 * queries], 1)
+        x, scale = self.joined[i, :, self.channels :], (block.keys // block.heads) ** -0.5
+        hidden, gated = torch.zeros_like(x), block.query
+        to_query = _spread(matrix(block.to_query) * scale, block.heads, block.keys)
+        query_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
+        query_bias.view(block.heads, -1)[:, -1] = 1
+        product = partial(torch.addmm, gated.first.bias, query_read, matrix(gated.first), out=hidden)
         before: list[Call] = [
-            partial(elu, x, out=halves(asked)),
-            *gated_calls(self, product, hidden, self.biases[1].now[i], matrix(block.query.second), gated),
-            partial(torch.add, x[:, 0], gated, out=hidden),
-            partial(torch.addmm, ask_bias, hidden, ask, out=self.question),
+            *concat_elu_calls(x, self.signs, query_read),
+            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(gated.second), x),
+            partial(torch.addmm, query_bias, hidden, to_query, out=self.query),
         ]
-
-        hidden, gated = self.zeros(2, batch, width)
-        weight, beside = read.new_zeros(read.shape[1], width), block.out.beside
+        weight, beside, following = read.new_zeros(read.shape[1], width), block.out.beside, self.streams[i + 1]
         weight[:width], weight[queries : queries + width] = matrix(block.out.first).split(width)
         weight[2 * queries :] = matrix(beside)  # type: ignore[arg-type]
         bias = block.out.first.bias + beside.bias  # type: ignore[union-attr]
-        product = partial(torch.addmm, bias, read, weight, out=hidden)
-        after: list[Call] = [
-            *concat_elu_calls(self.answer.view(batch, -1), self.signs, answered),
-            *gated_calls(self, product, hidden, self.biases[2].now[i], matrix(block.out.second), gated),
-            partial(torch.addcmul, self.streams[i], gated[:, None], self.signs, out=self.streams[i + 1]),
+        product = partial(torch.addmm, bias, read, weight, out=following)
+        after = [
+            *concat_elu_calls(self.attended.view(batch, -1), self.signs, attended_read),
+            *self._gated_calls(product, following, self.biases[2].now[i], matrix(block.out.second), self.streams[i]),
         ]
         return before, after
 

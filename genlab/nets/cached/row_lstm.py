@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.pixelrnn import PixelRNNCache, Places
+from genlab.nets.cached.pixelrnn import PixelRNNCache
 from genlab.nets.causal.row_lstm import RowLSTM, RowLSTMLayer
 
 
@@ -50,14 +50,10 @@ class RowLSTMCache(PixelRNNCache):
         self.memory[i] = memory.permute(1, 2, 0)
         return block.add(x, outputs)
 
-    def places(self, i: int, column: int, wide: slice, units: slice) -> Places:
-        line, start, own = self.lines[i].flatten(1), column * self.width, (self.reach + column) * self.width
-        return Places(
-            inputs=line[:, start : own + wide.stop],
-            memory=self.memory[i, column, :, units],
-            outputs=self.outputs[i, self.reach + column],
-            stream=line[:, own : own + self.width],
-        )
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        windows = self.lines.flatten(2).unfold(2, self.reach * self.width + stop, self.width)  # (L, B, W, k)
+        outputs, streams = self.outputs[:, self.reach : self.reach + self.columns], self.lines[:, :, self.reach :]
+        return windows.transpose(1, 2), self.memory, outputs, streams.transpose(1, 2)
 
     def weight(self, block: RowLSTMLayer, gates: Tensor, stop: int) -> Tensor:
         return block.inputs.masked_weight[gates, : self.reach * self.width + stop].T.contiguous()

@@ -1,20 +1,20 @@
 """Pixel transformer (Parmar et al. 2018, arXiv:1802.05751): causal attention, full or local, over pixels.
 
-A token is a pixel; its colours are chained by the head. `depth` blocks of attention and a four times wider two-layer
-network, each behind a norm and beside a residual connection; the attention is full, in blocks of the raster sequence or
-in rectangles (`attention.py`).
+A token is a pixel; the head chains its colours. Each of the `depth` blocks has attention and a two-layer network of
+four times the width, both with a norm in front and a residual connection around them. Attention is full, in blocks of
+the raster sequence, or in rectangles (`attention.py`).
 
 Differs from the paper:
-- The token of a pixel starts from a strictly causal k x k convolution over the pixels before it, in place of the
-  embedding of the one before it: neighbourhoods come cheap, and no layer shifts anything. At the first pixel of a row
-  the last one of the row above joins, as in the paper: the convolution is blind to it until the row nears its end.
-- Places: learnt embeddings of row and column at the input, and rotations of queries and keys (Su et al. 2021,
-  arXiv:2104.09864), half of each head's dimensions by row, half by column.
-- Norms come first (RMS, Zhang and Sennrich 2019, arXiv:1910.07467), one more at the end; the nonlinearity is the
-  squared ReLU (So et al. 2021, arXiv:2109.08668); no biases. Last maps of residual branches start smaller by
-  sqrt(2 depth) (Child et al. 2019, arXiv:1904.10509).
-- Raster order also with rectangles.
-A context adds to queries, keys and values and to what enters the nonlinearity, in every block.
+- The token of a pixel is computed by a strictly causal k x k convolution of the pixels before it. The paper embeds the
+  pixel before it. The convolution makes neighbourhoods cheap, and no layer has to shift its input. The first pixel of a
+  row also reads the last pixel of the row above, as in the paper: the convolution does not reach it.
+- Places enter as learnt embeddings of row and column at the input, and as rotations of queries and keys (Su et al.
+  2021, arXiv:2104.09864): half of the dimensions of a head by row, half by column.
+- Norms come first (RMS, Zhang and Sennrich 2019, arXiv:1910.07467), with one more at the end. The nonlinearity is the
+  squared ReLU (So et al. 2021, arXiv:2109.08668). There are no biases. The last map of a residual branch starts smaller
+  by sqrt(2 depth) (Child et al. 2019, arXiv:1904.10509).
+- The order is raster order, also with rectangles.
+In every block a context adds to queries, keys and values, and to the input of the nonlinearity.
 
 B images, C channels, H x W pixels, T = H * W steps of c = C values, D = `width` features.
 """
@@ -35,7 +35,7 @@ from genlab.nets.layers.values import Values
 
 
 class Block(nn.Module):
-    """Attention and a two-layer network beside the residual stream, (B, T, D) -> same."""
+    """Attention and a two-layer network, each added to the residual stream: (B, T, D) -> same."""
 
     def __init__(self, width: int, heads: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
         return q, k, v.transpose(1, 2)
 
     def rest(self, h: Tensor, attended: Tensor, bias: Tensor | None) -> Tensor:
-        """The stream (B, T, D), what was attended to (B, heads, T, d) and bias (B, 1 or T, 4D) -> the stream."""
+        """The stream (B, T, D), the result of attention (B, heads, T, d), bias (B, 1 or T, 4D) -> the stream."""
         h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         up = self.up(self.norm_up(h))
         if bias is not None:
@@ -72,10 +72,11 @@ class Block(nn.Module):
 
 
 class PixelTransformer(nn.Module, Recompute):
-    """Integer images (B, C, H, W) -> features of every pixel (B, T, D) that depend on earlier pixels alone.
+    """Integer images (B, C, H, W) -> features of every pixel (B, T, D), which depend only on earlier pixels.
 
-    `kernel`: of the convolution that makes the tokens; `attention`: full, local_1d in blocks of `block_length` pixels,
-    or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
+    `kernel`: size of the convolution that computes the tokens; `attention`: full, local_1d in blocks of `block_length`
+    pixels, or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
+    Raises RequestError for impossible sizes.
     """
 
     def __init__(
@@ -122,9 +123,9 @@ class PixelTransformer(nn.Module, Recompute):
         self.table: Tensor
 
     def embed(self, x: Tensor) -> Tensor:
-        """The first rows of images (B, C, h, W) -> tokens (B, h * W, D), each of the pixels before it."""
+        """The first rows of images (B, C, h, W) -> tokens (B, h * W, D); each depends on earlier pixels."""
         values = self.values(x)
-        # channels_last: the convolution then writes tokens, and none has to be moved.
+        # channels_last: then the convolution writes whole tokens, and nothing has to be moved.
         h = self.first(values).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         h = h + (self.rows[: x.shape[2]] + self.columns)
         if self.wrap is not None and x.shape[2] > 1:
@@ -132,7 +133,7 @@ class PixelTransformer(nn.Module, Recompute):
         return h.flatten(1, 2)
 
     def layer_biases(self, context: Tensor | None) -> list[tuple[Tensor | None, ...]]:
-        """Context features (B, E, h, w) -> for every block (B, hw, 3D) and (B, hw, 4D), or None twice."""
+        """Context features (B, E, h, w) -> for every block biases (B, h w, 3D) and (B, h w, 4D), or None twice."""
         maps = [None if m is None else m.flatten(2).transpose(1, 2) for m in self.biases(context)]
         return list(zip(maps[::2], maps[1::2], strict=True))
 
@@ -144,11 +145,11 @@ class PixelTransformer(nn.Module, Recompute):
         return self.norm(h)
 
     def filters(self) -> Tensor:
-        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        """What a brighter pixel at each place of the kernel adds to the channels of the first layer, (D, C, k, k)."""
         return self.values.contrast(self.first.masked_weight)
 
     def receptive_field(self, row: int, column: int) -> Tensor:
-        """Pixels (H, W) bool that the features of a pixel depend on: what the tokens that reach it are made of."""
+        """The pixels (H, W) bool that the features of a pixel depend on, through all tokens that reach it."""
         height, width = self.spec.height, self.spec.width
         allowed = self.attend.allowed(height * width)
         tokens = torch.zeros(height * width, dtype=torch.bool)

@@ -1,16 +1,17 @@
 """PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, arXiv:1701.05517, sec. 2 and appendix).
 
-Two streams of gated residual blocks on whole pixels, made causal by shifting: `u` sees the rows above (2x3
-convolutions), `ul` those and the pixels to the left (2x2), and takes in `u` at every block. Strided convolutions halve
-the resolution, `depth` blocks work at each; on the way back as many, and one more at each finer resolution, each take
-in what a block of the way there had computed: the last comes first (stack of skips).
+Two streams of gated residual blocks work on whole pixels. Shifts make them causal. Stream `u` sees the rows above (2x3
+convolutions). Stream `ul` sees those rows and the pixels to the left (2x2 convolutions), and reads `u` at every block.
+Strided convolutions halve the resolution; `depth` blocks work at each. The way back to the full resolution has as many
+blocks, and one more at each finer resolution. Each of them reads the result of a block on the way there (a skip); the
+last result is read first.
 
-Differs from the paper: dropout is off unless asked for; weights begin at a fixed scale (see `shifted`); sizes that 2
-does not divide are rounded up, so any image will do; the number of resolutions is free; a context also comes as a map,
+Differs from the paper: dropout is off by default; weights start at a fixed scale (see `shifted`); sizes that 2 does not
+divide are rounded up, so any image will do; the number of resolutions is free; a context may also be a map, which is
 averaged for the coarse resolutions; the last projection belongs to the head, which also orders the colours.
 
-Strides keep the order: coarse pixel (i, j) has seen what comes before fine pixel (2 i, 2 j), and is read by the fine
-pixels (2 i, 2 j), …, (2 i + 1, 2 j + 1); its u what is above row 2 i.
+Strides keep the order. Stream ul of the coarse pixel (i, j) has seen what comes before the fine pixel (2 i, 2 j), and
+the fine pixels (2 i, 2 j) to (2 i + 1, 2 j + 1) read it. Stream u of it has seen what is above row 2 i.
 
 B images, C channels, H x W pixels, F = `width` channels of a stream, also the D features of a step; T = H * W steps.
 """
@@ -41,7 +42,7 @@ Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
 
 
 class Pair(nn.Module):
-    """A block of each stream. On the way there ul takes in u; on the way back u a skip of its own, ul u and a skip."""
+    """A block of each stream. ul reads u; on the way back (`skip`) both also read a skip of their own stream."""
 
     def __init__(self, width: int, *, skip: bool, dropout: float) -> None:
         super().__init__()
@@ -51,13 +52,13 @@ class Pair(nn.Module):
     def forward(
         self, u: Tensor, ul: Tensor, skip: Streams | None, biases: tuple[Tensor | None, Tensor | None]
     ) -> Streams:
-        """Streams (B, F, h, w), and from a context biases (B, 2 F, h, w) or (B, 2 F, 1, 1) -> the streams."""
+        """Streams and skips (B, F, h, w), biases of a context (B, 2 F, h, w) or (B, 2 F, 1, 1) -> the streams."""
         u = self.u(u, None if skip is None else skip[0], biases[0])
         return u, self.ul(ul, u if skip is None else torch.cat([u, skip[1]], 1), biases[1])
 
 
 class Resize(nn.Module, Generic[Conv]):
-    """Both streams to the next resolution: a strided convolution each, or its transpose."""
+    """Takes both streams to the next resolution, by a strided convolution each or by its transpose."""
 
     def __init__(self, u: Conv, ul: Conv) -> None:
         super().__init__()
@@ -65,16 +66,16 @@ class Resize(nn.Module, Generic[Conv]):
         self.ul: Conv = ul
 
     def forward(self, u: Tensor, ul: Tensor, *size: tuple[int, int]) -> Streams:
-        """Streams (B, F, h, w), to grow also the size wanted -> the streams."""
+        """Streams (B, F, h, w) and, for the transpose, the new size (rows, columns) -> the streams."""
         return self.u(u, *size), self.ul(ul, *size)
 
 
 class PixelCNNpp(nn.Module, Recompute):
-    """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D) that depend on earlier pixels alone.
+    """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D), which depend only on earlier pixels.
 
     `width`: F, channels of a stream, and D; `depth`: blocks at each resolution; `resolutions`: how many there are, each
-    half the one before; `dropout`: probability that a value inside a block is dropped in training. A step is a pixel,
-    `chained` or not: the head has to order its colours.
+    half the one before; `dropout`: probability that a value inside a block is dropped in training; `chained` changes
+    nothing: a step always is a whole pixel, and the head orders its colours. Raises RequestError for other sizes.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class PixelCNNpp(nn.Module, Recompute):
         back = [depth if level == resolutions - 1 else depth + 1 for level in range(resolutions)]
         blocks = nn.ModuleList(Pair(width, skip=False, dropout=dropout) for _ in range(depth * resolutions))
         blocks.extend(Pair(width, skip=True, dropout=dropout) for _ in range(sum(back)))
-        self.blocks: Sequence[Pair] = blocks  # type: ignore[assignment]  # so that the parts keep their types
+        self.blocks: Sequence[Pair] = blocks  # type: ignore[assignment]  # the blocks keep their types
         shrink = nn.ModuleList(Resize(DOWN(width, width, stride=2), RIGHT(width, width, stride=2)) for _ in back[1:])
         grow = nn.ModuleList(
             Resize(ShiftedUp2d(width, width, kind="down"), ShiftedUp2d(width, width, kind="down_right"))
@@ -121,7 +122,7 @@ class PixelCNNpp(nn.Module, Recompute):
         return -(-self.spec.height >> level), -(-self.spec.width >> level)
 
     def pairs(self, level: int) -> tuple[Sequence[Pair], Sequence[Pair]]:
-        """The blocks of a resolution, on the way there and on the way back."""
+        """The blocks of a resolution: those on the way there, and those on the way back."""
         coarser = self.resolutions - 1 - level
         start = self.depth * self.resolutions + (coarser * (self.depth + 1) - 1 if coarser else 0)
         count = self.depth + bool(coarser)
@@ -155,9 +156,9 @@ class PixelCNNpp(nn.Module, Recompute):
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
 
     def run(self, x: Tensor, biases: list[Biases], newest: int | None = None) -> Tensor:
-        """The first h rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W).
+        """The first h rows of integer images (B, C, h, W), and biases for them -> features (B, D, h, W).
 
-        With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
+        With `newest`, only that many of the last rows are computed: the way back leaves out what they do not read.
         """
         u, ul = self.stem(self.values(x))
         sizes, skips = [], []
@@ -169,7 +170,7 @@ class PixelCNNpp(nn.Module, Recompute):
             for pair, bias in zip(self.pairs(level)[0], biases[level], strict=False):
                 u, ul = pair(u, ul, None, bias)
                 skips.append((u, ul))
-        # Rows at every resolution: a block reads two more than it gives, and ul reads u one row further up.
+        # The rows to compute at every resolution: a block reads two more than it gives, and ul reads u one row above.
         wanted = []
         for level, (rows, _) in enumerate(sizes):
             newest = rows if newest is None else min(newest + 2 * len(self.pairs(level)[1]) + 1, rows)
@@ -190,7 +191,7 @@ class PixelCNNpp(nn.Module, Recompute):
         return F.elu(ul)
 
     def receptive_field(self, row: int, column: int) -> Tensor:
-        """Pixels (H, W) bool that the features of a pixel depend on."""
+        """The pixels (H, W) bool that the features of a pixel depend on."""
         values, features = _increasing_net(*self.size(0), self.depth, self.resolutions)
         this_one = torch.zeros_like(features)
         this_one[:, row * self.spec.width + column] = 1

@@ -1,16 +1,17 @@
 """PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, arXiv:1712.09763, sec. 2 and fig. 3).
 
-Convolutions see near pixels well, attention sees all of the past at once: `depth` blocks of `layers` gated residual
-2x2 convolutions, then every pixel asks all earlier ones. Keys and values are read off the raw image, the stream and the
-place of a pixel, queries off the stream and the place; a last gated 1x1 block takes in the answer. Only the stream
-"above and left" of PixelCNN++, at full size throughout. The whole past is seen from the first block on.
+Convolutions are good at near pixels, and attention sees the whole past at once. Each of the `depth` blocks has `layers`
+gated residual blocks with 2x2 convolutions, and then attention of every pixel to all earlier ones. Keys and values are
+computed from the image, the stream and the place of a pixel; queries from the stream and the place. A last gated block
+with 1x1 convolutions adds the result of attention to the stream. There is only the stream "above and left" of
+PixelCNN++, at full resolution. From the first block on, a pixel sees the whole past.
 
-A value holds the pixel it stands for, so attention is strict: pixel t sees the pixels before t in raster order, the
-first pixel sees nothing and gets zeros. No T x T mask is built: queries 1 .. T - 1 against keys 0 .. T - 2 is ordinary
-causal attention.
+The value of a pixel contains the pixel itself, so attention is strict: pixel t attends to the pixels before t in raster
+order. The first pixel attends to nothing and gets zeros. This needs no T x T mask: queries 1 .. T - 1 with keys
+0 .. T - 2 are ordinary causal attention.
 
 Differs from the paper: attention divides by the sum of its weights alone (the paper's code adds 1e-6), weights start as
-`shifted` says rather than from a first batch, and the attention may have several heads. A context adds to what every
+in `shifted` instead of depending on a first batch, and attention may have several heads. A context adds to what every
 gated block computes before its gate.
 
 B images, C channels, H x W pixels, F features of a step and channels of the stream. Steps are whole pixels, T = H * W.
@@ -33,9 +34,9 @@ from genlab.nets.layers.values import Values
 
 
 class Block(nn.Module):
-    """Convolutions, a question to all earlier pixels, the answer taken in: (B, F, H, W) -> same.
+    """Gated convolutions, then attention to all earlier pixels: (B, F, H, W) -> same.
 
-    `layers` gated residual blocks, `heads` of `key_width` channels a key; the values share F / 2 channels.
+    `layers` gated residual blocks; `heads` with keys of `key_width` channels each and values of F / 2 in all.
     """
 
     def __init__(self, channels: int, width: int, layers: int, heads: int, key_width: int, dropout: float) -> None:
@@ -49,11 +50,11 @@ class Block(nn.Module):
         self.query = GatedResNet(width + 2, dropout=dropout)
         self.to_query = pointwise(width + 2, self.keys)
         self.out = GatedResNet(width, side=self.values, dropout=dropout)
-        # Outputs of every gate, in this order: what a context adds to.
+        # A context adds to the inputs of every gate: their widths, in the order of use.
         self.bias_widths = layers * [2 * width] + [2 * (channels + width + 2), 2 * (width + 2), 2 * width]
 
     def forward(self, h: Tensor, raw: Tensor, place: Tensor, biases: Sequence[Tensor | None]) -> Tensor:
-        """Stream (B, F, H, W), values (B, C E, H, W), places (B, 2, H, W), of a context (B, D, h, w) for every gate."""
+        """Stream (B, F, H, W), image (B, C E, H, W), places (B, 2, H, W), biases (B, n, h, w) or None -> the stream."""
         *of_convs, of_memory, of_query, of_out = biases
         for conv, bias in zip(self.convs, of_convs, strict=True):
             h = conv(h, bias=bias)
@@ -64,10 +65,11 @@ class Block(nn.Module):
 
 
 class PixelSNAIL(nn.Module, Recompute):
-    """Integer images (B, C, H, W) -> features of every pixel (B, T, F) that depend on earlier pixels alone.
+    """Integer images (B, C, H, W) -> features of every pixel (B, T, F), which depend only on earlier pixels.
 
-    `width`: F; `depth`: blocks; `layers`: gated 2x2 convolutions in each; `key_width`: channels of a key, a head;
-    `dropout`: inside every gated block while training. A step is a whole pixel whatever `chained` says.
+    `width`: F; `depth`: blocks; `layers`: gated blocks with 2x2 convolutions in each; `key_width`: channels of a key in
+    each head; `dropout`: inside every gated block while training; `chained` changes nothing: a step always is a whole
+    pixel. Raises RequestError for impossible sizes.
     """
 
     place: Tensor
@@ -101,7 +103,7 @@ class PixelSNAIL(nn.Module, Recompute):
         sizes = read, width, layers, attention_heads, key_width, dropout
         blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.blocks: Sequence[Block] = blocks  # type: ignore[assignment]
-        self.layers = len(self.blocks[0].bias_widths)  # gated ones of a block
+        self.layers = len(self.blocks[0].bias_widths)  # gated residual blocks in each block
         self.biases = LayerBiases(context_width, [n for block in self.blocks for n in block.bias_widths])
         place = torch.meshgrid(*(torch.arange(n) / n - 0.5 for n in spec.shape[1:]), indexing="ij")
         self.register_buffer("place", torch.stack(place), persistent=False)  # (2, H, W)
@@ -122,27 +124,27 @@ class PixelSNAIL(nn.Module, Recompute):
         return F.elu(h).permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
 
     def receptive_field(self, row: int, column: int) -> Tensor:
-        """Pixels (H, W) bool that the features of a pixel depend on: all earlier ones."""
+        """The pixels (H, W) bool that the features of a pixel depend on: all earlier ones."""
         order = torch.arange(self.spec.height * self.spec.width)
         return (order < row * self.spec.width + column).view(self.spec.shape[1:])
 
 
 def earlier(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Attention of every pixel to all earlier ones: maps (B, K, H, W) twice and (B, V, H, W) -> (B, V, H, W).
+    """Attention of every pixel to all earlier ones: query and keys (B, K, H, W), values (B, V, H, W) -> (B, V, H, W).
 
-    The first pixel has nothing to attend to and gets zeros. Each of the `heads` has K / heads and V / heads channels.
+    The first pixel has nothing to attend to and gets zeros. A head has K / `heads` and V / `heads` channels.
     """
     q, k, v = (x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3) for x in (query, keys, values))  # (B, h, T, n)
     size, wanted = q.shape[3], v.shape[3]
     # Fused kernels want one width for all three; zeros change nothing.
     q, k, v = (F.pad(x, (0, max(size, wanted) - x.shape[3])) for x in (q, k, v))
-    found = v[:, :, :0]
+    attended = v[:, :, :0]
     if v.shape[2] > 1:
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], is_causal=True, scale=size**-0.5
         )
-    found = F.pad(found[..., :wanted], (0, 0, 1, 0))
-    return found.transpose(1, 2).reshape(len(v), *query.shape[2:], -1).permute(0, 3, 1, 2)
+    attended = F.pad(attended[..., :wanted], (0, 0, 1, 0))
+    return attended.transpose(1, 2).reshape(len(v), *query.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _joined(*maps: Tensor) -> Tensor:
