@@ -40,6 +40,7 @@ class Subject:
     make: Callable[[Any], dict[str, Any]]
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     trained: bool = True
+    generators: tuple[str, ...] = ("none", "cpu", "device")  # whose the generators are that it draws from
 
     def images(self) -> ImageData:
         """Its data, on the CPU."""
@@ -63,6 +64,7 @@ def subjects() -> Iterator[Subject]:
     """Every model yaml, with every head of its own kind, and what else makes another algorithm of it.
 
     Nets take a label or a second image in turn, the pixelcnn both: what they do with the one they do with the other.
+    They also take generators in turn, for which their family has one piece of code; the pixelcnn takes all.
     """
     augmented = {"augment": "hflip"}
     binary = {"binarize": "dynamic"}
@@ -72,11 +74,12 @@ def subjects() -> Iterator[Subject]:
         case = param.values[0]
         name = f"{case.model}{case.variant}" + ("" if case.head == "categorical" else f" {case.head}")
         make = lambda spec, case=case: dataclasses.replace(case, spec=spec).config()  # noqa: E731
-        yield Subject(name, make, augmented)
+        turn = {} if case.model == zoo.ASKED else {"generators": (("none", "cpu", "device")[number % 3],)}
+        yield Subject(name, make, augmented, **turn)
         for context in ("label", "image") if case.model == zoo.ASKED else (("label", "image")[number % 2],):
             with_context = dataclasses.replace(case, context=context, spec=second)
             make = lambda spec, case=with_context: dataclasses.replace(case, spec=spec).config()  # noqa: E731
-            yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False)
+            yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False, **turn)
     for param in zoo.models({"rgb": spec}):
         case = param.values[0]
         if case.model == zoo.ASKED and case.head != "categorical":

@@ -139,7 +139,9 @@ def generator(kind: str, device: torch.device) -> torch.Generator | None:
     return made.manual_seed(11)
 
 
-def operations(model: Any, data: ImageData, device: torch.device) -> dict[str, Callable[[], Any]]:
+def operations(
+    model: Any, data: ImageData, device: torch.device, generators: tuple[str, ...]
+) -> dict[str, Callable[[], Any]]:
     """What a model can do without being trained. Images come from the host, as users give them."""
     batch = data.first("test", 5)
     context = fit_context(model, batch)
@@ -151,12 +153,12 @@ def operations(model: Any, data: ImageData, device: torch.device) -> dict[str, C
     scattered[:, 2:, 1:3] = True
     scattered[0, 0, 0] = True
     ops: dict[str, Callable[[], Any]] = {}
-    for kind in ("none", "cpu", "device") if isinstance(model, Sampler) else ():
+    for kind in generators if isinstance(model, Sampler) else ():
         ops[f"sample, generator {kind}"] = lambda kind=kind: model.sample(
             n, context=context, temperature=0.9, generator=generator(kind, device)
         )
     for name, known in (("top known", prefix), ("some known", scattered)) if isinstance(model, Completer) else ():
-        for kind in ("none", "cpu", "device") if known is prefix else ("cpu",):
+        for kind in generators if known is prefix else ("cpu",):
             ops[f"complete, {name}, generator {kind}"] = lambda kind=kind, known=known: model.complete(
                 x.long(), known, context=context, particles=3, generator=generator(kind, device)
             )
@@ -203,7 +205,7 @@ def rows(subject: Subject, device: torch.device) -> Iterator[tuple[str, Callable
     data = subject.images()
     model = subject.model(data.spec).to(device).eval()
     with torch.no_grad():
-        for name, does in operations(model, data, device).items():
+        for name, does in operations(model, data, device, subject.generators).items():
             yield name, does, []
 
 
