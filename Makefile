@@ -1,13 +1,13 @@
 .PHONY: check test format
 
-check:  ## what a commit must pass
+check:  ## what a commit must pass: a minute
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -m "not slow and not gpu"
+	pytest -n 2 -m "not slow and not gpu"
 
-test:  ## everything, also what takes minutes
-	pytest
+test:  ## everything: minutes
+	pytest -n 2
 
 format:
 	ruff check --fix .

@@ -344,7 +344,7 @@ def declared(part: Callable[..., Any], name: str, default: Any = False) -> Any:
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:
-    """The question whether the closest choice was meant, or the list of choices if none is close."""
+    """Either "did you mean …?" with the closest choice, or the list of all choices if none is close."""
     options = sorted(choices)
     close = get_close_matches(str(name), options, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"

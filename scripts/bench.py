@@ -1,13 +1,14 @@
-"""How fast is genlab here? Training, cached sampling and the learner, as ratios that other machines can be compared by.
+"""Measure the speed of training, sampling and the learner on this machine, as ratios that compare between machines.
 
     python scripts/bench.py [--models pixelcnn pixel_transformer:attention=local_1d] [--data 1x28x28 3x32x32]
         [--n 1 16 64 256] [--width 32 128] [--depth 15] [--quick] …
 
 Without --width and --depth every model is measured at the sizes in SIZES. After a colon, keywords of its net.
 
-Seconds belong to one machine on one afternoon. So training is given as a share of the machine's own matrix-product
-ceiling, and sampling in forward passes of the same batch, as a speed-up over recomputation (T forward passes), and as
-a multiple of the arithmetic of one forward pass at the ceiling. Tables go to the terminal, everything to a JSON file.
+Seconds depend on the machine and on what else it does. So training is also given as a share of the machine's own speed
+of matrix products. Sampling is also given in forward passes of the same batch, as a speed-up over recomputation (T
+forward passes), and as a multiple of the arithmetic of one forward pass at the speed of matrix products. Tables go to
+the terminal, everything to a JSON file.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SIZES = {
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; --quick shrinks everything to seconds, and the numbers to nonsense."""
+    """The command line. With --quick everything takes seconds, and the numbers mean nothing."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=list(SIZES), help="NAME or NAME:keyword=value,…")
     parser.add_argument("--data", nargs="+", default=["1x28x28", "3x32x32"], help="image shapes CxHxW, 256 levels")
@@ -94,7 +95,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found[part] = []
         for run, *given in jobs[part]:
             found[part] += run(*given)
-            args.out.write_text(json.dumps(found, indent=2) + "\n")  # an hour's figures survive what comes after them
+            args.out.write_text(json.dumps(found, indent=2) + "\n")  # so that a later failure loses nothing
     return found
 
 

@@ -1,9 +1,9 @@
-"""What scripts/bench.py measures, but for the learner (bench_overhead.py): ceilings, training, sampling, memory.
+"""The measurements of scripts/bench.py: ceilings, training, sampling, memory. (The learner: bench_overhead.py.)
 
-Times on shared machines wander by a factor of two within a minute, so a comparison takes turns: every variant runs once
-in each round, a ratio is taken within the round, and the median and range over rounds are reported. Every process
-trains one step before it times anything: allocators that have only seen forward passes give memory back and page-fault
-at every call, which would make the forward pass, hence every ratio to it, look up to twice as good.
+Times on shared machines vary by a factor of two within a minute. So variants take turns: each runs once in every round,
+ratios are taken within a round, and the median and range over rounds are reported. Every process trains one step before
+it times anything. An allocator that has only seen forward passes gives memory back after each call and page-faults in
+the next, so forward passes would look up to twice as slow.
 
 B images a batch, T steps an image. FLOPs are nominal: two per multiply-add of every product as it is called, masked
 weights included (torch.utils.flop_counter). Ceilings are this machine's own, by square matrix products.
@@ -201,14 +201,14 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def _warm(case: Case) -> Any:
-    """The model after one training step, which also teaches the allocator to keep its memory."""
+    """The model after one training step, which also makes the allocator keep its memory."""
     model = case.build()
     Step(case, model, "32-true")(case.images(BATCH))
     return model.eval()
 
 
 def sync(device: str) -> None:
-    """Wait for a GPU; a CPU is done when it says so."""
+    """Wait for a GPU to finish; a CPU has finished when a call returns."""
     if device == "cuda":
         torch.cuda.synchronize()
 

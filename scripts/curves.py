@@ -1,8 +1,9 @@
-"""Curves of several runs over one another, as of several seeds: does training go the same way every time?
+"""Training curves of several runs in one plot, for example of several seeds.
 
     python scripts/curves.py RUN [RUN …] --of train/generator_loss train/discriminator_loss --out losses.png
 
-A panel a column of metrics.csv, a line a run. Prints each run's mean over the last half of the steps.
+One panel for each column of metrics.csv, one line for each run. Prints the mean of each run over the last half of its
+steps.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 RUN: the folder of a finished run. QUALITY.json: of `genlab quality ckpt=RUN`. EVAL.json: of `genlab eval ckpt=RUN
 draws=…`, where a tighter bound than the run's own is wanted. A row says which kind of number its bits/dim is; rows
-whose samples were looked at by different classifiers do not compare, and are refused.
+whose samples were measured with different classifiers are not comparable, and are refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADER = [
 
 
 def add(run: Path, quality: Path, name: str, evaluated: Path | None) -> None:
-    """Keep what a run, its samples and perhaps a better bound amount to."""
+    """Write the file of a run, the quality of its samples, and perhaps a tighter bound."""
     entry, drawn = collect(run, None), json.loads(quality.read_text())
     test = entry["test"] if evaluated is None else json.loads(evaluated.read_text())
     for what, found in (("quality", drawn["data"]), ("evaluation", test["data"])):
@@ -64,24 +64,24 @@ def add(run: Path, quality: Path, name: str, evaluated: Path | None) -> None:
 def table(entries: list[dict[str, Any]]) -> str:
     """Markdown, of one data set: the floor, then models by bits/dim, then those without."""
     quality = entries[0]["quality"]
-    eyes = {(e["quality"]["classifier"]["sha256"], e["quality"]["n"]) for e in entries}
-    if len(eyes) > 1:
+    classifiers = {(e["quality"]["classifier"]["sha256"], e["quality"]["n"]) for e in entries}
+    if len(classifiers) > 1:
         raise SystemExit(
-            "the samples were looked at by different classifiers, or differ in number: they do not compare"
+            "the samples were measured with different classifiers, or differ in number: they are not comparable"
         )
     floor = ["training images: the floor", "", *_measured(quality["floor"]), "", "", ""]
     entries = sorted(entries, key=lambda e: (e["test"].get("bits_per_dim", math.inf), e["name"]))
     rows = [HEADER, ["---"] * len(HEADER), floor, *(_row(entry) for entry in entries)]
-    eye = quality["classifier"]
+    classifier = quality["classifier"]
     about = (
-        f"{quality['n']:,} samples against {quality['test_images']:,} test images, in {eye['features']} features of "
-        f"classifier `{eye['sha256'][:12]}` ({100 * eye['accuracy']:.2f} % right on test)."
+        f"{quality['n']:,} samples against {quality['test_images']:,} test images, in {classifier['features']} "
+        f"features of classifier `{classifier['sha256'][:12]}` ({100 * classifier['accuracy']:.2f} % right on test)."
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{about}"
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
-    """A model's."""
+    """The row of a model."""
     test, quality = entry["test"], entry["quality"]
     likelihood = str(Result(**_result(test))) if "bits_per_dim" in test else "no likelihood"
     speed = f"{1000 * quality['seconds_per_image']:.2g} ({quality['device']})"

@@ -53,7 +53,7 @@ RUN = ["train", "trainer=smoke", *KINDS["pixelcnn"], "trainer.max_steps=9"]  # t
 
 
 def genlab(*words: str) -> None:
-    """One command, which has to work."""
+    """Run one command. It must succeed."""
     assert cli.run(list(words)) == 0, words
 
 

@@ -1,11 +1,11 @@
-"""The mixture density network's own example (Bishop 1994, NCRG/94/004, sec. 5): one question with several answers.
+"""The inverse problem of Bishop 1994 (NCRG/94/004, sec. 5) for mixture density networks: one y has several answers x.
 
     y = x + 0.3 sin(2 pi x) + noise,  noise uniform in +-0.1;   what was x, given y?
 
-About y = 0.5 there are three answers, and the mean that least squares learns is none of them. Ours is genlab's model on
-images of one pixel: x and y are integers, so that the numbers are probabilities, exact, in nats. Trains M = 1 and M = 3
-Gaussians, prints what each gives held-out points and what the true distribution would, and draws the data, both
-predictive distributions and both means.
+Near y = 0.5 there are three answers, and the mean that least squares learns is none of them. Here the model is
+genlab's, on images of one pixel: x and y are integers, so the numbers are exact probabilities, in nats. The script
+trains M = 1 and M = 3 Gaussians. It prints the log-likelihood of held-out points under each, and under the true
+distribution. It draws the data, both predictive distributions and both means.
 
     python scripts/mixture_density.py [docs/mixture-density.png]
 """
@@ -43,7 +43,7 @@ def points(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def truth() -> float:
-    """Nats a point that nothing can beat: the mean of log P(x | y) of a fine grid of points."""
+    """The best possible log-likelihood, nats per point: the mean of log P(x | y) over a fine grid of points."""
     fine = (torch.arange(40 * LEVELS) + 0.5) / (40 * LEVELS)
     x, y = levels(fine[:, None].expand(-1, 1000), ((torch.arange(1000) + 0.5) / 1000).expand(len(fine), -1))
     joint = torch.bincount((x * LEVELS + y).flatten(), minlength=LEVELS**2).view(LEVELS, LEVELS).double() / x.numel()
@@ -87,15 +87,15 @@ def main(path: Path) -> None:
     at = low + (np.arange(LEVELS) + 0.5) / LEVELS * (high - low)
     axes[0].scatter(low + (y.flatten() + 0.5) / LEVELS * (high - low), (x.flatten() + 0.5) / LEVELS, s=3)
     axes[0].set(title=f"{TRAIN:,} points (at best {truth():.3f} nats)", xlabel="y, which is given", ylabel="x")
-    print(f"the true distribution: {truth():.4f} nats a point")
+    print(f"the true distribution: {truth():.4f} nats per point")
     for axis, components in zip(axes[1:], (1, 3), strict=True):
         model = trained(components, x, y)
         p, mean = predictive(model)
         with torch.no_grad():
             nats = model.log_prob(held_x, held_y)
         error = nats.std().item() / math.sqrt(TEST)
-        print(f"M = {components}: {nats.mean():.4f} ± {error:.4f} nats a point, {TEST:,} points held out")
-        axis.imshow(  # its square root; the rows of black and white, which hold the tails, set no scale
+        print(f"M = {components}: {nats.mean():.4f} ± {error:.4f} nats per point, {TEST:,} points held out")
+        axis.imshow(  # the square root of p; the first and last row hold the tails and are left out of the colour scale
             p**0.5,
             origin="lower",
             extent=(low, high, 0, 1),

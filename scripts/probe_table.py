@@ -1,11 +1,11 @@
-"""Tables of what representations are worth, from the files of `genlab probe`: nobody types a number twice.
+"""The tables of docs/representations.md, made from files that `genlab probe` has written.
 
     python scripts/probe_table.py add PROBE.json --as "sparse, top-k"   a probe into docs/probes/, then the tables
     python scripts/probe_table.py                                       the tables of docs/representations.md
 
-A row a representation, a column a number of labels; beside each network the same one untrained. Of the controls that
-no network changes (pixels, components, patches) every width is listed once. Accuracies in %, on test images; the layer
-was chosen on validation for each number of labels.
+One row for each representation, one column for each number of labels; beside each network stands the same network
+untrained. The controls that do not depend on a network (pixels, components, patches) are listed once for each width.
+Accuracies are in %, on test images. The layer was chosen on validation for each number of labels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cell(record: dict[str, Any] | None) -> str:
 
 
 def table(probes: list[dict[str, Any]]) -> str:
-    """Markdown, of the probes of one data set: what costs nothing first, then networks, each group by accuracy."""
+    """The Markdown table of one data set: controls first, then networks, each group by accuracy."""
     labels = sorted({p["labelled_images"] for p in probes})
     rows: dict[str, Cells] = defaultdict(dict)
     networks = {p["name"] for p in probes}

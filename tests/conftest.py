@@ -36,7 +36,38 @@ def forked():
     import forked
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("subprocess.Popen", forked.Popen)
+        for name, replacement in forked.places().items():
+            patch.setattr(name, replacement)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once():
+    """Of a request Hydra composes three configs, a tenth of a second each. Two of them are what the request is compared
+    with, the defaults of its verb and its choices alone: these are composed once for all tests.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from genlab.request.compose import Request
+
+    check, compose, memory = Request.check, Request._compose, {}
+
+    def checked(self, overrides):
+        self.asked = overrides
+        return check(self, overrides)
+
+    def composed(self, overrides):
+        if overrides is getattr(self, "asked", overrides) or len(self.folders) > 1:
+            return compose(self, overrides)
+        key = self.verb, self.folders[0], *overrides
+        if key not in memory:
+            memory[key] = compose(self, overrides)
+        HydraConfig.instance().set_config(memory[key])
+        return memory[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Request, "check", checked)
+        patch.setattr(Request, "_compose", composed)
         yield
 
 

@@ -1,14 +1,14 @@
 """Python processes that start with their imports done.
 
 Tests of processes are about what the processes do. A fresh interpreter first spends seconds on importing torch,
-Lightning and Hydra, and the suite starts more than a hundred. `Popen` starts a Python command as a fork of a *nursery*
-instead: a process with a single thread that has imported them and does nothing else.
+Lightning and Hydra, and the suite starts more than a hundred. `Popen` starts a Python command as a fork of a *fork
+server* instead: a process with a single thread that has imported them and does nothing else.
 
 All else is as in a fresh interpreter: the parent (the caller adopts the fork, PR_SET_CHILD_SUBREAPER), arguments,
-environment, `sys.path`, working folder, descriptors, signals, exit status. Only variables that the interpreter reads
-when it starts (PYTHONIOENCODING, OMP_NUM_THREADS) have no effect: tests of those use `subprocess` as it is, and so does
-everything on other systems than Linux. The fixtures `forked` (of
-every test) and `fresh` of conftest.py choose.
+environment, `sys.path`, working folder, descriptors, signals, exit status. (The fork server of multiprocessing starts
+functions, with another parent and no pipes.) Only variables that the interpreter reads when it starts, as
+PYTHONIOENCODING and OMP_NUM_THREADS, have no effect. Tests of those, and of the imports themselves, ask for the fixture
+`fresh` of conftest.py; all others have the fixture `forked`. On other systems than Linux all interpreters are fresh.
 """
 
 from __future__ import annotations
@@ -28,47 +28,62 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
 # What runs of genlab import, some of it (torch._dynamo) only at the first step of an optimizer.
 PRELOADED = (
     "pytest", "torch.distributed", "torch._dynamo", "torchvision", "pytorch_lightning", "hydra", "matplotlib.pyplot",
-    "genlab.cli", "genlab.data", "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate",
-    "genlab.train.fit", "genlab.processes.environment",
+    "joblib", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "genlab.cli", "genlab.data",
+    "genlab.nets", "genlab.verbs.train", "genlab.verbs.resume", "genlab.verbs.evaluate", "genlab.train.fit",
+    "genlab.processes.training",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 FRESH = subprocess.Popen
 
-_control: list[socket.socket] = []  # the connection to this process's nursery: at most one
+_control: list[socket.socket] = []  # the connection to this process's fork server: at most one
 _lock = threading.Lock()
 
 
 class Popen(subprocess.Popen):
-    """A `subprocess.Popen` whose Python commands (-c, -m or a script) are forks of the nursery."""
+    """A `subprocess.Popen` whose Python commands (-c, -m or a script) are forks of the fork server."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         words = [] if isinstance(args, (str, bytes, os.PathLike)) else [os.fspath(word) for word in args]
-        if not sys.platform.startswith("linux") or rest[2] or words[:1] != [sys.executable]:  # rest[2]: shell
+        python = words[:1] == [sys.executable] and (words[1] in ("-c", "-m") or words[1].endswith(".py"))
+        if not python or rest[2] or not sys.platform.startswith("linux"):  # rest[2]: shell
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, new_session = rest[3:9], rest[14]
         standard = [end if end != -1 else number for number, end in enumerate((pipes[0], pipes[3], pipes[5]))]
         request = {
-            "words": words[1:], "env": dict(os.environ if env is None else env), "cwd": cwd and os.fspath(cwd),
+            "words": words[1:], "env": dict(os.environ if env is None else env), "cwd": os.fspath(cwd or os.getcwd()),
             "session": new_session, "parent": os.getpid(), "numbers": [0, 1, 2, *pass_fds],
             "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
             "ignored": [int(n) for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
         }  # fmt: skip
         with _lock:
-            control = _nursery()
+            control = _server()
             socket.send_fds(control, [json.dumps(request).encode()], [*standard, *pass_fds])
             self.pid = int(control.recv(100))
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
 
-def _nursery() -> socket.socket:
-    """The connection to the nursery of this process, which is started at the first call."""
+def joblib_worker(command: list[str], descriptors: list[int], env: dict[str, str] | None = None) -> int:
+    """The number of a process of joblib: in the place of its own fork_exec, whose caller waits for the process."""
+    worker = Popen(command, pass_fds=descriptors, env={**os.environ, **(env or {})})
+    worker.returncode = 0
+    return worker.pid
+
+
+def places() -> dict[str, Callable]:
+    """What is to be replaced by what, as dotted names and functions."""
+    return {"subprocess.Popen": Popen, "joblib.externals.loky.backend.fork_exec.fork_exec": joblib_worker}
+
+
+def _server() -> socket.socket:
+    """The connection to the fork server of this process, which is started at the first call."""
     if not _control:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = [str(HERE), str(HERE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -84,13 +99,13 @@ def _nursery() -> socket.socket:
 
 
 def _connect(control: socket.socket) -> None:
-    """Use the nursery at the other end of this connection, and adopt orphaned descendants, which its forks are."""
+    """Use the fork server at the other end, and become the parent of orphaned descendants, which its forks are."""
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     _control[:] = [control]
 
 
 def main(descriptor: int) -> None:
-    """A nursery until it forks; in a fork, the command that was asked for."""
+    """The fork server; in a fork of it, the command that was asked for."""
     inherited = os.environ["PYTHONPATH"].split(os.pathsep)
     base = [path for path in sys.path if path and path not in inherited]
     for name in PRELOADED:
@@ -107,7 +122,7 @@ def main(descriptor: int) -> None:
             theirs.close()
             ours = socket.socket(fileno=fcntl.fcntl(ours.detach(), fcntl.F_DUPFD_CLOEXEC, 500))  # where no file will go
             break
-        for descriptor in descriptors:  # this is the nursery of the fork
+        for descriptor in descriptors:  # this is the fork server of the fork
             os.close(descriptor)
         ours.close()
         control.close()
@@ -115,7 +130,9 @@ def main(descriptor: int) -> None:
     _become(request, descriptors, base, control)
     if "genlab.processes.rank" not in request["words"]:
         _connect(ours)
-        subprocess.Popen = Popen
+        for name, replacement in places().items():
+            module, _, function = name.rpartition(".")
+            setattr(importlib.import_module(module), function, replacement)
     try:
         _run(*request["words"])
         status = 0
@@ -174,8 +191,7 @@ def _become(request: dict, descriptors: list[int], base: list[str], control: soc
         signal.signal(number, signal.SIG_IGN)
     if request["session"]:
         os.setsid()
-    if request["cwd"]:
-        os.chdir(request["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

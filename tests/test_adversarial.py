@@ -153,6 +153,7 @@ def test_crashed_and_resumed(tmp_path, whole, batch):
     same(outcome(tmp_path / "run"), outcome(whole))
 
 
+@pytest.mark.slow
 def test_batches_of_an_accumulated_step_are_one_turn(tmp_path):
     made = {"trainer__accumulate_grad_batches": 2, "trainer__max_steps": 6}
     with pytest.raises(Crash):
@@ -250,6 +251,7 @@ def same_everywhere(folder):
     Path(folder, f"equal{dist.get_rank()}").write_text(str(all(torch.equal(mine, other) for other in everyone)))
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_model(tmp_path):
     """Each rank sees images of its own, and both take the same turns."""
     folder = tmp_path / "run"

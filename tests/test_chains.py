@@ -145,6 +145,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words", "says"), WAYS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_every_way_draws_images_says_what_it_is_and_repeats_them(name, words, says, runs, here, capsys):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -164,6 +165,7 @@ def test_every_way_draws_images_says_what_it_is_and_repeats_them(name, words, sa
     assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian", "masking", "sparse"])
 @pytest.mark.parametrize("known", ["top:0.5", "random:0.3"])
 def test_completion_keeps_what_is_known_and_says_that_it_is_approximate(name, known, runs, here, capsys):
@@ -210,6 +212,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_get_one_sentence_and_leave_nothing(name, words, answer, runs, here, capsys):
     assert cli.run([words[0], f"ckpt={runs / name}", *words[1:]]) == 2

@@ -57,7 +57,7 @@ def test_training_images_are_moved_each_by_its_own_number_of_pixels():
     model = tiny(spec, shift=2)
     y = torch.arange(spec.dims).float().view(1, *spec.shape).expand(200, -1, -1, -1)
     torch.manual_seed(1)
-    moved = model._moved(y)
+    moved = model._shifted(y)
     # Inside, where no border shows, a move by (a, b) adds 7 a + b to every value.
     offsets = (moved - y)[:, :, 2:-2, 2:-2].flatten(1)
     assert (offsets == offsets[:, :1]).all()
@@ -102,6 +102,7 @@ def test_what_cannot_be_built_says_so(spec, config, sentence):
         tiny(spec, **config)
 
 
+@pytest.mark.slow
 def test_training_and_eval_report_the_accuracy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["model=classifier", "model.net.widths=[4,8]", "trainer=smoke", "trainer.accelerator=cpu"]

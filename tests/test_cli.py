@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from thin import every
 
 from genlab import cli
 
@@ -89,7 +90,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(("words", "answer"), every(4, WRONG), ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, here, capsys):
     assert cli.run(words) == 2
     err = capsys.readouterr().err
@@ -137,7 +138,7 @@ WRONG_WITH_CHECKPOINT = [
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"), WRONG_WITH_CHECKPOINT, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+    ("words", "answer"), every(4, WRONG_WITH_CHECKPOINT), ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
 def test_wrong_requests_about_a_checkpoint_get_one_sentence_and_leave_nothing(words, answer, run_folder, here, capsys):
     pictures(here)
@@ -229,7 +230,7 @@ def test_evaluation_is_the_same_on_one_two_and_three_processes(run_folder, here,
     [
         (["model.net.width=8,16", "seed=0,1"], 4),
         (["sweep=joblib", "seed=0,1"], 2),
-        (["sweep=optuna", "hydra.sweeper.n_trials=5"], 5),
+        (["sweep=optuna", "hydra.sweeper.n_trials=3"], 3),
         (["trainer.devices=2", "trainer.strategy=ddp", "seed=0,1"], 2),
     ],
     ids=["grid", "joblib", "optuna", "ddp"],
@@ -248,6 +249,7 @@ def test_a_sweep_ends_in_one_table_best_first(words, runs, here, capfd):
     assert "sweep.csv" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_the_others_go_on(here, capfd):
     words = [*FAST, "data.limit=32", "train.sample_every=0", "model.net.kernel=4,3", "hydra.sweep.dir=sweep"]
     assert cli.run(["train", "-m", *words]) == 1
@@ -269,6 +271,7 @@ def test_list_and_help_explain_themselves(capsys):
     assert cli.run(["--version"]) == 0
 
 
+@pytest.mark.slow
 def test_configs_and_packages_of_the_user(here, run_folder, monkeypatch):
     """--config-dir adds a model whose class lives in the user's package; it is used only when trusted."""
     (here / "mine.py").write_text("from genlab.nets import PixelCNN\nclass Net(PixelCNN):\n    '''Ours.'''\n")

@@ -132,6 +132,7 @@ def meet(keys):
     return lines
 
 
+@pytest.mark.slow
 def test_ranks_of_two_steps_on_the_same_ports_find_their_own(monkeypatch):
     """The worst case: both steps have the same ports, and another program listens on the first of them."""
     wanted = list(ports("somebody"))[:4]

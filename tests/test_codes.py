@@ -1,4 +1,4 @@
-"""T20: every code is as sparse as it says, by the rule it says, at the price it says."""
+"""Codes have the sparsity, the rule and the penalty that they state (oracle T20)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_dense_is_the_activation_for_nothing():
 def test_l1_and_l2_by_hand():
     a = torch.tensor([[1.0, -2.0, 0.5], [-1.0, -1.0, -1.0]])
     for code, penalty in ((L1(units=3, weight=0.1), 0.1 * 1.5), (L2(units=3, weight=0.1), 0.1 * 1.25)):
-        found = code(a)
-        assert torch.equal(found.h, a.relu())
-        torch.testing.assert_close(found.penalty, torch.tensor([penalty, 0.0]))
+        coded = code(a)
+        assert torch.equal(coded.h, a.relu())
+        torch.testing.assert_close(coded.penalty, torch.tensor([penalty, 0.0]))
         assert code.unit_columns
 
 
@@ -92,17 +92,17 @@ def test_only_winners_get_a_gradient():
 def test_kl_of_bernoullis_is_zero_where_they_are_equal_and_positive_elsewhere():
     rate = torch.linspace(0.01, 0.99, 99, dtype=torch.double)
     for target in (0.05, 0.3, 0.5):
-        found = bernoulli_kl(target, rate)
+        divergence = bernoulli_kl(target, rate)
         equal = (rate - target).abs() < 1e-12
         assert equal.sum() == 1
-        assert found[equal].abs().max() < 1e-12
-        assert found[~equal].min() > 1e-5
+        assert divergence[equal].abs().max() < 1e-12
+        assert divergence[~equal].min() > 1e-5
         expected = kl_divergence(Bernoulli(torch.tensor(target, dtype=torch.double)), Bernoulli(rate))
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(divergence, expected)
     extreme = torch.tensor([0.0, 1.0], requires_grad=True)
-    found = bernoulli_kl(0.05, extreme)
-    assert found.isfinite().all()
-    found.sum().backward()
+    divergence = bernoulli_kl(0.05, extreme)
+    assert divergence.isfinite().all()
+    divergence.sum().backward()
     assert extreme.grad.isfinite().all()
 
 
@@ -131,13 +131,13 @@ def test_kl_without_momentum_is_that_of_the_batch_and_looks_do_not_move_the_mean
         code(a)
     code.eval()(a)
     torch.testing.assert_close(code.running, torch.full((4,), 0.1, dtype=torch.double))
-    found = code.train()(a)
-    torch.testing.assert_close(found.penalty[0], bernoulli_kl(0.1, a.sigmoid().mean(0)).sum())
-    torch.testing.assert_close(code.eval()(a[:1]).penalty, found.penalty[:1])
+    coded = code.train()(a)
+    torch.testing.assert_close(coded.penalty[0], bernoulli_kl(0.1, a.sigmoid().mean(0)).sum())
+    torch.testing.assert_close(code.eval()(a[:1]).penalty, coded.penalty[:1])
 
 
 def test_a_kl_code_reaches_its_target():
-    """Without anything to reconstruct, the price alone pulls the mean activation to the target."""
+    """Without anything to reconstruct, the penalty alone brings the mean activation to the target."""
     torch.manual_seed(0)
     code, layer = KL(units=5, target=0.2, weight=1.0), torch.nn.Linear(3, 5)
     optimiser = torch.optim.Adam(layer.parameters(), lr=0.02)
@@ -174,9 +174,9 @@ def test_spike_and_slab_says_how_many_of_its_relaxed_gates_are_on():
     code = SpikeSlab(units=4, share=0.1)
     logit = torch.tensor([[-2.0, 0.0, 0.5, 3.0], [-1.0, -1.0, -1.0, -1.0]])
     a = torch.cat([torch.ones(2, 8), logit], 1)
-    found = code.train()(a)
-    assert torch.equal(found.active, logit.sigmoid().mean(1))
-    assert (found.h != 0).all()
+    coded = code.train()(a)
+    assert torch.equal(coded.active, logit.sigmoid().mean(1))
+    assert (coded.h != 0).all()
     assert code.eval()(a).active is None
 
 
@@ -188,9 +188,9 @@ def test_spike_and_slab_kl_is_zero_at_the_prior_alone_and_finite_for_gates_round
     for other in ((zero + 0.1, zero, zero + at_prior), (zero, zero + 0.1, zero + at_prior), (zero, zero, zero)):
         assert kl(*other, share) > 1e-5
     logit = torch.tensor([-200.0, -30.0, 30.0, 200.0], requires_grad=True)
-    found = kl(torch.zeros(4), torch.zeros(4), logit, share)
-    torch.testing.assert_close(found.detach(), -torch.tensor([0.9, 0.9, 0.1, 0.1]).log())
-    found.sum().backward()
+    divergence = kl(torch.zeros(4), torch.zeros(4), logit, share)
+    torch.testing.assert_close(divergence.detach(), -torch.tensor([0.9, 0.9, 0.1, 0.1]).log())
+    divergence.sum().backward()
     assert logit.grad.isfinite().all()
 
 

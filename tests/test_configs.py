@@ -23,6 +23,7 @@ def test_a_config_begins_with_its_description(group, name):
     assert all(len(line) <= 150 for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS["experiment"])
 def test_experiments_compose_and_build(name):
     config = Request("train", [f"experiment={name}"], command="").config()

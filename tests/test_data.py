@@ -392,8 +392,8 @@ def test_idx_files_are_read_in_place_from_a_folder_that_cannot_be_written(tmp_pa
     for folder in {root, root / place}:
         folder.chmod(0o755)
     assert sorted(root.rglob("*")) == before
-    found = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
-    assert all(np.array_equal(a, b) for a, b in zip(found, fake_mnist.arrays, strict=True))
+    arrays = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, fake_mnist.arrays, strict=True))
 
 
 def kaggle(name):
@@ -430,15 +430,15 @@ def test_kaggles_tables_are_read_when_they_hold_mnist(tmp_path, offline, fake_mn
         rows = np.concatenate([labels[:, None], images.reshape(len(labels), -1)], 1)
         np.savetxt(tmp_path / f"mnist_{name}.csv", rows, "%d", ",", header=header, comments="")
     splits = MNIST().load(tmp_path)
-    found = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
-    assert all(np.array_equal(a, b) for a, b in zip(found, fake_mnist.arrays, strict=True))
+    arrays = [splits.train.images[:, 0], splits.train.labels, splits.test.images[:, 0], splits.test.labels]
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, fake_mnist.arrays, strict=True))
     text = (tmp_path / "mnist_test.csv").read_text()
-    for wrong, why in (
+    for wrong, message in (
         (text.replace("\n0,", "\n1,", 1).replace("\n2,", "\n3,"), "md5"),
         ("label\n3,300", "not a table"),
     ):
         (tmp_path / "mnist_test.csv").write_text(wrong)
-        with pytest.raises(RequestError, match=why):
+        with pytest.raises(RequestError, match=message):
             MNIST().load(tmp_path)
 
 
@@ -559,7 +559,7 @@ def nonsense(server, content):
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("answer", "message"),
     [
         (cut_off, "10 more expected"),
         (endless, "more than 100,000 bytes"),
@@ -572,14 +572,14 @@ def nonsense(server, content):
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bad_mirror_leaves_nothing_behind_and_the_next_one_is_asked(
-    tmp_path, fake_mnist, network, monkeypatch, answer, why
+    tmp_path, fake_mnist, network, monkeypatch, answer, message
 ):
     monkeypatch.setattr(files, "MAX_DOWNLOAD", 100_000)
     monkeypatch.setattr(network, "handle_error", lambda *_: None)  # clients hang up
     name, blob = next(iter(fake_mnist.content.items()))
     for mirror in ("one", "two"):
         network.served[f"http://{mirror}.test/{name}"] = lambda server: answer(server, blob)
-    with pytest.raises(RequestError, match=why) as error:
+    with pytest.raises(RequestError, match=message) as error:
         FashionMNIST().load(tmp_path)
     one_sentence(error, name, "could not be downloaded")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -609,10 +609,10 @@ def test_other_processes_wait_for_the_first(tmp_path, fake_mnist, network, monke
 def test_a_damaged_file_is_named(tmp_path, fake_mnist, network):
     write(tmp_path / "MNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
     write(tmp_path / "FashionMNIST" / "raw", fake_mnist.content | {IDX_FILES[2]: b"damaged"})
-    for source, why in ((MNIST(), "not a whole IDX file"), (FashionMNIST(), "md5")):
+    for source, message in ((MNIST(), "not a whole IDX file"), (FashionMNIST(), "md5")):
         with pytest.raises(RequestError) as error:
             source.load(tmp_path)
-        one_sentence(error, IDX_FILES[2], why)
+        one_sentence(error, IDX_FILES[2], message)
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2]).unlink()
     (tmp_path / "MNIST" / "raw" / IDX_FILES[2].removesuffix(".gz")).write_bytes(idx(fake_mnist.arrays[2])[:-1])
     with pytest.raises(RequestError, match="not a whole IDX file"):
@@ -726,6 +726,7 @@ def test_svhn_moves_axes_and_calls_zero_zero(tmp_path, offline, monkeypatch):
 # ---------------------------------------------------------------- real files, configs, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "sizes", "mean"),
     [("mnist", [55_000, 5_000, 10_000], 0.1307), ("cifar10", [45_000, 5_000, 10_000], 0.4734)],
@@ -799,12 +800,12 @@ def test_on_a_cpu_nothing_moves():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_are_the_same_on_a_gpu(monkeypatch):
     options = {"binarize": "dynamic", "augment": "hflip"}
-    here, there = mini(**options), mini(**options)
-    there.move_to("cuda")
-    for ours, theirs in zip(here.training_batch(3), there.training_batch(3), strict=True):
-        assert theirs.is_cuda
-        assert torch.equal(ours, theirs.cpu())
-    assert all(tensor.is_cuda for batch in there.batches("test") for tensor in batch)
+    on_cpu, on_gpu = mini(**options), mini(**options)
+    on_gpu.move_to("cuda")
+    for a, b in zip(on_cpu.training_batch(3), on_gpu.training_batch(3), strict=True):
+        assert b.is_cuda
+        assert torch.equal(a, b.cpu())
+    assert all(tensor.is_cuda for batch in on_gpu.batches("test") for tensor in batch)
     small = mini()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     small.move_to("cuda")

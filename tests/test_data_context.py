@@ -1,4 +1,4 @@
-"""What images are conditioned on: integers made from what is shown, kept by checkpoints, asked for by name."""
+"""Contexts: integers computed from the image that is used, kept by checkpoints, chosen by name."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_specs_describe_what_is_made_and_lead_back(context, whole):
     assert ImageSpec(**json.loads(json.dumps(asdict(spec)))) == spec
     x, second = context(images(whole), whole)
     assert torch.equal(x, context.modelled(images(whole)))
-    for made, of in ((x, spec), (second, spec.context)):
-        of.check(made)
-        assert made.dtype == torch.uint8
-        assert int(made.max()) < of.levels
+    for tensor, its_spec in ((x, spec), (second, spec.context)):
+        its_spec.check(tensor)
+        assert tensor.dtype == torch.uint8
+        assert int(tensor.max()) < its_spec.levels
     for picture in context.pictures(x, second, whole):
         assert picture.shape == (5, *whole.shape)
         assert picture.dtype == torch.uint8
@@ -163,16 +163,16 @@ def test_the_label_changes_no_data():
 
 def test_ranks_share_the_same_contexts(monkeypatch):
     whole = list(colours(context=Half()).batches("test"))
-    found = {}
+    batches = {}
     for rank in (0, 1):
         monkeypatch.setattr("genlab.data.batches.rank_and_world", lambda rank=rank: (rank, 2))
         monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, 2))
         data = colours(context=Half())
-        found |= {rank + 2 * i: batch for i, batch in enumerate(data.batches("test"))}
+        batches |= {rank + 2 * i: batch for i, batch in enumerate(data.batches("test"))}
         index = data.training_batch(3).index
         whole_x = colours().split("train").images[index]
         assert torch.equal(data.training_batch(3).context, Half()(whole_x, RGB)[1])
-    same([tuple(found[i]) for i in range(len(whole))], [tuple(batch) for batch in whole])
+    same([tuple(batches[i]) for i in range(len(whole))], [tuple(batch) for batch in whole])
 
 
 def test_configs_name_them_through_the_gate():
@@ -219,6 +219,7 @@ LOWRES_RUN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 9])
 def test_a_conditional_run_resumes_to_the_bit(tmp_path, batch):
     trained(tmp_path / "whole", **LOWRES_RUN)
@@ -247,16 +248,16 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(photos, tmp_path_factory):
     """A run of three steps for every conditioning: {name: folder}."""
-    made = {}
+    folders = {}
     for name, model in {"none": "none", "label": "label", "grey": "image", "lowres": "image", "half": "image"}.items():
-        made[name] = tmp_path_factory.mktemp("runs") / name
+        folders[name] = tmp_path_factory.mktemp("runs") / name
         words = [
             "train", "trainer=smoke", "trainer.max_steps=3", "trainer.accelerator=cpu", "trainer.precision=32",
             "data=folder", f"data.path={photos}", "data.size=8", f"data/context={name}", f"model/context={model}",
-            "model.net.width=6", "model.net.depth=1", "train.ema=0", "optim.lr=0.05", f"hydra.run.dir={made[name]}",
+            "model.net.width=6", "model.net.depth=1", "train.ema=0", "optim.lr=0.05", f"hydra.run.dir={folders[name]}",
         ]  # fmt: skip
         assert cli.run(words) == 0
-    return made
+    return folders
 
 
 @pytest.fixture
@@ -276,6 +277,7 @@ def here(tmp_path, monkeypatch, photos):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grey", "lowres", "half", "label"])
 def test_a_checkpoint_knows_its_context(name, runs, here, capsys):
     model = genlab.load(runs[name])
@@ -344,9 +346,9 @@ def test_completion_takes_them_too(name, words, n, runs, here):
     words = ["complete", f"ckpt={runs[name]}", "image=whole.png", "known=top:0.5", "n=3", *words]
     assert cli.run(words) == 0
     x = np.asarray(Image.open("whole.png")).transpose(2, 0, 1)
-    found = np.load("completion.npy")
-    assert len(found) == n
-    assert (found[:, :, :4] == x[:, :4]).all()
+    completions = np.load("completion.npy")
+    assert len(completions) == n
+    assert (completions[:, :, :4] == x[:, :4]).all()
 
 
 WRONG = [

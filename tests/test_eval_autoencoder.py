@@ -11,6 +11,7 @@ import pytest
 import torch
 import zoo
 from omegaconf import OmegaConf
+from thin import every
 
 import genlab
 from genlab import cli
@@ -62,7 +63,7 @@ def images(folder, split="test"):
 # ---- training
 
 
-@pytest.mark.parametrize("model", zoo.family(*zoo.AUTOENCODERS))
+@pytest.mark.parametrize("model", every(6, zoo.family(*zoo.AUTOENCODERS)))
 def test_every_autoencoder_trains(model, tmp_path, capsys):
     folder = run(tmp_path / "run", f"model={model}")
     out = capsys.readouterr().out
@@ -147,6 +148,7 @@ def test_draws_of_an_autoencoder_are_refused(trained, here, capsys):
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_eval_is_the_same_on_two_processes(tmp_path, capfd, monkeypatch):
     """In batches of 7: with 5 images one process has no batch, and learns from the other which terms there are."""
     monkeypatch.chdir(tmp_path)
@@ -176,6 +178,7 @@ def test_a_row_of_the_table_does_not_present_a_reconstruction_as_a_likelihood(tr
     assert test["measured_in"] in row
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path, capfd):
     """Half a batch each: the same objective, gradients and running means. (What is drawn, noise and the winners of a
     lifetime code, is each process's own.)

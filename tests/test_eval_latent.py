@@ -46,6 +46,7 @@ def test_results_say_which_bound_and_how_the_units_are_used(trained):
     assert 0 <= int(float(last["valid/active_units"])) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_bound_is_the_same_on_one_and_three_processes(devices, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

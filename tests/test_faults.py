@@ -17,7 +17,8 @@ from trainees import environment
 FAULTS = Path(__file__).parents[1] / "scripts" / "faults"
 
 
-@pytest.mark.parametrize(("name", "count"), [("fuzzed_requests", 40), ("checkpoints", 24), ("pictures", 20)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("fuzzed_requests", 20), ("checkpoints", 12), ("pictures", 10)])
 def test_hostile_input_is_read_right_or_refused_in_one_sentence(name, count, monkeypatch):
     monkeypatch.syspath_prepend(FAULTS)
     import harness
@@ -28,6 +29,7 @@ def test_hostile_input_is_read_right_or_refused_in_one_sentence(name, count, mon
     assert not tally.kinds, tally.line()
 
 
+@pytest.mark.slow
 def test_nothing_grows(monkeypatch):
     monkeypatch.syspath_prepend(FAULTS)
     import flat

@@ -130,12 +130,12 @@ def test_the_card_has_fingerprints_and_class_names_in_primitives(run):
 def test_eval_of_the_same_data_is_silent_wherever_it_lies(run, tmp_path, capsys):
     top = copied(run, tmp_path)
     (top / "photos").rename(top / "moved")
-    found = evaluate(top, f"data.path={top}/moved")
+    result = evaluate(top, f"data.path={top}/moved")
     captured = capsys.readouterr()
     assert "CAREFUL" not in captured.out
     assert captured.err == ""
-    assert found["other_data"] is None
-    assert found["fingerprint"] == data(top / "moved").fingerprints["test"]
+    assert result["other_data"] is None
+    assert result["fingerprint"] == data(top / "moved").fingerprints["test"]
     assert evaluate(top, f"data.path={top}/moved", "data.limit=2")["other_data"] is None
 
 
@@ -155,9 +155,9 @@ def test_testing_on_training_images_is_loud_in_the_line_and_in_the_file(run, tmp
     trained, tested = of(top / "photos", "train"), of(top / "photos", "test")
     for number, path in enumerate(tested):
         shutil.copy(trained[number], path)
-    found = evaluate(top)
+    result = evaluate(top)
     out = capsys.readouterr().out
-    assert found["other_data"]["train"] == found["other_data"]["images"] == len(tested)
+    assert result["other_data"]["train"] == result["other_data"]["images"] == len(tested)
     assert f"{len(tested)} were trained on" in out
     assert len(out.splitlines()) == 1
 
@@ -194,8 +194,8 @@ def test_resume_refuses_changed_data(run, tmp_path, capsys):
 
 
 def test_what_was_found_is_said_once_before_training(run):
-    said = (run / "stderr").read_text()
-    assert said.count("60 images in 2 classes (cat, dog)") == 1
-    assert "skipped 1 .txt" in said
-    assert said.index("60 images") < said.index("step")
+    stderr = (run / "stderr").read_text()
+    assert stderr.count("60 images in 2 classes (cat, dog)") == 1
+    assert "skipped 1 .txt" in stderr
+    assert stderr.index("60 images") < stderr.index("step")
     assert "classes" not in (run / "stdout").read_text()

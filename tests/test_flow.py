@@ -83,6 +83,7 @@ def probabilities(made, points=32):
     return torch.stack([(made.log_density(x + places).exp() * weights).sum() for x in zoo.every_image(spec).double()])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dequantisation", [Uniform, partial(Variational, net=NET)], ids=["uniform", "variational"])
 @pytest.mark.parametrize("pixels", [1, 2])
@@ -126,6 +127,7 @@ def test_learning_better_noise_tightens_the_bound():
     assert -0.005 < after < before / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("coupling", "dequantisation"), CHOICES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_choice_trains_samples_and_goes_there_and_back(spec, coupling, dequantisation):
@@ -218,6 +220,7 @@ def test_completion_keeps_known_pixels_and_seeds_decide(monkeypatch):
     assert made.complete(x, nothing, generator=torch.Generator().manual_seed(1)).images.max() < zoo.RGB.levels
 
 
+@pytest.mark.slow
 def test_completion_leans_towards_the_conditional():
     """Two values of which one is known: the histogram of the other, within what a soft walk can do."""
     made = listable(2, scale=0.3)

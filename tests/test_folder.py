@@ -1,4 +1,4 @@
-"""The user's own images: classes, conversions, and what is said about files that cannot be read."""
+"""A folder of the user's own images: classes, splits, conversions, and messages about files that cannot be read."""
 
 import os
 from pathlib import Path
@@ -70,8 +70,8 @@ def test_pixels_of_the_right_size_are_untouched(tmp_path):
     for number, values in enumerate(pixels):
         Image.fromarray(values).save(tmp_path / f"{number}.{('png', 'bmp', 'tiff', 'ppm', 'png')[number]}")
     splits = load(tmp_path)
-    found = torch.cat([splits.train.images, splits.test.images]).permute(0, 2, 3, 1).flatten(1).tolist()
-    assert sorted(found) == sorted(pixels.reshape(5, -1).tolist())
+    values_read = torch.cat([splits.train.images, splits.test.images]).permute(0, 2, 3, 1).flatten(1).tolist()
+    assert sorted(values_read) == sorted(pixels.reshape(5, -1).tolist())
 
 
 @pytest.mark.parametrize(

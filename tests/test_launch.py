@@ -95,6 +95,7 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     assert float(logged[-1]) == pytest.approx(alone.value, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_guard_on_two_ranks(tmp_path):
     """A non-finite loss on one rank skips the step on both; too many of them stop both with one sentence."""
     folder = tmp_path / "run"
@@ -153,6 +154,7 @@ def rank_of_torchrun(config_file, folder):
     training.run(OmegaConf.load(config_file), Path(folder + os.environ["RANK"]), "genlab train")
 
 
+@pytest.mark.slow
 def test_started_by_torchrun(tmp_path):
     asked = tmp_path / "asked.yaml"
     asked.write_text(OmegaConf.to_yaml(config(trainer__max_steps=5)))

@@ -63,6 +63,7 @@ def test_tensorboard(tmp_path):
     assert (folder / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_wandb_offline_continues_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -29,6 +29,7 @@ def plain(x, mean, log_s, levels):
     return torch.where(x <= -1, F.logsigmoid(a), torch.where(x >= 1, F.logsigmoid(-b), middle))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [2, 3, 16, 255, 256])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float, 2e-6), (torch.double, 1e-12)])
 def test_mass_is_one(levels, dtype, tolerance):

@@ -303,6 +303,7 @@ def test_em_is_that_of_scikit_learn_from_the_same_start(kind):
     assert in_levels == pytest.approx(reference.lower_bound_, rel=1e-9)
 
 
+@pytest.mark.slow
 @EVERY
 def test_em_ends_where_the_gradient_vanishes(kind):
     spec = ImageSpec(1, 2, 2, 16)
@@ -315,6 +316,7 @@ def test_em_ends_where_the_gradient_vanishes(kind):
     assert all(p.grad.abs().max() < 1e-3 for p in made.parameters())
 
 
+@pytest.mark.slow
 @EVERY
 def test_gradient_training_finds_a_likelihood_near_that_of_em(kind):
     spec = ImageSpec(1, 2, 2, 16)
@@ -369,6 +371,7 @@ def mixed(**changes):
     } | changes  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "batch"), [("cells", 2), ("cells", 7), ("low_rank", 7)])
 def test_a_run_by_em_that_was_killed_and_resumed_is_the_run_that_was_not(tmp_path, kind, batch):
     changes = mixed(**{f"model__{key}": value for key, value in KINDS[kind].items()})

@@ -88,6 +88,7 @@ def digits():
         return ImageData(MNISTMini(), validation=200).split("train").images
 
 
+@pytest.mark.slow
 def test_a_linear_autoencoder_finds_the_principal_components(digits):
     """Six of 500 digits; `experiment=linear_ae_mnist` finds 32 of all."""
     x = digits[:500]
@@ -132,6 +133,7 @@ def drawn(x, size, seed=0):
     return lambda step: x[torch.randint(len(x), (size,), generator=torch.Generator().manual_seed(seed + step))]
 
 
+@pytest.mark.slow
 def test_a_linear_denoiser_finds_the_best_one_for_gaussian_data():
     """mu + Sigma (Sigma + s^2 I)^-1 (y - mu), of the mean and covariance of the images themselves, within 2 %."""
     x = gaussian_images(40_000)
@@ -148,6 +150,7 @@ def test_a_linear_denoiser_finds_the_best_one_for_gaussian_data():
     assert ((found - clean[:1000]).square().mean() / (y - clean[:1000]).square().mean()) < 0.5  # it does denoise
 
 
+@pytest.mark.slow
 def test_a_denoiser_of_a_mixture_follows_the_score():
     """Two clouds of pixels: (r(y) - y) / s^2 is the gradient of log p_s, that of a mixture of two Gaussians."""
     spec, s, width = ImageSpec(1, 1, 2, 256), 0.2, 0.05

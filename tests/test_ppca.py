@@ -84,6 +84,7 @@ def test_with_the_true_posterior_every_weight_is_the_density():
         torch.testing.assert_close(found, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["exact", "encoder"])
 def test_training_ends_at_the_maximum_that_is_known(inference):
     """T15: s^2 is the mean of the trailing eigenvalues; the likelihood is that of the closed form within 1e-2 nats."""

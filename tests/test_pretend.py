@@ -65,6 +65,7 @@ def complaints(found: dict) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_a_model_of_every_kind_trains_resumes_and_draws_on_another_device(tmp_path):
     found = table("quick", tmp_path)
     assert len(found) == 6
@@ -72,7 +73,7 @@ def test_a_model_of_every_kind_trains_resumes_and_draws_on_another_device(tmp_pa
 
 
 @pytest.mark.slow
-def test_every_model_does_everything_on_another_device(tmp_path):
-    found = table("all", tmp_path)
-    assert len(found) > 50
+def test_every_other_model_does_everything_on_another_device(tmp_path):
+    found = table("others", tmp_path)
+    assert len(found) > 44
     assert not complaints(found)

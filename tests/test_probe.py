@@ -192,6 +192,7 @@ def here(runs, monkeypatch):
     return runs / "here"
 
 
+@pytest.mark.slow
 def test_features_verb(here):
     assert cli.run(["features", "ckpt=../ae", "split=valid", "data.limit=40"]) == 0
     result = np.load("features.npz")
@@ -202,6 +203,7 @@ def test_features_verb(here):
     assert set(np.load("all.npz")) == {"block0", "block1", "labels", "index"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ae", "ar"])
 def test_probe_verb(here, name, capsys):
     words = ["per_class=5", "seeds=2", "data.limit=150", "layer=all", f"out={name}.json"]
@@ -224,6 +226,7 @@ def test_probe_verb(here, name, capsys):
     assert sum("(chosen)" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "labels"), [([], 64), (["train=40"], 40)])
 def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
     assert cli.run(["probe", "ckpt=../ae", "seeds=2", "layer=code", "data.limit=64", *words]) == 0
@@ -237,6 +240,7 @@ def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
     assert untrained[0] != untrained[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -12,6 +12,8 @@ from genlab import cli
 from genlab.measure.feature_extractor import weights_hash
 from genlab.verbs import quality
 
+pytestmark = pytest.mark.slow
+
 CPU = ["trainer=smoke", "trainer.accelerator=cpu", "train.sample_every=0", "optim.lr=1e-3"]
 SMALL = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=2"]
 RUNS = {

@@ -1,4 +1,4 @@
-"""One reader of pictures: every mode is right or refused, the same for data=folder, image=, context= and known=."""
+"""The reader of pictures: every mode is read correctly or refused, by data=folder, image=, context= and known=."""
 
 from __future__ import annotations
 
@@ -145,17 +145,17 @@ def test_every_mode_is_right_and_all_readers_agree(tmp_path, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_right_is_one_sentence_from_every_reader(tmp_path, name):
-    make, why = REFUSED[name]
+    make, message = REFUSED[name]
     make(tmp_path / name)
     spec = ImageSpec(1, H, W)
-    with pytest.raises(RequestError, match=why) as error:
+    with pytest.raises(RequestError, match=message) as error:
         partial_image(tmp_path / name, spec)
     assert "\n" not in str(error.value)
-    with pytest.raises(RequestError, match=why):
+    with pytest.raises(RequestError, match=message):
         context_image(tmp_path / name, spec, spec)
-    with pytest.raises(RequestError, match=why):
+    with pytest.raises(RequestError, match=message):
         known_mask(str(tmp_path / name), spec, torch.Generator())
-    with pytest.raises(Unreadable, match=why):
+    with pytest.raises(Unreadable, match=message):
         read_image(tmp_path / name, 4, 1)
 
 
@@ -185,8 +185,8 @@ def test_a_picture_is_turned_upright(tmp_path, orientation, suffix):
     Image.fromarray(plain).save(tmp_path / f"x.{suffix}", exif=exif, **options)
     turned = [plain, plain[:, ::-1], plain[::-1, ::-1], plain[::-1], plain.T, plain.T[:, ::-1]]
     turned += [plain.T[::-1, ::-1], plain.T[::-1]]
-    found = read_picture(tmp_path / f"x.{suffix}")[0][0].numpy()
-    assert np.array_equal(found > 128, turned[orientation - 1] > 128)
+    upright = read_picture(tmp_path / f"x.{suffix}")[0][0].numpy()
+    assert np.array_equal(upright > 128, turned[orientation - 1] > 128)
 
 
 def test_twelve_bits_in_sixteen_and_several_frames_are_said(tmp_path, capsys):
@@ -263,8 +263,8 @@ def test_nearly_opaque_is_known_and_a_mask_may_be_of_0_and_1_or_of_alpha(tmp_pat
         "LA", [Image.fromarray((RAMP > 50) * np.uint8(255)), Image.fromarray((RAMP <= 99) * np.uint8(255))]
     )
     both.save(path)
-    found = known_mask(str(path), spec, torch.Generator())
-    assert torch.equal(found, torch.from_numpy((RAMP > 50) & (RAMP <= 99)))
+    known = known_mask(str(path), spec, torch.Generator())
+    assert torch.equal(known, torch.from_numpy((RAMP > 50) & (RAMP <= 99)))
     for nothing in (Image.new("L", (W, H), 0), Image.new("LA", (W, H), (255, 0))):
         nothing.save(path)
         assert not known_mask(str(path), spec, torch.Generator()).any()

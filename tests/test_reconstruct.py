@@ -134,6 +134,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, plain, here, capsys):
     Image.fromarray(np.zeros((14, 28), np.uint8)).save("half.png")

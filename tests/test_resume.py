@@ -10,6 +10,7 @@ import time
 
 import pytest
 from omegaconf import OmegaConf
+from thin import every
 from trainees import Crash, checkpoint, config, environment, outcome, same, trained
 
 from genlab.core import RequestError, RunError
@@ -35,7 +36,7 @@ def whole(tmp_path_factory):
 
 # log every 3, validate every 5, sample every 6, checkpoint every 4: each step has another mixture of what is due.
 @pytest.mark.parametrize(
-    ("accumulate", "batch"), [(1, 2), (1, 4), (1, 5), (1, 7), (1, 8), (1, 11), (2, 9), (2, 16), (2, 21)]
+    ("accumulate", "batch"), every(4, [(1, 5), (1, 2), (1, 4), (1, 7), (2, 9), (1, 8), (1, 11), (2, 16), (2, 21)])
 )
 def test_crashed_and_resumed(tmp_path, whole, accumulate, batch):
     changes = {"trainer__accumulate_grad_batches": accumulate}
@@ -80,9 +81,7 @@ def wait_for(path):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", every(3, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
 def test_real_signals(tmp_path, whole, number):
     folder = tmp_path / "run"
     process = start(folder, data__sleep=0.1)

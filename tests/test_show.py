@@ -166,6 +166,7 @@ def test_a_plane_is_the_code_itself_or_its_principal_components():
         representations.plane(h[:, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODERS)
 def test_every_autoencoder_has_every_picture_except_curves_that_it_did_not_log(name, tmp_path):
     written, reasons = pictures.draw(subject(build_model(name), tmp_path), list(pictures.GENERAL), tmp_path / "out")
@@ -231,6 +232,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
     assert {path.name for path in (run_folder / "pictures").iterdir()} == GENERAL_FILES
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
@@ -260,6 +262,7 @@ def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, run_fo
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_models_without_a_code_show_their_filters_alone(here, capsys):
     words = ["model=pixelcnn", "model.net.width=8", "model.net.depth=1", "train.sample_every=0", *FAST]
     assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0
@@ -279,6 +282,7 @@ LATENT_FILES = {"units.png", "manifold.png", "walk.png"}
 LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 
 
+@pytest.mark.slow
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     model = build_model("latent_gaussian", *LATENT, "model.latent_dim=2")
     assert pictures.everything(model)[-3:] == ["units", "manifold", "walk"]

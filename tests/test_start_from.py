@@ -27,11 +27,13 @@ def config_from(source, *words):
     return split_hydra(start_from.composed(Request("train", [*FAST, f"init={source}", *words], "")))[0]
 
 
+@pytest.mark.slow
 def test_the_run_folder_holds_the_same_config(tmp_path, source, capsys):
     assert cli.run(["train", *FAST, f"init={source}", f"hydra.run.dir={tmp_path}/run", "seed=4"]) == 0
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == config_from(source, "seed=4")
 
 
+@pytest.mark.slow
 def test_model_data_and_optimiser_are_those_of_the_run(source):
     config, before = config_from(source, "optim.lr=1e-5"), OmegaConf.load(source / "config.yaml")
     assert config.model == before.model
@@ -42,6 +44,7 @@ def test_model_data_and_optimiser_are_those_of_the_run(source):
     assert config.init == str(source / "checkpoints" / "best.ckpt")
 
 
+@pytest.mark.slow
 def test_a_word_changes_the_value_that_it_names(source):
     config = config_from(source, "data.batch_size=4", "data.seed=7", "data.limit=32", "seed=5")
     assert (config.data.batch_size, config.data.seed, config.data.limit) == (4, 7, 32)
@@ -54,6 +57,7 @@ def test_a_group_that_is_chosen_replaces_that_of_the_run(source):
     assert config.model == OmegaConf.load(source / "config.yaml").model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

@@ -232,6 +232,7 @@ def state_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -255,6 +256,7 @@ def test_a_run_folder_cannot_trust_itself(change, run_folder, evil, capsys):
     assert {name: after.get(name) for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mult", [[], ["-m"]])
 @pytest.mark.parametrize(
     ("file", "text", "words"),
@@ -381,6 +383,7 @@ def test_limits_of_a_model(net, from_file, tmp_path, frugal):
         load(path) if from_file else build(config, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.choices("model"))
 def test_a_sketch_has_the_models_weights_and_draws_no_random_number(name):
     config = Request("train", [f"model={name}"], command="").config().model
@@ -485,6 +488,7 @@ def refusal(read):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_wrong_field_about_the_run_is_one_sentence(field, tmp_path):
     for value in MUTATIONS:
@@ -494,6 +498,7 @@ def test_a_wrong_field_about_the_run_is_one_sentence(field, tmp_path):
         assert refused or field not in ("config", "spec") or value is None  # for which `content` has a default
 
 
+@pytest.mark.slow
 def test_a_config_with_wrong_parts_is_one_sentence(tmp_path):
     request = OmegaConf.create({"data": {"root": None, "limit": 8}, "batch_size": None, "trust": []})
     for path in ("model", "data", "names", "names.model", "data.source", "data.validation", "data.context", "data.root",
@@ -516,6 +521,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_with_a_wrong_checkpoint_is_one_sentence(finished, here, capsys):
     last = finished / "checkpoints" / "last.ckpt"
     whole = torch.load(last, weights_only=True)

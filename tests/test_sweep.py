@@ -139,6 +139,7 @@ def test_sixteen_sweeps_begun_in_the_same_second_have_sixteen_folders(tmp_path):
     assert len(set(made)) == len(list((tmp_path / "a").iterdir())) == 16
 
 
+@pytest.mark.slow
 def test_a_second_start_goes_on(here, pretended, capfd):
     words = ["train", "-m", "seed=0,1", "hydra.sweep.dir=sweep"]
     calls = []
@@ -174,6 +175,7 @@ def test_a_second_start_goes_on(here, pretended, capfd):
 # ---- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "patient"), [(signal.SIGINT, True), (signal.SIGUSR1, False)])
 def test_a_signal_ends_the_sweep(number, patient, here, pretended, capfd):
     """While a run handles the signal itself (patient), and while only the sweep does."""
@@ -320,6 +322,7 @@ def test_workers_take_different_gpus(monkeypatch, tmp_path):
 # ---- trackers
 
 
+@pytest.mark.slow
 def test_each_job_ends_its_own_tracker_run(here, monkeypatch):
     """Weights & Biases without a network: of two jobs the second fails, and both tracker runs are ended."""
     wandb = pytest.importorskip("wandb")

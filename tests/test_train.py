@@ -23,6 +23,7 @@ from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
+from genlab.train.running_sums import RunningSums
 
 
 def rows(folder):
@@ -76,6 +77,23 @@ def test_train_metric_is_the_mean_over_images(tmp_path):
     expected = bits_per_dim(-torch.cat(losses).double(), data.spec).mean().item()
     assert float(first["train/bits_per_dim"]) == pytest.approx(expected, rel=1e-6)
     assert float(first["train/fuss"]) == pytest.approx(torch.cat(fuss).mean().item(), rel=1e-4)
+
+
+def test_running_sums_do_not_depend_on_the_batches():
+    """Small integers, whose sums are exact in any order. What `gathered` returns can be loaded on one of two ranks."""
+    values = torch.arange(12.0)
+    whole, parts = RunningSums(), RunningSums()
+    whole.add_values({"loss": values, "other": 2 * values})
+    for batch in values.split([1, 4, 7]):
+        step = RunningSums()
+        step.add_values({"loss": batch, "other": 2 * batch})
+        parts.add(step.sums)
+    assert parts.gathered() == whole.gathered() == {"loss": [66.0, 12.0], "other": [132.0, 12.0]}
+    ranks = RunningSums(), RunningSums()
+    for rank, sums in enumerate(ranks):
+        sums.load(whole.gathered(), rank)
+    ranks[0].add(ranks[1].sums)
+    assert ranks[0].gathered() == whole.gathered()
 
 
 def test_every_step_has_its_own_randomness():

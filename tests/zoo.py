@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -248,27 +249,86 @@ def _legal(spec: ImageSpec) -> tuple[tuple[Case, int], ...]:
 def _named(cases: Iterable[tuple[str, Case]]):
     params = [pytest.param(c, id=f"{c.model}{c.variant}-{c.head}-{c.context}-{name}") for name, c in cases]
     assert params
-    return params
+    return _quick_first(params)
+
+
+def _quick_first(params):
+    """Those with a part that no earlier one has are for `make check` too; the rest is slow."""
+    seen: set[tuple[int, str]] = set()
+    found = []
+    for param in params:
+        parts = {part for part in enumerate(param.id.split("-")) if part not in seen}
+        seen |= parts
+        found.append(pytest.param(*param.values, id=param.id, marks=() if parts else pytest.mark.slow))
+    return found
+
+
+def _in_turn(cases: list[tuple[str, Case]], parts: Callable[[Case], tuple[str, ...]]) -> Iterator[tuple[str, Case]]:
+    """Of cases that differ in their spec alone, one: its spec comes in turn, by the places of the parts.
+
+    So every pair of parts occurs, and every part occurs with every spec; but not everything with everything, for parts
+    that do not know one another fail in pairs if at all.
+    """
+    by_parts: dict[tuple[str, ...], list[tuple[str, Case]]] = {}
+    for name, case in cases:
+        by_parts.setdefault(parts(case), []).append((name, case))
+    places = [
+        {part: place for place, part in enumerate(dict.fromkeys(column))} for column in zip(*by_parts, strict=True)
+    ]
+    for key, alike in by_parts.items():
+        yield alike[sum(place[part] for place, part in zip(places, key, strict=True)) % len(alike)]
 
 
 def models(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
-    """Every model with every head that is legal."""
+    """Every model with every head that is legal, on one of the specs; every net and head on each: see `_in_turn`."""
     pairs = [(name, case) for name, spec in specs.items() for case, _ in _legal(spec)]
     assert {case.model for _, case in pairs} == set(family("Autoregressive")), "a model accepts no head"
     asked = family("Autoregressive", *AUTOENCODERS, *LATENT, *ALONE)
     assert not set(choices("model")) - set(asked), "a model that nobody asks anything"
-    return _named((name, replace(case, context=context)) for context in contexts for name, case in pairs)
+    chosen = {case: name for name, case in _in_turn(pairs, lambda case: (case.model + case.variant, case.head))}
+    if contexts == ("none",):
+        chosen |= {case: name for name, case in pairs if case.model == ASKED}
+        return _named((name, case) for case, name in chosen.items())
+    with_context = [(name, replace(case, context=context)) for context in contexts for name, case in pairs]
+    return _named(_in_turn(with_context, lambda case: (case.context, case.model + case.variant, case.head)))
 
 
 def nets(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
-    """Every net with one head of each kind that a net can tell apart: values per step."""
+    """Every net with one head of each kind that a net can tell apart: values per step. A context is on one of the
+    specs: see `_in_turn`.
+    """
+    found = []
+    for name, spec in specs.items():
+        first = {(case.model, case.variant, step): case for case, step in reversed(_legal(spec))}
+        found += [(name, case, str(step)) for (_, _, step), case in first.items()]
+    steps = {case: step for _, case, step in found}
+    with_context = [(name, replace(case, context=c)) for c in contexts if c != "none" for name, case, _ in found]
 
-    def one_each() -> Iterator[tuple[str, Case]]:
-        for name, spec in specs.items():
-            first = {(case.model, case.variant, step): case for case, step in reversed(_legal(spec))}
-            yield from ((name, case) for case in first.values())
+    def parts(case: Case) -> tuple[str, ...]:
+        return case.context, case.model + case.variant, steps[replace(case, context="none")]
 
-    return _named((name, replace(case, context=context)) for context in contexts for name, case in one_each())
+    plain = [(name, case) for name, case, _ in found if "none" in contexts]
+    return _named([*plain, *_in_turn(with_context, parts)])
+
+
+def alternating(params, *values: tuple):
+    """Each case with one of the values; the cases of a net have them in turn."""
+    seen: Counter[str] = Counter()
+    found = []
+    for param in params:
+        (case,) = param.values
+        net = case.model + case.variant
+        value = values[seen[net] % len(values)]
+        seen[net] += 1
+        found.append(pytest.param(case, *value, id=f"{param.id}-{value[0]}", marks=param.marks))
+    return found
+
+
+def in_turn(params):
+    """Of cases that differ in their spec alone, one: see `_in_turn`."""
+    by_case = {param.values[0]: param for param in params}
+    chosen = _in_turn([("", case) for case in by_case], lambda case: (case.model + case.variant, case.head))
+    return _quick_first([by_case[case] for _, case in chosen])
 
 
 def nets_and_heads(specs: dict[str, ImageSpec], net: str = "pixelcnn"):
@@ -309,25 +369,34 @@ def legal(model: str, group: str, spec: ImageSpec) -> tuple[str, ...]:
 
 
 def codings(specs: dict[str, ImageSpec]):
-    """Every autoencoder as plain as can be, and with each head, code and corruption: the parts do not know one another.
-
-    (`test_everything_goes_with_everything` is about the rest of the combinations.)
+    """Every autoencoder as plain as can be on every spec, and with each head, code and corruption on one of them: the
+    parts do not know one another. (`test_everything_goes_with_everything` is about the rest of the combinations.)
     """
-    found = {}
-    for model, (name, spec) in itertools.product(family(*AUTOENCODERS), specs.items()):
-        for group in ("head", "code", "corruption"):
-            cases = [Coding(model, spec, **{group: choice}) for choice in legal(model, group, spec)]
-            found |= {(name, case): None for case in cases}
-    return [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]
+    pairs = [
+        (name, Coding(model, spec, **{group: choice}))
+        for model, (name, spec) in itertools.product(family(*AUTOENCODERS), specs.items())
+        for group in ("head", "code", "corruption")
+        for choice in legal(model, group, spec)
+    ]
+    plain = [(name, case) for name, case in pairs if case == Coding(case.model, case.spec)]
+    others = [pair for pair in pairs if pair not in plain]
+    chosen = [*_in_turn(others, lambda case: (case.model, case.head + case.code + case.corruption)), *plain]
+    found = dict.fromkeys(chosen)
+    params = [pytest.param(c, id=f"{c.model}-{c.head}-{c.code}-{c.corruption}-{name}") for name, c in found]
+    return _quick_first(params)
 
 
 def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
-    """Every latent Gaussian model with every head that is legal."""
-    found = []
-    for model, (name, spec), head, context in itertools.product(
-        family(*LATENT), specs.items(), choices("model/head"), contexts
-    ):
-        case = Hidden(model, spec, head, context)
-        if accepted(case.config(), spec) is not None:
-            found.append(pytest.param(case, id=f"{model}-{head}-{context}-{name}"))
-    return found
+    """Every latent Gaussian model with every head that is legal and every context, on one of the specs; the first model
+    without a context on all of them.
+    """
+    pairs = [
+        (name, case)
+        for model, (name, spec), head, context in itertools.product(
+            family(*LATENT), specs.items(), choices("model/head"), contexts
+        )
+        if accepted((case := Hidden(model, spec, head, context)).config(), spec) is not None
+    ]
+    chosen = dict.fromkeys(_in_turn(pairs, lambda case: (case.context, case.model, case.head)))
+    chosen |= {(name, case): None for name, case in pairs if (case.model, case.context) == (family(*LATENT)[0], "none")}
+    return _quick_first([pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}") for name, c in chosen])

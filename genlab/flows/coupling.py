@@ -35,14 +35,14 @@ class Coupling(Layer):
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> the same shape."""
-        changed, given = y[:, : self.changed], y[:, self.changed :]
-        z, log_det = self.transform(changed, self._net_outputs(given, context))
-        return torch.cat([z, given], 1), total(log_det)
+        changed, kept = y[:, : self.changed], y[:, self.changed :]
+        z, log_det = self.transform(changed, self._net_outputs(kept, context))
+        return torch.cat([z, kept], 1), total(log_det)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        changed, given = z[:, : self.changed], z[:, self.changed :]
-        return torch.cat([self.undo(changed, self._net_outputs(given, context)), given], 1)
+        changed, kept = z[:, : self.changed], z[:, self.changed :]
+        return torch.cat([self.undo(changed, self._net_outputs(kept, context)), kept], 1)
 
     def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, c, H, W), parameters (B, numbers, c, H, W) -> z and ln |dz/dy|, both of the shape of y."""
@@ -52,9 +52,9 @@ class Coupling(Layer):
         """The inverse of `transform`: z (B, c, H, W), parameters (B, numbers, c, H, W) -> y."""
         raise NotImplementedError
 
-    def _net_outputs(self, given: Tensor, context: Tensor | None) -> Tensor:
+    def _net_outputs(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """The net's outputs, (B, numbers, c, H, W)."""
-        outputs = self.net(given, resized(context, given)).to(given.dtype)
+        outputs = self.net(kept, resized(context, kept)).to(kept.dtype)
         return outputs.contiguous().unflatten(1, (self.numbers, self.changed))
 
 

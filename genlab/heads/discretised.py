@@ -9,8 +9,8 @@ For x = 0 only the first term counts, and for x = K - 1 only the second; which c
 comparison of floats. This is sigmoid(a) - sigmoid(b) without its cancellation. So it sums to 1, and needs neither the
 official code's approximation in the tails (wrong by up to 2 nats) nor its clamps.
 
-Ours counts in levels (2 d is one level). There x +- 1/2 has no rounding, and the upper edge of a level is to the bit the
-lower edge of the next. The three terms take one logarithm, and the backward pass is our own and finite everywhere.
+Ours counts in levels (2 d is one level). There x +- 1/2 has no rounding, and the upper edge of a level equals the lower
+edge of the next to the bit. The three terms take one logarithm, and the backward pass is our own and finite everywhere.
 
 N pixels are the last dimension, so that every parameter of all pixels is contiguous. Numbers are float32 or float64,
 also under autocast.

@@ -1,13 +1,16 @@
-"""What the two players of a GAN minimise, from the discriminator's scores D(x), real numbers without a sigmoid.
+"""Losses of the two players of a GAN, by the discriminator's scores D(x), which are real numbers without a sigmoid.
 
                       discriminator                                              generator
     nonsaturating     softplus(-D(real)) + softplus(D(fake))                     softplus(-D(fake))
     hinge             max(0, 1 - D(real)) + max(0, 1 + D(fake))                  -D(fake)
     wgan_gp           D(fake) - D(real) + penalty * (|grad D(mixed)| - 1)^2      -D(fake)
 
-Goodfellow et al. 2014 (arXiv:1406.2661), whose sigmoid(D) is best at p_real / (p_real + p_fake); Lim & Ye 2017
-(arXiv:1705.02894); Gulrajani et al. 2017 (arXiv:1704.00028), where `mixed` is a random point between a real and a
-fake image, and the norm that of the gradient with respect to the image. B images; everything is (B,).
+nonsaturating: Goodfellow et al. 2014 (arXiv:1406.2661); the best sigmoid(D) is p_real / (p_real + p_fake).
+hinge: Lim & Ye 2017 (arXiv:1705.02894).
+wgan_gp: Gulrajani et al. 2017 (arXiv:1704.00028). `mixed` is a random point between a real and a fake image; the
+gradient is that with respect to the image.
+
+B images; scores and losses are (B,).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """Scores (B,) -> losses (B,); `penalised`: whether the discriminator's gradient costs something too."""
+    """Functions from scores (B,) to losses (B,). `penalised`: True if the discriminator has a gradient penalty."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
@@ -38,7 +41,7 @@ LOSSES = {
 def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """(|grad score| - 1)^2 (B,) at a uniformly random point between each real and fake image (B, C, H, W)."""
     share = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype)
-    with torch.enable_grad():  # also in validation
+    with torch.enable_grad():  # validation has switched it off
         mixed = torch.lerp(real, fake, share).detach().requires_grad_()
         (slope,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square()

@@ -225,7 +225,10 @@ class LatentGaussian(GenerativeModel):
         return pixels if temperature == 1 else pixels.tempered(temperature)
 
     def _log_likelihood(self, x: Tensor, z: Tensor, condition: Tensor | None, temperature: float = 1.0) -> Tensor:
-        """log p of every step given z, nats (k B, T): of k latents (k B, L) for each of B images, image by image."""
+        """log p of every step of images (B, C, H, W) given z, nats (k B, T).
+
+        `z` (k B, L): k latents for each image; the first ones of all images, then the second ones, ….
+        """
         k = len(z) // len(x)
         if k > 1:
             x = x.repeat(k, 1, 1, 1)

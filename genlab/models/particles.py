@@ -1,9 +1,9 @@
 """Completion by weighted particles, where known pixels come after unknown ones (a particle filter, Gordon et al. 1993).
 
-Clamping a known value tells later values of it, but not earlier ones. So several copies of an image, the particles,
-are generated side by side. At a known step each copy is weighted by the probability that it gave to the known values.
-If few copies carry most of the weight, all are drawn anew by weight; in the end one is drawn. The result tends to the
-exact conditional distribution as the number of particles grows.
+A known value that is put in place influences later values, but not earlier ones. So several copies of an image, the
+particles, are generated side by side. At a known step each copy is weighted by the probability that it gave to the
+known values. If few copies carry most of the weight, all are drawn anew by weight; in the end one is drawn. The result
+tends to the exact conditional distribution as the number of particles grows.
 
 Resampling is systematic: one uniform number for all copies of an image (Kitagawa 1996).
 

@@ -1,5 +1,13 @@
 """Networks without probability: integer images in, features at every generation step out."""
 
+from genlab.nets.cached.base import bind
+from genlab.nets.cached.diagonal_bilstm import DiagonalBiLSTMCache
+from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
+from genlab.nets.cached.pixel_transformer import PixelTransformerCache
+from genlab.nets.cached.pixelcnn import PixelCNNCache
+from genlab.nets.cached.pixelcnnpp import PixelCNNppCache
+from genlab.nets.cached.pixelsnail import PixelSNAILCache
+from genlab.nets.cached.row_lstm import RowLSTMCache
 from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
 from genlab.nets.causal.pixel_transformer import PixelTransformer
@@ -54,3 +62,13 @@ CONFIGURABLE = {
     "discriminator": ("DCGANDiscriminator",),
     "context": ("ImageContext", "LabelContext"),
 }
+
+# A causal net by itself samples by recomputation. Here, and nowhere else, its class gets a cache. Whatever imports a
+# net imports this package first, so there is no way around it.
+bind(DiagonalBiLSTM, DiagonalBiLSTMCache)
+bind(GatedPixelCNN, GatedPixelCNNCache)
+bind(PixelCNN, PixelCNNCache)
+bind(PixelCNNpp, PixelCNNppCache)
+bind(PixelSNAIL, PixelSNAILCache)
+bind(PixelTransformer, PixelTransformerCache)
+bind(RowLSTM, RowLSTMCache)

@@ -296,6 +296,7 @@ def unit(weight):
     return weight / weight.norm(dim=0)
 
 
+@pytest.mark.slow
 def test_half_the_code_at_twice_the_weights_never_costs_less():
     """On a trained sparse_ae with code=l1: the loss along the dodge (encoder down, decoder up) only rises."""
     torch.manual_seed(0)

@@ -56,8 +56,10 @@ def test_receptive_field_is_what_the_net_declares(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 2e-4)])
-@EVERY_NET
+@pytest.mark.parametrize(
+    ("case", "dtype", "tolerance"),
+    zoo.alternating(zoo.nets(SPECS, zoo.CONTEXTS), (torch.double, 1e-10), (torch.float, 2e-4)),
+)
 def test_cached_step_equals_forward_from_any_row(case, dtype, tolerance):
     # Weights that saturate an attention lose the digits of float32 in its scores: tamer ones there.
     made = case.tiny(dtype=dtype, scale=0.5 if dtype == torch.double else 0.3)

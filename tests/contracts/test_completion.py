@@ -18,8 +18,8 @@ def conditional(made, spec, x, known):
     return p / p.sum()
 
 
-@pytest.mark.parametrize("case", zoo.nets_and_heads(LISTED))
-@pytest.mark.parametrize("which", ["first", "last"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "which"), zoo.alternating(zoo.nets_and_heads(LISTED), ("first",), ("last",)))
 def test_completions_follow_the_conditional(case, which):
     made, spec = case.tiny(), case.spec
     x = made.sample(1, generator=torch.Generator().manual_seed(1))
@@ -81,7 +81,7 @@ def test_prefilled_rows_equal_stepped_rows(case):
     assert torch.equal(one[1:], two[1:])
 
 
-@pytest.mark.parametrize("case", zoo.nets_and_heads(zoo.SPECS))
+@pytest.mark.parametrize("case", zoo.in_turn(zoo.nets_and_heads(zoo.SPECS)))
 def test_low_temperature_makes_likelier_images(case):
     made = case.tiny(scale=0.2)
     cold, warm = (

@@ -118,6 +118,7 @@ def test_the_loss_is_the_negative_elbo(case):
     assert (terms["rate"] == terms["rate"][0]).all()  # no noise in it
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @LISTABLE
 def test_samples_follow_the_probabilities(case):
@@ -132,6 +133,7 @@ def test_samples_follow_the_probabilities(case):
     assert chi2 < freedom + 5 * math.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "case", [p for p in zoo.hidden(LISTED) if p.values[0].head in ("bernoulli", "logistic_mixture")]
@@ -239,6 +241,7 @@ def gradients(model, x, seed):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_dreg_has_the_decoders_gradient_of_iwae_and_on_average_the_encoders():
     x = zoo.every_image(SOME.spec)[3:9]
     iwae, dreg = (SOME.tiny(bound=bound, train_draws=4).train() for bound in ("iwae", "dreg"))
@@ -272,6 +275,7 @@ def test_dreg_is_still_where_q_is_right():
     assert found["iwae"].any()
 
 
+@pytest.mark.slow
 def test_a_guess_trains_on_the_mean_alone_and_fits_the_widths_beside_it():
     x = zoo.every_image(SOME.spec)[3:9]
     model = SOME.tiny(inference="map").train()

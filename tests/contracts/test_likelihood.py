@@ -16,16 +16,18 @@ SOFTMAX = ("bernoulli", "categorical", "conditional_categorical")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scale", [0.3, 1.0])
-@pytest.mark.parametrize("case", zoo.models(zoo.LISTABLE))
+@pytest.mark.parametrize(("case", "scale"), zoo.alternating(zoo.models(zoo.LISTABLE), (0.3,), (1.0,)))
 def test_probabilities_of_all_images_sum_to_one(case, scale):
     made = case.tiny(scale=scale)
     assert made.log_prob(zoo.every_image(case.spec)).exp().sum().item() == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize("case", zoo.nets_and_heads({k: v for k, v in zoo.LISTABLE.items() if k != "3x3 binary"}))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", zoo.in_turn(zoo.nets_and_heads({k: v for k, v in zoo.LISTABLE.items() if k != "3x3 binary"}))
+)
 def test_samples_follow_the_likelihood(case):
-    """G-test of 30,000 samples against exp(log_prob) of every image."""
+    """G-test of 100,000 samples against exp(log_prob) of every image."""
     made = case.tiny(scale=0.3)
     probability = made.log_prob(zoo.every_image(case.spec)).exp().detach()
     n, generator = 100_000, torch.Generator().manual_seed(0)
@@ -44,8 +46,9 @@ def test_samples_follow_the_likelihood(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float, 1e-4)])
-@pytest.mark.parametrize("case", zoo.models(zoo.SPECS))
+@pytest.mark.parametrize(
+    ("case", "dtype", "tolerance"), zoo.alternating(zoo.models(zoo.SPECS), (torch.double, 1e-10), (torch.float, 1e-4))
+)
 def test_log_prob_gathered_while_sampling_is_the_log_prob_of_the_sample(case, dtype, tolerance):
     made = case.tiny(scale=0.2, dtype=dtype)
     state, previous, values, nats = made.net.start(6, torch.device("cpu")), None, [], 0
@@ -82,7 +85,7 @@ def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf
 
 BY_HEART = [  # a Gaussian of a given width is never sure, and one width for all values is the last to shrink
     p
-    for p in zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)})
+    for p in zoo.in_turn(zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)}))
     if p.values[0].head not in ("gaussian_fixed", "gaussian_learned")
 ]
 BY_HEART += [
@@ -90,6 +93,7 @@ BY_HEART += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BY_HEART)
 def test_eight_images_can_be_learnt_by_heart(case):
     """Within 0.05 bits/dim of the 3 bits that say which of 8 random images it is: optimisation works.

@@ -153,6 +153,23 @@ def test_latent_gaussian_completions_are_those_of_the_tempered_model(case, tempe
 
 
 @torch.no_grad()
+@TEMPERATURES
+def test_latent_gaussian_completions_weight_by_tempered_pixels(temperature):
+    """All pixels have the logit z: three known ones say much about it, and less at a high temperature."""
+    spec = GREY["2x2 binary"]
+    model, every = zoo.Hidden("latent_gaussian", spec, "bernoulli").tiny(), zoo.every_image(spec)
+    model._decoded = lambda z, condition: z[:, :1, None].expand(-1, spec.dims, model.head.proj.in_features)
+    model.head.proj.weight.fill_(1 / model.head.proj.in_features)
+    model.head.proj.bias.zero_()
+    known = torch.tensor([[True, True], [True, False]])
+    probability = given_known(tempered_latent(model, temperature), every, every[-1], known)
+    drawn = model.complete(
+        every[-1].expand(N, -1, -1, -1), known.expand(N, -1, -1), temperature=temperature, particles=64, seed=0
+    )
+    assert (zoo.histogram(drawn.images, spec) / N - probability).abs().sum() / 2 < 0.015
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
 @pytest.mark.parametrize("name", ["latent_gaussian", "flow", "gan"])
 def test_gaussian_latents_have_the_temperature_as_variance(name, temperature):

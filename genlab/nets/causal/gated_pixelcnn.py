@@ -1,20 +1,21 @@
 """Gated PixelCNN (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu 2016, arXiv:1606.05328).
 
-Two stacks instead of one, so that no past pixel stays unseen (sec. 2.3): the vertical stack reads all rows above, by
-(k + 1) / 2 x k convolutions; the horizontal stack reads the row so far, by 1 x (k + 1) / 2 convolutions, and in every
-layer what the vertical stack computed before its gate, through a 1x1 (fig. 2). Nothing flows back. Both stacks pass a
-gate tanh(a) * sigmoid(b); the horizontal one alone is residual, from layer 2 on. Then ReLU, 1x1, ReLU.
+The net has two stacks instead of one, so that every past pixel is seen (sec. 2.3). The vertical stack reads all rows
+above, by (k + 1) / 2 x k convolutions. The horizontal stack reads the current row so far, by 1 x (k + 1) / 2
+convolutions; in every layer it also reads, through a 1x1, what the vertical stack computed before its gate (fig. 2).
+Nothing flows from the horizontal stack to the vertical one. Both stacks have gates tanh(a) * sigmoid(b). Only the
+horizontal stack is residual, from layer 2 on. At its end come ReLU, 1x1, ReLU.
 
-Differs from the paper:
-- A value enters as a few learnt numbers (see `values`).
-- `dilations` spread the taps of a layer, one distance per layer in turn, so that a shallow net sees far.
-- Kernels are cropped to what may be seen instead of masked; the image enters the vertical stack one row late, after
-  which its layers read the row they are on, and need no shift.
-- The gate is tanh(a) (1 + tanh(b)) = 2 tanh(a) sigmoid(2b): the same functions of rescaled weights, with one
-  transcendental function over all channels.
-- Colours are ordered in the horizontal stack alone: rows above are past for all of them. With a head that chains the
-  colours itself, a step is a whole pixel and there are no groups.
-- The last projection to levels belongs to the head and is shared by the colours of a pixel.
+Ours differs from the paper:
+- A value enters as a few learnt numbers (see `layers/values.py`).
+- The taps of a layer may be spread: `dilations` are the distances, one per layer in turn. A shallow net then sees far.
+- Kernels are cropped to the pixels that may be seen, where the paper masks them. The image enters the vertical stack
+  one row late. After that its layers may read the row they are on, and need no shift.
+- The gate is tanh(a) (1 + tanh(b)) = 2 tanh(a) sigmoid(2b). With rescaled weights this is the same function, but one
+  call of tanh computes both halves.
+- Only the horizontal stack orders the colours: to the vertical one, which sees rows above, all colours are past. If the
+  head chains the colours itself, a step is a whole pixel and there are no groups.
+- The last projection, to levels, belongs to the head; all colours of a pixel share it.
 
 B images, C channels, H x W pixels, D features of a step. Steps are single values, T = C * H * W, in raster order with
 the colours of a pixel in turn; or pixels, T = H * W (`chained`). `width` is the paper's p: pre-activations have 2p.
@@ -30,8 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
 from genlab.nets.layers.values import Values
@@ -39,20 +39,20 @@ from genlab.nets.layers.values import Values
 
 def gate(a: Tensor) -> Tensor:
     """Pre-activations (B, 2p, H, W), values then gates -> tanh(values) (1 + tanh(gates)), (B, p, H, W)."""
-    if torch.compiler.is_compiling():  # the compiler makes one pass of it by itself
+    if torch.compiler.is_compiling():  # the compiler fuses these operations by itself
         value, opening = a.tanh().chunk(2, 1)
         return torch.addcmul(value, value, opening)
     return _Gate.apply(a)  # type: ignore[no-untyped-call]
 
 
 class _Gate(torch.autograd.Function):
-    """The same with a backward pass that writes both halves where they belong of one buffer."""
+    """`gate` with a backward pass that writes the gradients of both halves into one buffer."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:  # type: ignore[override]
-        # A CPU takes its time over tanh in bf16: there, the way through float32 is three times as fast.
-        detour = a.dtype == torch.bfloat16 and a.device.type == "cpu"
-        tanh = a.float().tanh_().to(a.dtype) if detour else a.tanh()
+        # On a CPU tanh is slow in bf16: a conversion to float32 and back is three times as fast.
+        convert = a.dtype == torch.bfloat16 and a.device.type == "cpu"
+        tanh = a.float().tanh_().to(a.dtype) if convert else a.tanh()
         ctx.save_for_backward(tanh)
         value, opening = tanh.chunk(2, 1)
         return torch.addcmul(value, value, opening)
@@ -70,10 +70,10 @@ class _Gate(torch.autograd.Function):
 
 
 class LeftConv2d(nn.Conv2d):
-    """A row of taps on a pixel and those to its left, (B, D, H, W) -> pre-activations (B, 2p, H, W).
+    """A row of taps on a pixel and the pixels to its left, (B, D, H, W) -> pre-activations (B, 2p, H, W).
 
-    `strict`: on the pixel itself, only colours before one's own (mask A); its tap is left out when there are none.
-    Values and gates of a channel belong to the same colour group.
+    `strict`: of the pixel itself, only earlier colours are read (mask A). If there are none, it has no tap.
+    The value and the gate of a channel belong to the same colour group.
     """
 
     mask: Tensor
@@ -86,7 +86,8 @@ class LeftConv2d(nn.Conv2d):
         if self.centre:
             i, o = group_of_channel(channels, groups), group_of_channel(width, groups).repeat(2)[:, None]
             mask[..., 0, -1] = ((i < o) if strict else (i <= o)).float()
-        self.register_buffer("mask", mask, persistent=False)  # derived, and applied in the computation
+        # Not part of the state, because it can be derived. Applied in the computation, so no optimiser can undo it.
+        self.register_buffer("mask", mask, persistent=False)
         self.full = groups == 1
 
     @property
@@ -102,7 +103,7 @@ class LeftConv2d(nn.Conv2d):
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks: v and h, (B, D, H, W) each -> v and h, (B, p, H, W) each (fig. 2 of the paper)."""
+    """One layer of both stacks, v and h: (B, D, H, W) each -> (B, p, H, W) each (fig. 2 of the paper)."""
 
     def __init__(self, channels: int, width: int, kernel: int, dilation: int, *, groups: int, first: bool) -> None:
         super().__init__()
@@ -113,13 +114,13 @@ class GatedLayer(nn.Module):
         self.expand = MaskedConv2d("B", width, width, 1, groups=groups)
 
     def initialise(self, depth: int) -> None:
-        """Unit variance along the vertical stack, which has no residual; small steps along the horizontal one."""
+        """Start with unit variance along the vertical stack, and with small steps along the residual horizontal one."""
         for conv in (self.vertical, self.link, self.horizontal, self.expand):
             fan_in = conv.weight[0].numel()
             nn.init.normal_(conv.weight, std=fan_in**-0.5)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
-        for conv in (self.link, self.horizontal):  # two terms of one sum
+        for conv in (self.link, self.horizontal):  # their outputs are added
             conv.weight.data *= 0.5**0.5
         if not self.first:
             self.expand.weight.data *= depth**-0.5
@@ -132,7 +133,7 @@ class GatedLayer(nn.Module):
     def forward(
         self, v: Tensor, h: Tensor, biases: Sequence[Tensor | None] = (None, None), last: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The stacks, and from a context (B, 2p, h, w) for each. The last layer leaves v as it is: nobody reads it."""
+        """The stacks, and a context's bias (B, 2p, h, w) for each -> the stacks. The last layer returns v unchanged."""
         a = self.above(v, biases[0])
         b = self.link(a).add_(self.horizontal(h))  # no convolution needs its output again
         if biases[1] is not None:
@@ -141,16 +142,14 @@ class GatedLayer(nn.Module):
         return v if last else gate(a), added if self.first else added.add_(h)
 
 
-class GatedPixelCNN(nn.Module, Cached):
+class GatedPixelCNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
-    `width`: p, channels of each stack; `depth`: layers; `kernel`: odd, 3 or more; `dilations`: distance of the taps,
-    one per layer in turn, None for 1; `feature_width`: D, features per step that the head gets; `value_width`: numbers
-    that stand for a value at the input, 1 for its intensity; `chained`: a step is a pixel, not a value.
+    `width`: p, channels of each stack; `depth`: number of layers; `kernel`: odd, 3 or more; `dilations`: distances of
+    the taps, one per layer in turn (None: 1); `feature_width`: D, features of a step, which the head reads;
+    `value_width`: numbers that represent a value at the input (1: its intensity); `chained`: a step is a pixel, not a
+    value. Raises RequestError for impossible sizes.
     """
-
-    cache, advance = GatedPixelCNNState, staticmethod(advance)
-    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
 
     def __init__(
         self,
@@ -186,38 +185,38 @@ class GatedPixelCNN(nn.Module, Cached):
             GatedLayer(channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0)
             for i, channels in enumerate(inputs)
         )
-        self.blocks: Sequence[GatedLayer] = layers  # type: ignore[assignment]  # so that the parts keep their types
+        self.blocks: Sequence[GatedLayer] = layers  # type: ignore[assignment]  # a ModuleList forgets the types
         for layer in self.blocks:
             layer.initialise(depth)
         self.last = MaskedConv2d("B", width, feature_width * groups, 1, groups=groups)
-        self.biases = LayerBiases(context_width, 2 * depth * [2 * width])  # vertical, horizontal, layer by layer
+        self.biases = LayerBiases(context_width, 2 * depth * [2 * width])  # of each layer, vertical then horizontal
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, T, D)."""
         biases = self.biases(context)
-        # A single channel leaves the memory format open, and the stream would be copied to and fro at every layer.
+        # With a single input channel the memory format is ambiguous, and every layer would convert the stream twice.
         h = self.values(x).contiguous(memory_format=torch.channels_last)
-        v = F.pad(h, (0, 0, 1, -1))  # one row late: strictly above
+        v = F.pad(h, (0, 0, 1, -1))  # one row late: only rows above are seen
         for i, layer in enumerate(self.blocks):
             v, h = layer(v, h, biases[2 * i : 2 * i + 2], last=i + 1 == len(self.blocks))
         h = self.last(h.relu()).relu()
-        return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)  # colour groups are blocks
+        return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)  # the channels of a colour lie together
 
     def filters(self) -> Tensor:
-        """What a brighter pixel adds to the first layer of the vertical stack, (N, C, k // 2 + 1, k)."""
+        """How the first vertical layer responds to the brightest value, not the darkest, (N, C, k // 2 + 1, k)."""
         return self.values.contrast(self.blocks[0].vertical.weight)
 
     def receptive_field(self, row: int, column: int) -> Tensor:
-        """Pixels (H, W) bool that the features of a pixel depend on, itself aside."""
+        """Pixels (H, W) bool, other than itself, that a pixel's features depend on."""
         h = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)
         v = h.clone()
         h[row, column] = True
         for layer in reversed(self.blocks):
             (rows, columns), (d, _) = layer.vertical.kernel_size, layer.vertical.dilation
-            v = v | h
-            v = _union(_moved(v, -d * i, d * j) for i in range(rows) for j in range(-(columns // 2), columns // 2 + 1))
-            h = _union(_moved(h, 0, -d * i) for i in range(not layer.horizontal.centre, rows))
-        seen = _moved(v, -1, 0) | h
+            v, sides = v | h, range(-(columns // 2), columns // 2 + 1)
+            v = _union(_shifted(v, -d * i, d * j) for i in range(rows) for j in sides)
+            h = _union(_shifted(h, 0, -d * i) for i in range(not layer.horizontal.centre, rows))
+        seen = _shifted(v, -1, 0) | h
         seen[row, column] = False
         return seen
 
@@ -226,12 +225,12 @@ def _union(sets: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(sets)).any(0)
 
 
-def _moved(seen: Tensor, down: int, right: int) -> Tensor:
-    """(H, W) shifted, with False coming in."""
+def _shifted(seen: Tensor, down: int, right: int) -> Tensor:
+    """(H, W) bool moved by so many rows and columns; False enters at the edges."""
     height, width = seen.shape
-    found = torch.zeros_like(seen)
+    shifted = torch.zeros_like(seen)
     y, x = seen.nonzero().unbind(1)
     y, x = y + down, x + right
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    found[y[inside], x[inside]] = True
-    return found
+    shifted[y[inside], x[inside]] = True
+    return shifted

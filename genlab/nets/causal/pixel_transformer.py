@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixel_transformer import TransformerState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.attention import Full, Local, make_attention, rotary_table, rotate
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d
@@ -72,14 +71,12 @@ class Block(nn.Module):
         return self.rest(h, attend(*self.queries_keys_values(h, table, biases[0])), biases[1])
 
 
-class PixelTransformer(nn.Module, Cached):
+class PixelTransformer(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every pixel (B, T, D) that depend on earlier pixels alone.
 
     `kernel`: of the convolution that makes the tokens; `attention`: full, local_1d in blocks of `block_length` pixels,
     or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
     """
-
-    cache, advance = TransformerState, staticmethod(advance)
 
     def __init__(
         self,

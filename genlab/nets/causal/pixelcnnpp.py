@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixelcnnpp import PixelCNNppState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 from genlab.nets.layers.values import Values
@@ -35,6 +34,9 @@ from genlab.nets.layers.values import Values
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
 Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)
+Biases = list[
+    tuple[Tensor | None, Tensor | None]
+]  # for every block, of u and ul: (B, 2 F, h, w), (B, 2 F, 1, 1) or None
 Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
 
 
@@ -67,15 +69,13 @@ class Resize(nn.Module, Generic[Conv]):
         return self.u(u, *size), self.ul(ul, *size)
 
 
-class PixelCNNpp(nn.Module, Cached):
+class PixelCNNpp(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every pixel (B, H * W, D) that depend on earlier pixels alone.
 
     `width`: F, channels of a stream, and D; `depth`: blocks at each resolution; `resolutions`: how many there are, each
     half the one before; `dropout`: probability that a value inside a block is dropped in training. A step is a pixel,
     `chained` or not: the head has to order its colours.
     """
-
-    cache, advance = PixelCNNppState, staticmethod(advance)
 
     def __init__(
         self,
@@ -113,7 +113,8 @@ class PixelCNNpp(nn.Module, Cached):
         )
         self.shrink: Sequence[Resize[ShiftedConv2d]] = shrink  # type: ignore[assignment]
         self.grow: Sequence[Resize[ShiftedUp2d]] = grow  # type: ignore[assignment]
-        self.biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        biases = nn.ModuleList(LayerBiases(context_width, 2 * (depth + n) * [2 * width]) for n in back)
+        self.biases: Sequence[LayerBiases] = biases  # type: ignore[assignment]
 
     def size(self, level: int) -> tuple[int, int]:
         """Rows and columns at a resolution, 0 the finest."""
@@ -126,36 +127,39 @@ class PixelCNNpp(nn.Module, Cached):
         count = self.depth + bool(coarser)
         return self.blocks[level * self.depth : (level + 1) * self.depth], self.blocks[start : start + count]
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Integers (B, C, H, W) -> (B, C E + 1, H, W): with ones, which tell the image from what is around it."""
-        values = self.values(x)
-        return torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+    def stem(self, values: Tensor) -> Streams:
+        """Values (B, C E, h, W) -> the streams before the first block.
 
-    def layer_biases(self, context: Tensor | None) -> list[list[tuple[Tensor | None, Tensor | None]]]:
-        """Of every resolution and block there (on the way there, then back), of u and of ul: (B, 2 F, h, w) or None."""
-        found = []
-        for biases in self.biases:
-            maps = biases(context)
-            found.append(list(zip(maps[::2], maps[1::2], strict=True)))
+        Ones beside the values tell the image from the zeros around it.
+        """
+        image = torch.cat([values, torch.ones_like(values[:, :1])], 1).contiguous(memory_format=torch.channels_last)
+        u = shift_down(self.stem_u(image))
+        return u, shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
+
+    def contexts(self, context: Tensor | None) -> list[Tensor | None]:
+        """Context features (B, E, h, w) for every resolution: averaged from one to the next, if they have places."""
+        contexts = [context]
+        for _ in self.shrink:
             if context is not None and context.shape[-2:] != (1, 1):
                 context = F.avg_pool2d(context, 2, ceil_mode=True)
-        return found
+            contexts.append(context)
+        return contexts
+
+    def layer_biases(self, context: Tensor | None) -> list[Biases]:
+        """Biases of every resolution: first those of its blocks on the way there, then of those on the way back."""
+        return [in_pairs(maps(c)) for maps, c in zip(self.biases, self.contexts(context), strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), context features (B, E, h, w) -> (B, H * W, D)."""
         h = self.run(x, self.layer_biases(context))
         return h.permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
 
-    def run(
-        self, x: Tensor, biases: list[list[tuple[Tensor | None, Tensor | None]]], newest: int | None = None
-    ) -> Tensor:
+    def run(self, x: Tensor, biases: list[Biases], newest: int | None = None) -> Tensor:
         """The first h rows of integer images (B, C, h, W), biases as far -> features (B, D, h, W).
 
         With `newest`, only so many rows at the end are wanted: the way back leaves out what they do not read.
         """
-        image = self.embed(x)
-        u = shift_down(self.stem_u(image))
-        ul = shift_down(self.stem_above(image)) + shift_right(self.stem_left(image))
+        u, ul = self.stem(self.values(x))
         sizes, skips = [], []
         for level in range(self.resolutions):
             if level:
@@ -187,50 +191,34 @@ class PixelCNNpp(nn.Module, Cached):
 
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool that the features of a pixel depend on."""
-        return _dependencies(*self.size(0), self.depth, self.resolutions)[:, :, row, column].clone()
+        values, features = _increasing_net(*self.size(0), self.depth, self.resolutions)
+        this_one = torch.zeros_like(features)
+        this_one[:, row * self.spec.width + column] = 1
+        (gradient,) = torch.autograd.grad(features, values, this_one, retain_graph=True)
+        return gradient[0, 0] > 0
+
+
+def in_pairs(maps: list[Tensor | None]) -> Biases:
+    """Biases of u and ul in turn -> pairs."""
+    return list(zip(maps[::2], maps[1::2], strict=True))
 
 
 @lru_cache(4)
-@torch.no_grad()
-def _dependencies(height: int, width: int, depth: int, resolutions: int) -> Tensor:
-    """(H, W, H, W) bool: which pixels (first two) the features of which pixels (last two) depend on.
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _increasing_net(height: int, width: int, depth: int, resolutions: int) -> tuple[Tensor, Tensor]:
+    """Values (1, 1, H, W) and features (1, T, 1) of a net in which every output grows with every input it reads.
 
-    Maps of every pixel's influence, (H * W, 1, h, w), go the way of the streams: ones for weights, a union for a sum.
+    For this the net has positive weights, which ignore the -x of `concat_elu`, and no biases. The gradient of a feature
+    is then positive exactly at the pixels that the feature depends on.
     """
-
-    def through(module: nn.Module, influence: Tensor, *size: tuple[int, int]) -> Tensor:
-        for name, p in module.named_parameters():
-            p.fill_(0 if name == "bias" else 1)
-        return (module(influence, *size) > 0).float()
-
-    def block(conv: nn.Module, x: Tensor, *sides: Tensor) -> Tensor:
-        middle = through(conv, x)
-        for side in sides:
-            middle = middle.maximum(side)
-        return x.maximum(through(conv, middle))
-
-    down, right = DOWN(1, 1), RIGHT(1, 1)
-    pixels = torch.eye(height * width).view(-1, 1, height, width)
-    u = shift_down(through(down, pixels))
-    ul = shift_down(through(ShiftedConv2d(1, 1, (1, 3), kind="down"), pixels))
-    ul = ul.maximum(shift_right(through(ShiftedConv2d(1, 1, (2, 1), kind="down_right"), pixels)))
-    sizes, skips = [], []
-    for level in range(resolutions):
-        if level:
-            u, ul = through(DOWN(1, 1, stride=2), u), through(RIGHT(1, 1, stride=2), ul)
-        sizes.append((u.shape[2], u.shape[3]))
-        skips.append((u, ul))
-        for _ in range(depth):
-            u = block(down, u)
-            ul = block(right, ul, u)
-            skips.append((u, ul))
-    u, ul = skips.pop()
-    for level in reversed(range(resolutions)):
-        if level < resolutions - 1:
-            u = through(ShiftedUp2d(1, 1, kind="down"), u, sizes[level])
-            ul = through(ShiftedUp2d(1, 1, kind="down_right"), ul, sizes[level])
-        for _ in range(depth + (level < resolutions - 1)):
-            above, left = skips.pop()
-            u = block(down, u, above)
-            ul = block(right, ul, u, left)
-    return ul.bool().view(height, width, height, width)
+    with torch.random.fork_rng(devices=[]):
+        net = PixelCNNpp(spec=ImageSpec(1, height, width), width=1, depth=depth, resolutions=resolutions, value_width=1)
+    for name, parameter in net.double().named_parameters():
+        nn.init.constant_(parameter, {"weight": 1.0, "gain": 0.5, "bias": 0.0}[name.rsplit(".")[-1]])
+    for conv in net.modules():
+        if isinstance(conv, ShiftedConv2d):
+            nn.init.zeros_(conv.weight[:, (conv.in_channels + 1) // 2 :])
+    values = torch.ones(1, 1, height, width, dtype=torch.double, requires_grad=True)
+    net.values.register_forward_hook(lambda *_: values)
+    return values, net(torch.zeros(1, 1, height, width, dtype=torch.long))

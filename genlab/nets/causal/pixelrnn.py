@@ -1,19 +1,20 @@
 """What the two recurrent nets of the PixelRNN paper share (van den Oord, Kalchbrenner, Kavukcuoglu 2016,
-arXiv:1601.06759, sec. 3 and table 1): a 7x7 convolution of mask A, `depth` residual LSTM layers, ReLU, 1x1, ReLU.
+arXiv:1601.06759, sec. 3 and table 1): a 7x7 convolution with mask A, `depth` residual LSTM layers, ReLU, 1x1, ReLU.
 
-A layer reads a stream of width 2h, its LSTM has h units, a 1x1 convolution of mask B goes back up to 2h, and the sum is
-the next stream (fig. 5). Input-to-state is masked and computed for the whole map at once; state-to-state needs no mask
-and no colour groups: what it reads are pixels that are entirely past.
+A layer reads a stream of width 2h. Its LSTM has h units, and a 1x1 convolution with mask B maps them back to 2h
+channels. The sum of both is the next stream (fig. 5). The map from inputs to gates (input-to-state) is masked and
+computed for the whole image at once. The map from states to gates (state-to-state) reads only pixels that are entirely
+past, so it needs no mask and no colour groups.
 
-Differs from the paper: input-to-state kernels are cropped to the taps that are not masked; the forget gate's bias
-starts at 1; the last projection to levels belongs to the head and is shared by the colours of a pixel. With a head that
-chains the colours itself, a step is a whole pixel and the net needs no colour groups. A context adds to the first
+Ours differs from the paper: input-to-state kernels are cropped to the taps that are not masked; the forget gate's bias
+starts at 1; the last projection, to levels, belongs to the head, and all colours of a pixel share it. If the head
+chains the colours itself, a step is a whole pixel and the net needs no colour groups. A context is added to the first
 convolution and to all four gates of every layer.
 
 B images, C channels, H x W pixels, D features of a step, S = `width` of the stream, U = S // 2 units (the paper's h).
 Steps are single values, T = C * H * W, in raster order with the colours of a pixel in turn; or pixels, T = H * W
 (`chained`). The gates of a pixel are 4 U numbers in the paper's order o, f, i, g, each U of them in colour groups.
-Inside, maps are (channels, H, W, B): a row of pixels, or each gate of it, is one piece of memory, whatever the width.
+Inside, maps are (channels, H, W, B), so that a row of pixels, or one gate of it, is contiguous in memory.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
 from genlab.nets.layers.values import Values
 
 
 class GateInput(nn.Module):
-    """Input-to-state, mask B: a pixel and `reach` pixels to its left (S, …, W, B) -> its four gates (4 U, …, W, B)."""
+    """Input-to-state with mask B: a pixel and `reach` pixels to its left, (S, …, W, B) -> its gates (4 U, …, W, B)."""
 
     mask: Tensor
 
@@ -42,10 +43,10 @@ class GateInput(nn.Module):
         self.reach, self.full = reach, groups == 1
         self.weight = nn.Parameter(uniform(4 * units, (reach + 1) * channels))
         self.bias = nn.Parameter(torch.zeros(4, units))
-        self.bias.data[1] = 1  # the forget gate starts open
+        self.bias.data[1] = 1  # of the forget gates, so that they start open
         mask = torch.ones_like(self.weight)
         own = group_of_channel(channels, groups) <= group_of_channel(units, groups)[:, None]
-        mask[:, -channels:] = own.repeat(4, 1).float()  # each gate carries the same map of groups
+        mask[:, -channels:] = own.repeat(4, 1).float()  # all four gates have the same colour groups
         self.register_buffer("mask", mask, persistent=False)
 
     @property
@@ -62,29 +63,29 @@ class GateInput(nn.Module):
 
 
 def uniform(*shape: int) -> Tensor:
-    """Weights (…, inputs) as PyTorch's linear layers start them."""
+    """Random weights (…, inputs), distributed as in a new `nn.Linear`."""
     return torch.empty(shape).uniform_(-(shape[-1] ** -0.5), shape[-1] ** -0.5)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear map of channels that come first: (D, …) -> (D', …)."""
+    """A linear map of the channels, which are the first dimension: (D, …) -> (D', …)."""
     return torch.addmm(bias[:, None], weight, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 def pointwise(conv: MaskedConv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of channels that come first: (D, …) -> (D', …)."""
+    """A 1x1 convolution of the channels, which are the first dimension: (D, …) -> (D', …)."""
     return linear(x, conv.masked_weight[:, :, 0, 0], conv.bias)
 
 
 class Cell(torch.autograd.Function):
-    """Gates (…, 4 U, N) before their nonlinearities, memory c (…, U, N) -> output h and new c, both (…, U, N).
+    """LSTM cell. Gates (…, 4 U, N) before their nonlinearities, memory (…, U, N) -> output and memory, (…, U, N) each.
 
-    The gradient is written out: half the operations, and a recurrent net trains in little else.
+    The gradient is written out, which takes half of autograd's operations. Most of the training time is spent here.
     """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """o tanh(f c + i g)."""
+        """Output o tanh(c) of the new memory c = f memory + i g."""
         units = memory.shape[-2]
         active = torch.empty_like(gates)
         active[..., : 3 * units, :] = gates[..., : 3 * units, :].sigmoid()
@@ -97,43 +98,44 @@ class Cell(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_h: Tensor, of_memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """To the gates and the old memory."""
+        """Gradients with respect to the gates and the old memory."""
         active, memory, squashed = ctx.saved_tensors
         o, f, i, g = active.chunk(4, -2)
         units, aten = memory.shape[-2], torch.ops.aten
         inner = aten.tanh_backward(of_h * o, squashed).add_(of_memory)
-        found = torch.cat([of_h * squashed, inner * memory, inner * g, inner * i], -2)
+        of_gates = torch.cat([of_h * squashed, inner * memory, inner * g, inner * i], -2)
         sigmoid, tanh = slice(0, 3 * units), slice(3 * units, None)
-        found[..., sigmoid, :] = aten.sigmoid_backward(found[..., sigmoid, :], active[..., sigmoid, :])
-        found[..., tanh, :] = aten.tanh_backward(found[..., tanh, :], active[..., tanh, :])
-        return found, inner * f
+        of_gates[..., sigmoid, :] = aten.sigmoid_backward(of_gates[..., sigmoid, :], active[..., sigmoid, :])
+        of_gates[..., tanh, :] = aten.tanh_backward(of_gates[..., tanh, :], active[..., tanh, :])
+        return of_gates, inner * f
 
 
 def cell(gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """`Cell` in the precision of the memory."""
+    """`Cell`, computed in the precision of the memory."""
     return Cell.apply(gates.to(memory.dtype), memory)
 
 
-def rest(*shape: int, like: Tensor) -> Tensor:
-    """The state of a cell that has seen nothing, float32 at least."""
+def initial_state(*shape: int, like: Tensor) -> Tensor:
+    """The state of a cell before its first input: zeros, in float32 at least."""
     return torch.zeros(shape, dtype=torch.promote_types(like.dtype, torch.float), device=like.device)
 
 
 class Layer(Protocol):
     """A residual LSTM layer."""
 
+    up: MaskedConv2d  # from the LSTM's outputs to the stream, 1x1
+
     def __call__(self, h: Tensor, bias: Any) -> Tensor:
         """The stream (B, S, H, W) and what a context adds to its gates -> the next stream."""
         ...
 
 
-class PixelRNN(nn.Module, Cached):
+class PixelRNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
-    `directions`: LSTMs of a layer. A subclass makes `blocks` and a cache.
+    `directions`: number of LSTMs in a layer. A subclass makes `blocks`. Raises RequestError for impossible sizes.
     """
 
-    rows_alike = True  # the steps of one row serve every row: they can be captured once and replayed
     blocks: Sequence[Layer]
 
     def __init__(
@@ -164,11 +166,11 @@ class PixelRNN(nn.Module, Cached):
         self.biases = LayerBiases(context_width, [width] + depth * [directions * 4 * self.units])
 
     def filters(self) -> Tensor:
-        """What a brighter pixel adds to the first layer, (N, C, k, k)."""
+        """How the first layer responds to the brightest value in place of the darkest, (N, C, k, k)."""
         return self.values.contrast(self.first.masked_weight)
 
     def gate_biases(self, values: Tensor, biases: list[Tensor | None]) -> list[Any]:
-        """What is read of an image (B, C E, H, W), what a context adds (B, …, h, w) -> what enters the gates."""
+        """What is added to the gates of every layer, from the input numbers (B, C E, H, W) and a context's biases."""
         return biases
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -181,4 +183,4 @@ class PixelRNN(nn.Module, Cached):
         for block, bias in zip(self.blocks, self.gate_biases(values, biases), strict=True):
             h = block(h, bias)
         h = pointwise(self.last, h.permute(1, 2, 3, 0).relu()).relu()
-        return h.permute(3, 1, 2, 0).reshape(len(x), -1, self.out_width)  # colour groups are blocks
+        return h.permute(3, 1, 2, 0).reshape(len(x), -1, self.out_width)  # the channels of a colour lie together

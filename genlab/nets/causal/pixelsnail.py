@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
-from genlab.nets.cached.pixelsnail import PixelSNAILState, advance
-from genlab.nets.causal.recompute import Cached
+from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, pointwise, shift_down, shift_right
 from genlab.nets.layers.values import Values
@@ -64,14 +63,12 @@ class Block(nn.Module):
         return self.out(h, earlier(query, keys, values, self.heads), of_out)
 
 
-class PixelSNAIL(nn.Module, Cached):
+class PixelSNAIL(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every pixel (B, T, F) that depend on earlier pixels alone.
 
     `width`: F; `depth`: blocks; `layers`: gated 2x2 convolutions in each; `key_width`: channels of a key, a head;
     `dropout`: inside every gated block while training. A step is a whole pixel whatever `chained` says.
     """
-
-    cache, advance = PixelSNAILState, staticmethod(advance)
 
     place: Tensor
 

@@ -1,24 +1,27 @@
-"""Sampling without a cache, the slow, obvious version of every net's `start` and `step`; and what every cache shares.
+"""Sampling without a cache: the slow, obvious version of `start` and `step` that every causal net has.
 
-One step writes the newest value into the image and runs the whole network. It costs T forward passes an image; every
-cached net is tested against it, step by step.
+One step writes the newest values into the image and runs the whole network, so an image costs T forward passes.
+`genlab.nets` gives a class of nets a cache where there is one (`nets/cached/base.py:bind`). Every cache is tested
+against `Recompute.start` and `Recompute.step`, step by step.
+
+B images of C channels and H x W pixels, T generation steps of c values each, D features of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from genlab.core import ImageSpec, from_steps, to_steps
 
+Prefix = tuple[Tensor, int] | None  # images (B, C, H, W) and how many of their first rows are known
+
 
 @dataclass
 class RecomputeState:
-    """The image so far, as steps (B, T, c), the step to come, and what the images are conditioned on (B, E, h, w)."""
+    """The image so far, as steps (B, T, c), the step to come, and the context features (B, E, h, w) or None."""
 
     steps: Tensor
     t: int
@@ -35,16 +38,12 @@ class Recompute:
 
     spec: ImageSpec
     step_channels: int
-    rows_alike = False
+    rows_alike = False  # True if the operations of a step are the same in every row (see `cached.base.Cache`)
 
     def start(
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
+        self, batch: int, device: torch.device, prefix: Prefix = None, context: Tensor | None = None
     ) -> RecomputeState:
-        """State before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
+        """State before the first step, or before the first step after the known rows of `prefix`."""
         values_per_row = self.spec.channels * self.spec.width
         steps = torch.zeros(
             batch, self.spec.dims // self.step_channels, self.step_channels, dtype=torch.long, device=device
@@ -63,31 +62,3 @@ class Recompute:
         h = self(from_steps(state.steps, self.spec), state.context)[:, state.t]  # type: ignore[operator]
         state.t += 1
         return h, state
-
-
-class Cached(Recompute):
-    """Mixin: `start` and `step` from a cache that the net names; `Recompute` has the slow version to compare with.
-
-    `cache(net, batch, device, prefix, context)` is a state, with `reorder`; `advance(previous, state)` one step of it.
-    """
-
-    cache: Callable[..., Any]
-    advance: Callable[[Tensor | None, Any], Tensor]
-
-    @torch.no_grad()
-    def start(
-        self,
-        batch: int,
-        device: torch.device,
-        prefix: tuple[Tensor, int] | None = None,
-        context: Tensor | None = None,
-    ) -> Any:
-        """Cached state before the first step or, with `prefix` (images (B, C, H, W), rows), after those rows."""
-        return self.cache(self, batch, device, prefix, context)
-
-    def step(self, previous: Tensor | None, state: Any) -> tuple[Tensor, Any]:
-        """Newest values (B, c), None if the state has them -> features (B, D) of the next; the state changes in place.
-
-        Under `torch.no_grad` or `inference_mode`: it writes to buffers.
-        """
-        return self.advance(previous, state), state

@@ -1,9 +1,9 @@
-"""What an image is conditioned on, as features that enter every layer (van den Oord et al. 2016, arXiv:1606.05328).
+"""Context: what an image is conditioned on, as features for every layer (van den Oord et al. 2016, arXiv:1606.05328).
 
-A context part turns a label or a second image into a map (B, E, h, w): 1 x 1 for what holds everywhere (h of the
-paper's eq. 4), H x W for what has a place (s = m(h) of eq. 5). A net adds a linear map of it, one of its own per layer
-(V_k h, or the unmasked 1x1 convolution V_k * s), to what the layer computes before its nonlinearity. A context is given
-whole: masks concern the image alone, so the likelihood p(x | context) stays exact.
+A context part turns a label or a second image into features (B, E, h, w). They are 1 x 1 for a label, which holds for
+the whole image (h in the paper's eq. 4), and H x W for a second image (s = m(h) in eq. 5). Every layer of a net adds a
+linear map of the features (V_k h, or the unmasked 1x1 convolution V_k * s) to what it computes before its nonlinearity.
+Masks concern the modelled image only: a layer may see the whole context, and p(x | context) stays exact.
 
 B images, H x W pixels of the image being modelled, E context features.
 """
@@ -18,7 +18,7 @@ from genlab.core import ImageSpec, RequestError
 
 
 class LabelContext(nn.Module):
-    """Class labels (B,) -> their embedding (B, E, 1, 1)."""
+    """Class labels (B,) -> their embedding (B, E, 1, 1). Raises RequestError for a data set without labels."""
 
     kind = "label"
 
@@ -35,10 +35,11 @@ class LabelContext(nn.Module):
 
 
 class ImageContext(nn.Module):
-    """A second image (B, C', H', W'), integers -> (B, E, H, W): residual 3x3 convolutions, dilated by 1, 2, 4, …, and
-    stretched to the size of the image, with the place of every pixel beside them.
+    """A second image (B, C', H', W'), integers -> features (B, E, H, W).
 
-    `depth` blocks at the context's own size; with 4 of them a feature sees 16 pixels in every direction.
+    `depth` residual 3x3 convolutions, dilated by 1, 2, 4, …, at the second image's own size: with 4 of them a feature
+    sees 16 pixels in every direction. Their output is scaled to the size of the modelled image, and the coordinates of
+    every pixel are added as channels. Raises RequestError for a data set without second images.
     """
 
     kind = "image"
@@ -49,8 +50,8 @@ class ImageContext(nn.Module):
             raise RequestError(
                 "model/context=image needs a second image to look at: add data/context=grey, lowres or half"
             )
-        self.spec, self.given, self.width = spec, spec.context, width
-        self.first = nn.Conv2d(self.given.channels, width, 3, padding=1)
+        self.spec, self.source, self.width = spec, spec.context, width
+        self.first = nn.Conv2d(self.source.channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=2**i, dilation=2**i) for i in range(depth)
         )  # fmt: skip
@@ -58,8 +59,8 @@ class ImageContext(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C', H', W') integers -> (B, E, H, W)."""
-        self.given.check(image)
-        h = self.first(image.to(self.first.weight.dtype) * (2 / (self.given.levels - 1)) - 1)
+        self.source.check(image)
+        h = self.first(image.to(self.first.weight.dtype) * (2 / (self.source.levels - 1)) - 1)
         for block in self.blocks:
             h = h + block(h.relu())
         size = self.spec.height, self.spec.width
@@ -69,9 +70,9 @@ class ImageContext(nn.Module):
 
 
 class LayerBiases(nn.Module):
-    """The maps V_k of all layers at once: context features (B, E, h, w) -> one (B, D_k, h, w) per layer.
+    """The maps V_k of all layers in one convolution: context features (B, E, h, w) -> (B, D_k, h, w) for every layer.
 
-    Without a context (`context_width` 0) there is nothing to learn and every layer gets None.
+    `widths`: D_k of the layers. Without a context (`context_width` 0) there is nothing to learn, and layers get None.
     """
 
     def __init__(self, context_width: int, widths: list[int]) -> None:
@@ -79,10 +80,14 @@ class LayerBiases(nn.Module):
         self.widths = widths
         self.maps = nn.Conv2d(context_width, sum(widths), 1, bias=False) if context_width else None
 
-    def forward(self, context: Tensor | None) -> list[Tensor | None]:
-        """(B, E, h, w) or None -> a bias or None for every layer."""
+    def check(self, context: Tensor | None) -> None:
+        """Raise ValueError for context features where the net has none, and for missing ones where it has."""
         if (context is None) != (self.maps is None):
             raise ValueError("a net made with a context needs one, a net made without takes none")
+
+    def forward(self, context: Tensor | None) -> list[Tensor | None]:
+        """Context features (B, E, h, w) or None -> for every layer a bias (B, D_k, h, w) or None."""
+        self.check(context)
         if context is None or self.maps is None:
             return [None] * len(self.widths)
         return list(self.maps(context).split(self.widths, 1))

@@ -1,10 +1,13 @@
 """Masked convolutions with colour groups (van den Oord et al. 2016, arXiv:1601.06759, sec. 3.4, fig. 2).
 
-Feature channels are split into one block per colour of the image: group 0 first, then group 1, …. A tap on a pixel
-above, or to the left in the same row, is free. On the centre pixel, output group o sees input group i
+Feature channels are split into one block (a colour group) per colour of the image: group 0 first, then group 1, ….
+Taps on pixels above, or to the left in the same row, are not masked. On the centre pixel, output group o sees input
+group i if
     mask A (first layer): i < o        the colours already generated
     mask B (all others):  i <= o       and what has been computed for the colour itself
 Ours differs only in that widths need not be divisible by the number of colours: the blocks are as even as possible.
+
+B images, D input and D' output channels, H x W pixels, k x k kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from genlab.core import RequestError
 
 
 def group_sizes(width: int, groups: int) -> list[int]:
-    """Channels in each colour group: blocks as even as possible, larger ones first."""
+    """Channels in each colour group, larger groups first. Raises RequestError for fewer channels than groups."""
     if width < groups:
         raise RequestError(f"a width of {width} cannot be split into {groups} colour groups: give at least {groups}")
     return [width // groups + (g < width % groups) for g in range(groups)]
@@ -38,7 +41,7 @@ def group_of_channel(width: int, groups: int) -> Tensor:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """An odd k x k convolution (B, D, H, W) -> (B, D', H, W) that sees only the past: mask A or B, colour groups."""
+    """A k x k convolution (B, D, H, W) -> (B, D', H, W), k odd, with mask A or B. Raises RequestError for an even k."""
 
     mask: Tensor
     bias: nn.Parameter
@@ -52,13 +55,13 @@ class MaskedConv2d(nn.Conv2d):
         mask[:, :, : kernel // 2] = 1
         mask[:, :, kernel // 2, : kernel // 2] = 1
         mask[:, :, kernel // 2, kernel // 2] = ((i < o) if kind == "A" else (i <= o)).float()
-        # Derived, so not part of the state; applied in the computation, so no optimiser or EMA can undo it.
+        # Not part of the state, because it can be derived. Applied in the computation, so no optimiser can undo it.
         self.register_buffer("mask", mask, persistent=False)
         self.full = kernel == 1 and kind == "B" and groups == 1
 
     @property
     def masked_weight(self) -> Tensor:
-        """(D', D, k, k)."""
+        """What the input is convolved with, (D', D, k, k)."""
         return self.weight if self.full else self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
