@@ -111,6 +111,10 @@ def main(descriptor: int) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads may inherit a lock for ever"
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the caller's state now need not be that of later callers
+    for number in {*signal.valid_signals()} - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python itself ignores
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     gc.freeze()  # what is never looked at again stays shared between the forks
     control = socket.socket(fileno=descriptor)
     while True:
