@@ -1,7 +1,8 @@
 """From a config of plain values to objects. This is the only place in genlab where a config decides what is called.
 
-A `_target_` names a public constructor of genlab or an object of a package that the user trusts (`trust=`). Every
-package of genlab lists its public constructors in `CONFIGURABLE`, by the config key under which they may be used. Names
+A `_target_` names a public constructor of genlab or an object of a package that the user trusts (`trust=`). A file of
+genlab that defines public constructors lists them in `CONFIGURABLE`, by the config key under which they may be used. In
+a config a constructor is named after its package (`genlab.nets.PixelCNN`), in whichever file of it the class is. Names
 are looked up in those lists, and no attribute is followed. With `_partial_: true`, the constructor is not called yet:
 the object that gets it adds the remaining arguments. Values are neither interpolated nor converted here. Hydra has
 composed the config before, and is not used again.
@@ -10,6 +11,7 @@ composed the config before, and is not used again.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -28,10 +30,12 @@ def public(kind: str) -> dict[str, dict[str, Any]]:
     """{config key: {dotted name: constructor}}; `kind` is "model" or "data"."""
     constructors: dict[str, dict[str, Any]] = {}
     for package in PACKAGES[kind]:
-        module = importlib.import_module(f"genlab.{package}")
-        for role, names in module.CONFIGURABLE.items():
-            named = {f"genlab.{package}.{name}": getattr(module, name) for name in names}
-            constructors.setdefault(role, {}).update(named)
+        folder = importlib.import_module(f"genlab.{package}").__path__
+        for file in pkgutil.walk_packages(folder, f"genlab.{package}."):
+            module = importlib.import_module(file.name)
+            for role, names in getattr(module, "CONFIGURABLE", {}).items():
+                named = {f"genlab.{package}.{name}": getattr(module, name) for name in names}
+                constructors.setdefault(role, {}).update(named)
     return constructors
 
 

@@ -21,9 +21,3 @@ __all__ = [
     "TopK",
     "support",
 ]
-
-# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
-CONFIGURABLE = {
-    "code": ("Dense", "KL", "L1", "L2", "Lifetime", "SpikeSlab", "TopK"),
-    "corruption": ("Gaussian", "Masking", "SaltPepper"),
-}

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from genlab.core import RequestError
 from genlab.system.device import moved
 
+CONFIGURABLE = {"corruption": ("Gaussian", "Masking", "SaltPepper")}
+
 
 class Gaussian(nn.Module):
     """Adds Gaussian noise of standard deviation `sigma`, in units of the range of an image, to every value."""

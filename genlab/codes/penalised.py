@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from genlab.codes.code import Coded
 from genlab.core import RequestError
 
+CONFIGURABLE = {"code": ("Dense", "KL", "L1", "L2")}
+
 ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 

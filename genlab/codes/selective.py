@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from genlab.codes.code import Coded
 from genlab.core import RequestError
 
+CONFIGURABLE = {"code": ("Lifetime", "TopK")}
+
 
 class TopK(nn.Module):
     """Keeps the k largest units of an image and sets the others to zero, in training and evaluation mode."""

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from genlab.codes.code import Coded
 from genlab.core import RequestError
 
+CONFIGURABLE = {"code": ("SpikeSlab",)}
+
 
 class SpikeSlab(nn.Module):
     """Mean, log-variance and gate logit of every unit, (B, 3 L) -> code (B, L) with the penalty weight * KL.

@@ -29,10 +29,3 @@ __all__ = [
     "Splits",
     "folder_data",
 ]
-
-# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
-CONFIGURABLE = {
-    "data": ("ImageData", "folder_data"),
-    "source": ("BinarizedMNIST", "CIFAR10", "FashionMNIST", "Folder", "MNIST", "MNISTMini", "SVHN"),
-    "context": ("Grey", "Half", "HalfMean", "Label", "LowRes"),
-}

@@ -28,6 +28,8 @@ from genlab.core import RequestError
 from genlab.data.files import MAX_UNPACKED, File, check_md5, find, locate
 from genlab.data.source import Split, Splits
 
+CONFIGURABLE = {"source": ("CIFAR10",)}
+
 STEMS = (Official.filename.removesuffix(".tar.gz"), Official.base_folder)
 ENDINGS = (".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")  # of archives that are read but never downloaded
 

@@ -25,6 +25,8 @@ from torch import Tensor
 
 from genlab.core import ImageSpec, RequestError
 
+CONFIGURABLE = {"context": ("Grey", "Half", "HalfMean", "Label", "LowRes")}
+
 UNKNOWN = 128  # the grey in which a picture shows missing pixels
 
 

@@ -38,6 +38,8 @@ from genlab.data.reader import EXTENSIONS, MAX_PIXELS, TooLarge, Unreadable, pri
 from genlab.data.source import Split, Splits, lowest, numbers_of
 from genlab.data.tree import Tree, listed, scan_folder
 
+CONFIGURABLE = {"data": ("folder_data",), "source": ("Folder",)}
+
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 TEST_SHARE = 0.1
 

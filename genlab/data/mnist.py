@@ -28,6 +28,8 @@ from genlab.core import RequestError
 from genlab.data.files import File, find, locate, md5_of, unzipped
 from genlab.data.source import Split, Splits, unlabelled
 
+CONFIGURABLE = {"source": ("BinarizedMNIST", "FashionMNIST", "MNIST", "MNISTMini")}
+
 DIGITS = tuple("0123456789")
 LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 CONTENT_MD5S = {  # of the unpacked content of MNIST's four files

@@ -43,6 +43,8 @@ from genlab.data.source import Source, Split, Splits, cut, lowest
 from genlab.data.tree import listed
 from genlab.system.device import moved
 
+CONFIGURABLE = {"data": ("ImageData",)}
+
 SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "hflip")
 

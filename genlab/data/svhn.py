@@ -17,6 +17,8 @@ from torchvision.datasets import SVHN as Official
 from genlab.data.files import File, locate
 from genlab.data.source import Split, Splits
 
+CONFIGURABLE = {"source": ("SVHN",)}
+
 
 class SVHN:
     """73,257 + 26,032 photographed digits."""

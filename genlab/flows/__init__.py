@@ -27,11 +27,3 @@ __all__ = [
     "Uniform",
     "Variational",
 ]
-
-# The classes that a config may name, by the key under which it names them. `genlab.build` builds nothing else.
-CONFIGURABLE = {
-    "squash": ("Logit",),
-    "flow": ("MultiScale",),
-    "coupling": ("AffineCoupling", "MixtureCoupling"),
-    "dequantisation": ("Uniform", "Variational"),
-}

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from genlab.flows.layer import Layer, Shape, resized, total
 
+CONFIGURABLE = {"coupling": ("AffineCoupling",)}
+
 LIMIT = 3.0  # bound of a log-scale
 
 

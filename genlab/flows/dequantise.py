@@ -24,6 +24,8 @@ from genlab.flows.mixing import Mixing
 from genlab.flows.pad import even
 from genlab.flows.squeeze import Squeeze
 
+CONFIGURABLE = {"dequantisation": ("Uniform", "Variational")}
+
 EDGE = 2.0**-16  # float32 has no number between 256 - 2^-16 and 256
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from genlab.core import RequestError
 from genlab.flows.layer import Layer, total
 
+CONFIGURABLE = {"squash": ("Logit",)}
+
 
 class Logit(Layer):
     """(0, K) -> real numbers, elementwise. `levels`: K. `alpha`: 0 or more, below 0.5."""

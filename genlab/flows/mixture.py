@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from genlab.flows.coupling import Coupling, bounded
 from genlab.flows.layer import Shape
 
+CONFIGURABLE = {"coupling": ("MixtureCoupling",)}
+
 NARROWEST = 8.0  # bound of the log-scales: scales are between e^-8 and e^8
 BISECTIONS = 150  # largest number of steps, of which every third is a bisection; a dozen is usual
 LOOK = 16  # a GPU is asked only every so many steps whether all values have converged, because asking means waiting

@@ -26,6 +26,8 @@ from genlab.flows.pad import Pad, even
 from genlab.flows.split import Split
 from genlab.flows.squeeze import Squeeze
 
+CONFIGURABLE = {"flow": ("MultiScale",)}
+
 
 class MultiScale(Layer):
     """(C, H, W) -> z (D,), which the model takes to be standard normal.

@@ -17,17 +17,3 @@ __all__ = [
     "Logistic",
     "LogisticMixture",
 ]
-
-# What a config may build, by the key that it builds it under; `genlab.build` builds nothing else.
-CONFIGURABLE = {
-    "head": (
-        "Bernoulli",
-        "Categorical",
-        "ConditionalCategorical",
-        "GaussianFixed",
-        "GaussianFull",
-        "GaussianLearned",
-        "Logistic",
-        "LogisticMixture",
-    ),
-}

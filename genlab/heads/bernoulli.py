@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from genlab.core import RequestError
 from genlab.heads.categorical import linear
 
+CONFIGURABLE = {"head": ("Bernoulli",)}
+
 
 class Bernoulli(nn.Module):
     """Features (..., D) -> c binary values (..., c). Samples from one uniform number a value.

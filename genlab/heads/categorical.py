@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from genlab.core import RequestError
 
+CONFIGURABLE = {"head": ("Categorical",)}
+
 
 class Categorical(nn.Module):
     """Features (..., D) -> softmax over the K levels of one value (..., 1). Samples from one uniform number a value.

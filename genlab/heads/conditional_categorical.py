@@ -25,6 +25,8 @@ from genlab.core import RequestError
 from genlab.heads.categorical import CategoricalPixels
 from genlab.heads.chain import ChainPixels
 
+CONFIGURABLE = {"head": ("ConditionalCategorical",)}
+
 
 class ConditionalCategorical(nn.Module):
     """Features (..., D) -> the joint distribution of the channels of a pixel (..., C). One uniform number a value.

@@ -31,6 +31,8 @@ from genlab.core import RequestError
 from genlab.heads.chain import ChainPixels
 from genlab.heads.discretised import nearest, pixels_last, project, small_batches
 
+CONFIGURABLE = {"head": ("GaussianFixed", "GaussianFull", "GaussianLearned")}
+
 # Bounds of log s. At the floor one of 256 levels can have all the mass; at the ceiling the outermost levels have it.
 FLOOR, CEILING = -7.0, 20.0
 START = math.log(0.4)  # initial log s if it is learnt: a broad peak in the middle

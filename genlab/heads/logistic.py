@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from genlab.heads.chain import ChainPixels
 from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_last, project, small_batches
 
+CONFIGURABLE = {"head": ("Logistic",)}
+
 
 class Logistic(nn.Module):
     """Features (..., D) -> c values (..., c), each a discretised logistic, from one uniform number a value.

@@ -24,6 +24,8 @@ from genlab.core import RequestError
 from genlab.heads.chain import ChainPixels
 from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_last, project, scaled, small_batches
 
+CONFIGURABLE = {"head": ("LogisticMixture",)}
+
 
 class LogisticMixture(nn.Module):
     """Features (..., D) -> the joint distribution of the channels of a pixel (..., C).

@@ -23,19 +23,3 @@ __all__ = [
     "MixtureDensity",
     "StackedAutoencoder",
 ]
-
-# What a config may build, by the key that it builds it under; `genlab.build` builds nothing else.
-CONFIGURABLE = {
-    "model": (
-        "Autoencoder",
-        "Autoregressive",
-        "Flow",
-        "GAN",
-        "GaussianMixture",
-        "ImageClassifier",
-        "LatentGaussian",
-        "MixtureDensity",
-        "PPCA",
-        "StackedAutoencoder",
-    ),
-}

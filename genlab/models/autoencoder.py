@@ -31,6 +31,8 @@ from genlab.models.conditioning import check_context
 from genlab.models.layers import hidden_layers
 from genlab.models.noise import uniform
 
+CONFIGURABLE = {"model": ("Autoencoder",)}
+
 
 class Autoencoder(ImageModel):
     """Encoder, code and decoder.

@@ -26,6 +26,8 @@ from genlab.models.ancestral import Generation, Known, clamped
 from genlab.models.base import GenerativeModel
 from genlab.models.particles import weighted
 
+CONFIGURABLE = {"model": ("Autoregressive",)}
+
 
 class Autoregressive(GenerativeModel):
     """A causal net and a head, and perhaps a context part.

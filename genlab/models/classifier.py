@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, Reading, RequestError
 from genlab.models.base import ImageModel
 
+CONFIGURABLE = {"model": ("ImageClassifier",)}
+
 
 class ImageClassifier(ImageModel):
     """A network and a linear layer. `net(spec=)` arrives unfinished and has `width`, its number of features D."""

@@ -28,6 +28,8 @@ from genlab.models.langevin import langevin_dynamics
 from genlab.models.noise import normal
 from genlab.system.device import moved
 
+CONFIGURABLE = {"model": ("Flow",)}
+
 WALK = 200  # Langevin steps of a completion
 
 

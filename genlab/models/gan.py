@@ -30,6 +30,8 @@ from genlab.models.gan_losses import LOSSES, gradient_penalty
 from genlab.models.noise import normal
 from genlab.system.device import moved
 
+CONFIGURABLE = {"model": ("GAN",)}
+
 STARTS, SEARCH_STEPS, SEARCH_RATE = 4, 100, 0.1  # of a completion: searches per image, steps of Adam, learning rate
 
 

@@ -38,6 +38,8 @@ from genlab.models.layers import hidden_layers
 from genlab.models.noise import normal, uniform
 from genlab.system.device import moved
 
+CONFIGURABLE = {"model": ("LatentGaussian",)}
+
 FILLS = 5  # times the unknown pixels are filled in and the image is encoded, before particles are drawn
 
 

@@ -42,6 +42,8 @@ from genlab.models.gaussians import Cells, Diagonal, Full, LowRank, pick
 from genlab.models.noise import normal, uniform
 from genlab.system.device import moved
 
+CONFIGURABLE = {"model": ("GaussianMixture",)}
+
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
 LEAST = 1e-12  # smaller responsibilities change no sum in float64, and are left out of it
 

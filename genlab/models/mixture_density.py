@@ -26,6 +26,8 @@ from genlab.models.gaussians import deviation, log_mass, pick
 from genlab.models.noise import normal, uniform
 from genlab.system.device import moved
 
+CONFIGURABLE = {"model": ("MixtureDensity",)}
+
 
 class MixtureDensity(GenerativeModel):
     """`net(spec=, outputs=)`, which gets second images in [0, 1], arrives unfinished. `components`: M.

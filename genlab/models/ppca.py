@@ -32,6 +32,8 @@ from genlab.models.conditioning import check_context
 from genlab.models.noise import normal, uniform
 from genlab.system.device import cholesky, inverse, moved, solve
 
+CONFIGURABLE = {"model": ("PPCA",)}
+
 INFERENCES = ("exact", "encoder")
 LOG_2PI = math.log(2 * math.pi)
 

@@ -25,6 +25,8 @@ from genlab.models.autoencoder import Autoencoder
 from genlab.models.conditioning import check_context
 from genlab.system.device import Mirror
 
+CONFIGURABLE = {"model": ("StackedAutoencoder",)}
+
 
 class StackedAutoencoder(Autoencoder):
     """An autoencoder of mirrored linear layers that is pretrained layer by layer. No head: squared error throughout."""

@@ -42,27 +42,6 @@ __all__ = [
     "RowLSTM",
 ]
 
-# What a config may build, by the key that it builds it under; `build.py` builds nothing else.
-CONFIGURABLE = {
-    "net": (
-        "ConvNet",
-        "DiagonalBiLSTM",
-        "GatedPixelCNN",
-        "MLPEncoder",
-        "PixelCNN",
-        "PixelCNNpp",
-        "PixelSNAIL",
-        "PixelTransformer",
-        "ResNet",
-        "RowLSTM",
-    ),
-    "encoder": ("ConvEncoder", "MLPEncoder"),
-    "decoder": ("ConvDecoder", "MLPDecoder"),
-    "generator": ("DCGANGenerator",),
-    "discriminator": ("DCGANDiscriminator",),
-    "context": ("ImageContext", "LabelContext"),
-}
-
 # A causal net by itself samples by recomputation. Here, and nowhere else, its class gets a cache. Whatever imports a
 # net imports this package first, so there is no way around it.
 bind(DiagonalBiLSTM, DiagonalBiLSTMCache)

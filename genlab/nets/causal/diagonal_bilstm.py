@@ -31,6 +31,8 @@ from genlab.core import ImageSpec
 from genlab.nets.causal.pixelrnn import GateInput, PixelRNN, cell, initial_state, pointwise, uniform
 from genlab.nets.layers.masked import MaskedConv2d
 
+CONFIGURABLE = {"net": ("DiagonalBiLSTM",)}
+
 Biases = tuple[Tensor | None, Tensor | None]  # of the rightward and the leftward gates, each (B, 4 U, h, w)
 
 

@@ -36,6 +36,8 @@ from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
 from genlab.nets.layers.values import Values
 
+CONFIGURABLE = {"net": ("GatedPixelCNN",)}
+
 
 def gate(a: Tensor) -> Tensor:
     """Pre-activations (B, 2p, H, W), values then gates -> tanh(values) (1 + tanh(gates)), (B, p, H, W)."""

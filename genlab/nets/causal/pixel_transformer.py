@@ -33,6 +33,8 @@ from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d
 from genlab.nets.layers.values import Values
 
+CONFIGURABLE = {"net": ("PixelTransformer",)}
+
 
 class Block(nn.Module):
     """Attention and a two-layer network, each added to the residual stream: (B, T, D) -> same."""

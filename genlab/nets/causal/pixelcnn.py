@@ -26,6 +26,8 @@ from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d
 from genlab.nets.layers.values import Values
 
+CONFIGURABLE = {"net": ("PixelCNN",)}
+
 
 class Bottleneck(nn.Module):
     """Residual block with mask B, (B, width, H, W) -> same shape (fig. 5 of the paper)."""

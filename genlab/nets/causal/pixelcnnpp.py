@@ -32,6 +32,8 @@ from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, ShiftedUp2d, shift_down, shift_right
 from genlab.nets.layers.values import Values
 
+CONFIGURABLE = {"net": ("PixelCNNpp",)}
+
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
 Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)

@@ -32,6 +32,8 @@ from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d, pointwise, shift_down, shift_right
 from genlab.nets.layers.values import Values
 
+CONFIGURABLE = {"net": ("PixelSNAIL",)}
+
 
 class Block(nn.Module):
     """Gated convolutions, then attention to all earlier pixels: (B, F, H, W) -> same.

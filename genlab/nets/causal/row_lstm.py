@@ -21,6 +21,8 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.causal.pixelrnn import GateInput, PixelRNN, cell, initial_state, pointwise, uniform
 from genlab.nets.layers.masked import MaskedConv2d
 
+CONFIGURABLE = {"net": ("RowLSTM",)}
+
 
 class RowLSTMLayer(nn.Module):
     """Residual layer, (B, S, H, W) -> same shape. Its streams lie in memory as (S, H, W, B)."""

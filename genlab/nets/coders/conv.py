@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.coders.tied import decoder_weights, remove_weights
 
+CONFIGURABLE = {"encoder": ("ConvEncoder",), "decoder": ("ConvDecoder",)}
+
 
 class ConvEncoder(nn.Module):
     """Images (B, C, H, W) -> vectors (B, `outputs`).

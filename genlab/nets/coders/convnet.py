@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
 
+CONFIGURABLE = {"net": ("ConvNet",)}
+
 
 class ConvNet(nn.Module):
     """Images (B, C, H, W) -> features (B, D), 0 or more. `widths`: channels of each stage; the last is D."""

@@ -32,6 +32,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from genlab.core import ImageSpec
 from genlab.nets.coders.conv import check_conv, pad_to_even, sizes
 
+CONFIGURABLE = {"generator": ("DCGANGenerator",), "discriminator": ("DCGANDiscriminator",)}
+
 SLOPE = 0.2  # of the leaky ReLU for negative inputs
 
 

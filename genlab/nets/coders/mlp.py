@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.coders.tied import decoder_weights, remove_weights
 
+CONFIGURABLE = {"net": ("MLPEncoder",), "encoder": ("MLPEncoder",), "decoder": ("MLPDecoder",)}
+
 
 class MLPEncoder(nn.Module):
     """Images (B, C, H, W) -> vectors (B, `outputs`). `hidden`: widths of the layers in between."""

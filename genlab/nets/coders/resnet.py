@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from genlab.core import RequestError
 from genlab.nets.layers.context import LayerBiases
 
+CONFIGURABLE = {"net": ("ResNet",)}
+
 
 class ResNet(nn.Module):
     """(B, `inputs`, H, W), and context features if `context_width` is not 0 -> (B, `outputs`, H, W).

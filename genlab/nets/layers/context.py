@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from genlab.core import ImageSpec, RequestError
 
+CONFIGURABLE = {"context": ("ImageContext", "LabelContext")}
+
 
 class LabelContext(nn.Module):
     """Class labels (B,) -> their embedding (B, E, 1, 1). Raises RequestError for a data set without labels."""
