@@ -18,12 +18,13 @@ numbers: in the cache colour by colour, so that those of a colour lie together; 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, Steps, by_column, pointwise_weight
+from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
 from genlab.nets.layers.masked import group_slices
@@ -87,7 +88,8 @@ class PixelRNNCache(Cache):
             h = self.keep(i, block, h, bias)
 
     def make_steps(self, colour: int) -> list[Step]:
-        return ColourSteps(self, colour).by_column(self.columns)
+        steps = ColourSteps(self, colour)
+        return [partial(steps.run, column) for column in range(self.columns)]
 
 
 class Cell(NamedTuple):
@@ -110,7 +112,7 @@ def cells(gates: Tensor, memory: Tensor, h: Tensor) -> list[list[Cell]]:
     return [[Cell(*operands) for operands in zip(*column, strict=True)] for column in columns]
 
 
-class ColourSteps(Steps):
+class ColourSteps:
     """The steps of one colour."""
 
     def __init__(self, cache: PixelRNNCache, colour: int) -> None:
@@ -137,6 +139,7 @@ class ColourSteps(Steps):
         ]
 
     def run(self, column: int) -> Tensor:
+        """The step at a column -> features (B, D)."""
         tanh, addmm = torch.tanh, torch.addmm  # looked up once: a step is a hundred operations
         stream, layers = self.columns[column]
         stream.addmm_(self.reads[column], self.first)
