@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +112,10 @@ class Cache(ABC):
 
     @abstractmethod
     def make_steps(self, colour: int) -> list[Any]:
-        """A colour's steps, one for each of the W columns: functions, or what an own `compute` carries out."""
+        """A colour's steps, one for each of the W columns: functions, or what an own `compute` carries out.
+
+        They hold views and weights, never the cache: in a cycle its memory would wait for the garbage collector.
+        """
 
     @abstractmethod
     def work(self) -> tuple[int, int]:
@@ -173,18 +175,6 @@ class Cache(ABC):
         """Zeros that `reorder` sorts along the dimension `images`: what later steps read of the images."""
         self.buffers.append((images, self.zeros(*shape)))
         return self.buffers[-1][1]
-
-
-class Steps(ABC):
-    """The steps of one colour. It holds views and weights, never the cache: a cycle would keep the cache's memory."""
-
-    @abstractmethod
-    def run(self, column: int) -> Tensor:
-        """The operations of the step at a column -> features (B, D), in a new tensor."""
-
-    def by_column(self, columns: int) -> list[Step]:
-        """One function a column."""
-        return [partial(self.run, column) for column in range(columns)]
 
 
 def by_column(buffer: Tensor) -> list[tuple[Tensor, ...]]:

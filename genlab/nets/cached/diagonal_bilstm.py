@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.pixelrnn import PixelRNNCache, gate_views
+from genlab.nets.cached.pixelrnn import PixelRNNCache, cells
 from genlab.nets.causal.diagonal_bilstm import Biases, DiagonalBiLSTM, DiagonalLayer
 
 
@@ -36,8 +36,9 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left = self.buffer(depth, columns, batch, units, images=2)
         self.left_gates = self.zeros(depth, columns, batch, 4 * units)
         self.left_memory = self.zeros(depth, batch, units)
-        views = gate_views(self.left_gates.transpose(0, 1)), self.left.unbind(1)
-        self.left_columns = list(zip(*views, strict=True))
+        # The cells of all layers at once, one for each column.
+        of_columns = self.left_gates, self.left_memory[:, None].expand_as(self.left), self.left
+        self.left_cells = cells(*(x.transpose(0, 1)[None] for x in of_columns))
         self.left_known = True  # of the row above; before the first row it is nothing
 
         def stacked(of_layer: Callable[[DiagonalLayer], Tensor]) -> Tensor:
@@ -71,8 +72,10 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         gates[0].addmm_(self.first.newest().transpose(0, 1).flatten(0, 1), self.own)
         if biases := self.contexts[0].at(self.row - 1):
             self.left_gates += torch.stack(biases[1:])[..., 4 * self.units :]
-        memory, before = self.left_memory.zero_(), None  # the output of the pixel to the right
-        for (of_pixel, sigmoid, o, f, i, g), h in reversed(self.left_columns):
+        self.left_memory.zero_()
+        before = None  # the output of the pixel to the right
+        for (cell,) in reversed(self.left_cells):
+            of_pixel, sigmoid, o, f, i, g, memory, h = cell
             if before is not None:
                 of_pixel.baddbmm_(before, self.left_before)
             sigmoid.sigmoid_()
@@ -98,9 +101,9 @@ class DiagonalBiLSTMCache(PixelRNNCache):
         self.left[i] = left.permute(1, 2, 0)
         return block.add(x, outputs)
 
-    def places(self, i: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        here, following = self.lines[i, :, :-1].transpose(0, 1), self.lines[i, :, 1:].transpose(0, 1)
-        memory = self.memory[i].expand(self.columns, -1, -1)
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        here, following = self.lines[:, :, :-1].transpose(1, 2), self.lines[:, :, 1:].transpose(1, 2)
+        memory = self.memory[:, None].expand(-1, self.columns, -1, -1)
         return here[..., : self.units + stop], memory, following[..., : self.units], here[..., self.units :]
 
     def weight(self, block: DiagonalLayer, gates: Tensor, stop: int) -> Tensor:

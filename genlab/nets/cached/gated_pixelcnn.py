@@ -19,11 +19,13 @@ for the part of p of one colour, P' for the colours so far.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, Steps, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, Step, pointwise_weight, row_weight
 from genlab.nets.causal.gated_pixelcnn import GatedLayer, GatedPixelCNN, LeftConv2d
 from genlab.nets.layers.masked import group_slices
 from genlab.system.device import moved
@@ -145,7 +147,8 @@ class GatedPixelCNNCache(Cache):
                 v = torch.addcmul(value, value, opening)
 
     def make_steps(self, colour: int) -> list[Step]:
-        return ColourSteps(self, colour).by_column(self.columns)
+        steps = ColourSteps(self, colour)
+        return [partial(steps.run, column) for column in range(self.columns)]
 
     def stream_at(self, i: int, column: int) -> Tensor:
         """The stream before layer i, or after the last one, at a column (B, p)."""
@@ -176,7 +179,7 @@ class LayerViews:
         self.columns = list(zip(*views, strict=True))
 
 
-class ColourSteps(Steps):
+class ColourSteps:
     """The steps of one colour."""
 
     def __init__(self, cache: GatedPixelCNNCache, colour: int) -> None:
@@ -189,6 +192,7 @@ class ColourSteps(Steps):
         self.bias = net.last.bias[out] + net.last.masked_weight[out, :, 0, 0] @ lacking
 
     def run(self, column: int) -> Tensor:
+        """The step at a column -> features (B, D)."""
         addmm, addcmul = torch.addmm, torch.addcmul  # looked up once: a step is forty operations
         for layer in self.layers:
             begun, value, opening, taps, stream, into = layer.columns[column]

@@ -16,11 +16,13 @@ letters s and n for the part of one colour, S' and N' for the colours so far.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, Steps, by_column, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight, row_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.layers.masked import MaskedConv2d
@@ -87,7 +89,8 @@ class PixelCNNCache(Cache):
                 h = h[:, :, -needed:] + block.expand(middle.relu_())
 
     def make_steps(self, colour: int) -> list[Step]:
-        return ColourSteps(self, colour).by_column(self.columns)
+        steps = ColourSteps(self, colour)
+        return [partial(steps.run, column) for column in range(self.columns)]
 
 
 class BlockViews:
@@ -103,7 +106,7 @@ class BlockViews:
         self.expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
 
 
-class ColourSteps(Steps):
+class ColourSteps:
     """The steps of one colour."""
 
     def __init__(self, cache: PixelCNNCache, colour: int) -> None:
@@ -125,6 +128,7 @@ class ColourSteps(Steps):
         self.last = _with_bias(net.last, out, cache.lacking[-1, : wide.stop])  # (1 + S', D)
 
     def run(self, column: int) -> Tensor:
+        """The step at a column -> features (B, D)."""
         maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
         stream = self.stream[column].addmm_(self.reads[column], self.first)
         for block, narrow, left, middle, middles in self.columns[column]:

@@ -18,12 +18,13 @@ numbers: in the cache colour by colour, so that those of a colour lie together; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, Steps, pointwise_weight
+from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
 from genlab.nets.layers.masked import group_slices
@@ -57,8 +58,8 @@ class PixelRNNCache(Cache):
         """Run layer i on known rows of its stream (B, S, rows, W), keep what the next row reads -> its output."""
 
     @abstractmethod
-    def places(self, i: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where layer i finds and leaves what belongs to the pixels of the row, (W, B, …) each.
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the layers find and leave what belongs to the pixels of the row, (L, W, B, …) each.
 
         What the gates read of the row (k numbers; of the pixel itself `stop` channels of its stream), memory (U),
         outputs (U) and stream (S).
@@ -87,55 +88,68 @@ class PixelRNNCache(Cache):
             h = self.keep(i, block, h, bias)
 
     def make_steps(self, colour: int) -> list[Step]:
-        return ColourSteps(self, colour).by_column(self.columns)
+        steps = ColourSteps(self, colour)
+        return [partial(steps.run, column) for column in range(self.columns)]
 
 
-class LayerViews:
-    """Weights and buffers of layer i as the steps of one colour read them; `columns`: those of every column."""
+class Cell(NamedTuple):
+    """Operands of an LSTM cell, views of (…, n) numbers but for the first two."""
 
-    def __init__(self, cache: PixelRNNCache, i: int, wide: slice, units: slice) -> None:
-        block, part = cache.net.blocks[i], slice(4 * units.start, 4 * units.stop)
-        inputs, memory, outputs, stream = cache.places(i, wide.stop)
-        self.gates = gate_views(cache.gates[i, ..., part])  # from finished rows and the bias; then the gates
-        self.weight = cache.weight(block, cache.by_colour[part], wide.stop)  # (k, 4 n)
-        self.up = pointwise_weight(block.up, wide, units.stop)  # (N', s)
-        self.stream = stream[..., wide].unbind()  # that the layer reads, this colour (B, s)
-        # What the gates read (B, k); memory of the pixel before in the LSTM, then of this one (B, n); output, this
-        # colour (B, n) and colours so far (B, N').
-        views = inputs, memory[..., units], outputs[..., units], outputs[..., : units.stop]
-        self.columns = list(zip(*(view.unbind() for view in views), strict=True))
+    gates: Tensor  # from finished rows and the bias; then the gates (…, 4 n)
+    sigmoid: Tensor  # o, f and i (…, 3 n)
+    o: Tensor
+    f: Tensor
+    i: Tensor
+    g: Tensor
+    memory: Tensor  # of the pixel before in the LSTM; then of this one
+    h: Tensor  # output
 
 
-def gate_views(gates: Tensor) -> list[tuple[Tensor, ...]]:
-    """Gates (W, …, 4 n) -> for every column the gates, o, f and i together, and each of o, f, i, g."""
-    views = gates, gates[..., : gates.shape[-1] // 4 * 3], *gates.chunk(4, -1)
-    return list(zip(*(view.unbind() for view in views), strict=True))
+def cells(gates: Tensor, memory: Tensor, h: Tensor) -> list[list[Cell]]:
+    """Gates (L, W, B, 4 n), memory and output (L, W, B, n) -> for every column the cells of all layers."""
+    views = gates, gates[..., : 3 * h.shape[-1]], *gates.chunk(4, -1), memory, h
+    columns = zip(*(by_column(view) for view in views), strict=True)
+    return [[Cell(*operands) for operands in zip(*column, strict=True)] for column in columns]
 
 
-class ColourSteps(Steps):
+class ColourSteps:
     """The steps of one colour."""
 
     def __init__(self, cache: PixelRNNCache, colour: int) -> None:
         net = cache.net
         wide, units, out = cache.slices(colour, net.width, net.units, net.out_width * net.groups)
+        part = slice(4 * units.start, 4 * units.stop)
         self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
-        layers = [LayerViews(cache, i, wide, units) for i in range(cache.depth)]
+        weights = [cache.weight(block, cache.by_colour[part], wide.stop) for block in net.blocks]  # (k, 4 n)
+        up = [pointwise_weight(block.up, wide, units.stop) for block in net.blocks]  # (N', s)
         self.final, self.finals = cache.final[:, wide], cache.final[:, : wide.stop]  # (B, s); colours so far (B, S')
-        self.stream, *outs = *(layer.stream for layer in layers), (self.final,) * cache.columns
-        self.layers = list(zip(layers, outs, strict=True))  # each with where its output goes
         self.last, self.bias = pointwise_weight(net.last, out, wide.stop), net.last.bias[out]  # (S', D), (D,)
+        inputs, memory, outputs, stream = cache.places(wide.stop)
+        columns = zip(
+            by_column(inputs),  # (B, k)
+            cells(cache.gates[..., part], memory[..., units], outputs[..., units]),
+            by_column(outputs[..., : units.stop]),  # colours so far (B, N')
+            by_column(stream[..., wide]),  # that the layer reads, this colour (B, s)
+            strict=True,
+        )
+        # For every column the first stream, and what every layer needs; the last is where its result goes.
+        self.columns = [
+            (streams[0], list(zip(read, weights, of_cells, output, up, (*streams[1:], self.final), strict=True)))
+            for read, of_cells, output, streams in columns
+        ]
 
     def run(self, column: int) -> Tensor:
+        """The step at a column -> features (B, D)."""
         tanh, addmm = torch.tanh, torch.addmm  # looked up once: a step is a hundred operations
-        stream = self.stream[column].addmm_(self.reads[column], self.first)
-        for layer, out in self.layers:
-            gates, sigmoid, o, f, i, g = layer.gates[column]
-            inputs, memory, h, outputs = layer.columns[column]
-            gates.addmm_(inputs, layer.weight)
+        stream, layers = self.columns[column]
+        stream.addmm_(self.reads[column], self.first)
+        for inputs, weight, cell, outputs, up, out in layers:
+            gates, sigmoid, o, f, i, g, memory, h = cell
+            gates.addmm_(inputs, weight)
             sigmoid.sigmoid_()
             g.tanh_()
             memory.mul_(f).addcmul_(i, g)
             tanh(memory, out=h).mul_(o)
-            stream = addmm(stream, outputs, layer.up, out=out[column])
+            stream = addmm(stream, outputs, up, out=out)
         stream.relu_()
         return addmm(self.bias, self.finals, self.last).relu_()

@@ -50,10 +50,10 @@ class RowLSTMCache(PixelRNNCache):
         self.memory[i] = memory.permute(1, 2, 0)
         return block.add(x, outputs)
 
-    def places(self, i: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        windows = self.lines[i].flatten(1).unfold(1, self.reach * self.width + stop, self.width)  # (B, W, k)
-        outputs, streams = self.outputs[i, self.reach : self.reach + self.columns], self.lines[i, :, self.reach :]
-        return windows.transpose(0, 1), self.memory[i], outputs, streams.transpose(0, 1)
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        windows = self.lines.flatten(2).unfold(2, self.reach * self.width + stop, self.width)  # (L, B, W, k)
+        outputs, streams = self.outputs[:, self.reach : self.reach + self.columns], self.lines[:, :, self.reach :]
+        return windows.transpose(1, 2), self.memory, outputs, streams.transpose(1, 2)
 
     def weight(self, block: RowLSTMLayer, gates: Tensor, stop: int) -> Tensor:
         return block.inputs.masked_weight[gates, : self.reach * self.width + stop].T.contiguous()
