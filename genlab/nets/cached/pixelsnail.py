@@ -169,8 +169,10 @@ class PixelSNAILCache(Cache):
         self.values[:, :, :, :t] = values.transpose(3, 4)
         self.line[:, 1:] = net.values(x[:, :, -1:])[:, :, 0].transpose(1, 2)
 
-    def _gated_calls(self, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, x: Tensor) -> list[Call]:
-        """A gated block with 1x1 convolutions, or L of them at once: x plus its branch, written to `hidden`.
+    def _gated_calls(
+        self, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, x: Tensor, out: Tensor
+    ) -> list[Call]:
+        """A gated block with 1x1 convolutions, or L of them at once: x plus its branch, written to `out`.
 
         `first` computes `hidden`, (B, n) or (L, B, n). Bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give the gates.
         """
@@ -180,7 +182,7 @@ class PixelSNAILCache(Cache):
             first,
             *concat_elu_calls(hidden, self.signs, read),
             partial(product, bias, read, second, out=gates),
-            *gate_calls(x, gates, hidden),
+            *gate_calls(x, gates, out),
         ]
 
     def _memory_calls(self) -> list[list[Call]]:
@@ -193,7 +195,7 @@ class PixelSNAILCache(Cache):
         product = partial(torch.baddbmm, first_bias, read, first, out=hidden)
         calls: list[Call] = [
             *concat_elu_calls(joined, self.signs, read),
-            *self._gated_calls(product, hidden, biases.now, second, joined),
+            *self._gated_calls(product, hidden, biases.now, second, joined, hidden),
             partial(torch.baddbmm, out_bias, hidden, out, out=self.newest),
         ]
         colours = joined[..., : self.channels]
@@ -219,17 +221,18 @@ class PixelSNAILCache(Cache):
         product = partial(torch.addmm, gated.first.bias, query_read, matrix(gated.first), out=hidden)
         before: list[Call] = [
             *concat_elu_calls(x, self.signs, query_read),
-            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(gated.second), x),
+            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(gated.second), x, hidden),
             partial(torch.addmm, query_bias, hidden, to_query, out=self.query),
         ]
-        weight, beside, following = read.new_zeros(read.shape[1], width), block.out.beside, self.streams[i + 1]
+        weight, beside = read.new_zeros(read.shape[1], width), block.out.beside
         weight[:width], weight[queries : queries + width] = matrix(block.out.first).split(width)
         weight[2 * queries :] = matrix(beside)  # type: ignore[arg-type]
         bias = block.out.first.bias + beside.bias  # type: ignore[union-attr]
-        product = partial(torch.addmm, bias, read, weight, out=following)
+        inner, second = self.zeros(batch, width), matrix(block.out.second)
+        product = partial(torch.addmm, bias, read, weight, out=inner)
         after = [
             *concat_elu_calls(self.attended.view(batch, -1), self.signs, attended_read),
-            *self._gated_calls(product, following, self.biases[2].now[i], matrix(block.out.second), self.streams[i]),
+            *self._gated_calls(product, inner, self.biases[2].now[i], second, self.streams[i], self.streams[i + 1]),
         ]
         return before, after
 
