@@ -9,8 +9,8 @@ kept, from a clean checkout of its commit, and never to make a test pass:
 Every checkpoint is what `genlab train` writes, optimiser, averages and all, after six steps of a tiny model on the
 handwritten digits that genlab brings along. No path of this machine is in them.
 
-The files of pixelcnnpp, pixel_transformer and row_lstm were written by ae0bab6, the last version before the rooms of the
-package were moved and the caches rewritten; all others by e5c9442.
+The files of pixelcnnpp, pixel_transformer and row_lstm were written by ae0bab6, the last version before the rooms of
+the package were moved and the caches rewritten; all others by e5c9442.
 """
 
 from __future__ import annotations
