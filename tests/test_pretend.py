@@ -73,7 +73,8 @@ def test_a_model_of_every_kind_trains_resumes_and_draws_on_another_device(tmp_pa
 
 
 @pytest.mark.slow
-def test_every_other_model_does_everything_on_another_device(tmp_path):
-    found = table("others", tmp_path)
-    assert len(found) > 44
+@pytest.mark.parametrize("half", ["even", "odd"])
+def test_every_other_model_does_everything_on_another_device(half, tmp_path):
+    found = table(half, tmp_path)
+    assert len(found) >= 22
     assert not complaints(found)

@@ -38,6 +38,8 @@ def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:
     sheet = make_grid(to_uint8(x, spec), nrow=columns, padding=BORDER, pad_value=MID_GREY)
     if len(x) == 1:  # make_grid gives a single image no border
         sheet = F.pad(sheet, [BORDER] * 4, value=MID_GREY)
+    empty = max(columns - len(x), 0)  # and it makes no columns that stay empty
+    sheet = F.pad(sheet, [0, empty * (spec.width + BORDER)], value=MID_GREY)
     pixels = sheet.permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if spec.channels == 1 else _to_rgb(pixels))
     scale = max(1, 64 // max(spec.height, spec.width))
