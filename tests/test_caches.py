@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("case", zoo.nets({"grey": zoo.GREY}))
-def test_every_net_samples_from_a_cache_and_can_still_recompute(case):
+def test_a_net_samples_from_its_cache_if_there_is_one_and_can_still_recompute(case):
     net = case.tiny().net
-    assert isinstance(net.start(2, CPU), Cache)
+    file = sys.modules[type(net).__module__].__file__
+    has = (Path(file).parents[1] / "cached" / Path(file).name).exists()
+    assert isinstance(net.start(2, CPU), Cache if has else RecomputeState)
     assert isinstance(Recompute.start(net, 2, CPU), RecomputeState)
 
 
