@@ -1,11 +1,11 @@
 """Gaussian heads: a normal variable rounded to the nearest of K levels. The outermost levels take the tails.
 
-They are the decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), and differ in their
-standard deviation:
+They are typical decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), and differ in
+their standard deviation:
 
-    GaussianFixed      a constant of the config: squared error, in nats
-    GaussianLearned    one number, or one a channel, learnt (the sigma-VAE, Rybkin et al. 2021, arXiv:2006.13202)
-    GaussianFull       one for every value, by the net
+    GaussianFixed      a constant of the config; the loss is about a squared error, in nats
+    GaussianLearned    one learnt number, or one per channel (the sigma-VAE, Rybkin et al. 2021, arXiv:2006.13202)
+    GaussianFull       one for every value, computed by the net
 
 Ours are probabilities of integers, never densities: the mass of the normal distribution between the edges of a level,
 
@@ -39,10 +39,11 @@ START = math.log(0.4)  # initial log s if it is learnt: a broad peak in the midd
 
 
 class Gaussian(nn.Module):
-    """Features (..., D) -> c values (..., c), from one uniform number a value. The base of the three heads.
+    """Features (..., D) -> c values (..., c), each a discretised Gaussian. The base class of the three heads.
 
-    `by_net`: 1 if the net gives log s of every value, else 0. Several values a step are independent given the features,
-    which suits a decoder. A net that orders the colours of a pixel asks for c = 1.
+    A sample takes one uniform number per value. `by_net`: 1 if the net gives log s of every value, else 0. Several
+    values a step are independent given the features, which suits a decoder. A net that orders the colours of a pixel
+    has c = 1.
     """
 
     chains_colours = False
@@ -78,7 +79,7 @@ class Gaussian(nn.Module):
 
 
 class GaussianFixed(Gaussian):
-    """`sigma`: the standard deviation of every value, in units of the image's range; above 0, else RequestError."""
+    """`sigma`: the standard deviation of every value, in units of the image's range. RequestError unless above 0."""
 
     log_s: Tensor
 

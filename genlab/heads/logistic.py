@@ -1,7 +1,7 @@
-"""Logistic head: one discretised logistic a value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
+"""Logistic head: one discretised logistic per value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
 Salimans et al. 2017, arXiv:1701.05517).
 
-Two numbers a value, mean and log scale, make one peak with a learnt width. Black and white take the mass beyond them.
+Two numbers per value, mean and log scale, define one peak with a learnt width. Black and white take the tails.
 Ours starts as a broad peak in the middle, the same for all features.
 
 N pixels; c values a step, independent given the features; K levels; D features.
@@ -21,10 +21,10 @@ CONFIGURABLE = {"head": ("Logistic",)}
 
 
 class Logistic(nn.Module):
-    """Features (..., D) -> c values (..., c), each a discretised logistic, from one uniform number a value.
+    """Features (..., D) -> c values (..., c), each a discretised logistic. A sample takes one uniform number per value.
 
     Several values a step are independent given the features, which suits a decoder. A net that orders the colours of a
-    pixel asks for c = 1. log s is at least -7, as in PixelCNN++.
+    pixel has c = 1. log s is at least -7, as in PixelCNN++.
     """
 
     chains_colours = False

@@ -80,7 +80,7 @@ def evaluate_split(
             "bits_per_dim", result.bits_per_dim, f"bits/dim {result}", {**result.as_dict(), **usage},
             {"bits_per_dim": result.bits_per_dim, **curves},
         )  # fmt: skip
-    values, ever_on = _objective_over(model, data, split, seed, on_batch)
+    values, ever_active = _objective_over(model, data, split, seed, on_batch)
     described = {
         "n": len(data.split(split).labels), "split": split, "data": data.name, "weights": weights,
         "precision": precision_used(next(model.parameters())),
@@ -89,8 +89,8 @@ def evaluate_split(
         return _of_gan(model, values, described)
     if isinstance(model, Classifier):
         return _of_classifier(values, described)
-    if ever_on is not None:
-        return _of_coder(model, values, ever_on, described)
+    if ever_active is not None:
+        return _of_coder(model, values, ever_active, described)
     terms = _means(values)
     text = f"loss {terms['loss']:.4f} nats ({described['n']:,} images)"
     return Evaluation("loss", terms["loss"], text, {**terms, **described}, terms)
@@ -140,11 +140,11 @@ def _of_classifier(values: dict[str, Tensor], described: dict[str, Any]) -> Eval
     return Evaluation("loss", terms["loss"], text, details, terms)
 
 
-def _of_coder(model: Any, values: dict[str, Tensor], ever_on: Tensor, described: dict[str, Any]) -> Evaluation:
-    """`ever_on` (L,) bool: units that are on for at least one image."""
+def _of_coder(model: Any, values: dict[str, Tensor], ever_active: Tensor, described: dict[str, Any]) -> Evaluation:
+    """`ever_active` (L,) bool: units that are on for at least one image."""
     terms, n = _means(values), described["n"]
-    dead, units = int((~ever_on).sum()), len(ever_on)
-    terms |= {f"asked_{name}": target for name, target in model.asked.items()}
+    dead, units = int((~ever_active).sum()), len(ever_active)
+    terms |= {f"asked_{name}": target for name, target in model.targets.items()}
     terms |= {"dead_units": dead, "dead_share": dead / units}
     error = (values["reconstruction"].std() / math.sqrt(n)).item() if n > 1 else 0.0
     text = (
@@ -167,22 +167,22 @@ def _objective_over(
     """
     device = next(model.parameters()).device
     tallies: dict[str, Tally] = {}
-    ever_on: Tensor | None = None
+    ever_active: Tensor | None = None
     for batch in data.batches(split):
         seed_for(seed, batch)
         x, context = inputs(model, batch, device)
         for name, term in _objective(model, x, context).items():
             tallies.setdefault(name, Tally(name)).add(batch.index, term)
         if isinstance(model, Coder):
-            on = (model.encode(x, context=context).abs() > model.on).any(0).cpu()
-            ever_on = on if ever_on is None else ever_on | on
+            active = (model.encode(x, context=context).abs() > model.threshold).any(0).cpu()
+            ever_active = active if ever_active is None else ever_active | active
         if on_batch:
             on_batch(len(batch.index))
     # A process that has no batch of its own learns from the others which terms there are.
     names: list[str] = next(filter(None, _gathered(list(tallies))), [])
     expected = len(data.split(split).labels)
     values = {name: tallies.get(name, Tally(name)).gathered(expected)[1] for name in names}
-    by_process = [on for on in _gathered(ever_on) if on is not None]
+    by_process = [units for units in _gathered(ever_active) if units is not None]
     return values, torch.stack(by_process).any(0) if by_process else None
 
 
