@@ -69,7 +69,7 @@ class Folder:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RequestError(f"data.{key}={value} is not possible: it is {meaning}, at least 1")
-        ImageSpec(channels, size, size)  # checks the size before any image is made
+        ImageSpec(channels, size, size)  # checks the size before any image is read
         self.path = Path(str(path)).expanduser()
         self.name = f"folder-{printable(self.path.resolve().name)}"
         self.size, self.channels, self.skip_bad, self.max_pixels = size, channels, skip_bad, max_pixels

@@ -1,7 +1,7 @@
 """Checkpoint files: written complete or not at all, and checked before a run is resumed from one.
 
-They hold tensors and primitives only and are read by `build/untrusted.py`: a checkpoint from a stranger can compute but
-cannot execute code.
+They hold tensors and primitives only and are read by `build/untrusted.py`: a checkpoint from an unknown source can use
+the models of genlab, but cannot execute code of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from genlab.system.atomic import atomically
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU. RequestError if the file is none."""
+    """The content of a checkpoint, on the CPU. RequestError if the file is not a checkpoint."""
     return untrusted.checkpoint(path)
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:
-    """RequestError for a checkpoint whose state is not of the kind that a run writes."""
+    """RequestError if an entry of a checkpoint is missing or has a type that a run never writes."""
     card, callbacks = state["genlab"], state.get("callbacks")
     validation = callbacks.get("Validation") if isinstance(callbacks, dict) else None
     wrong = [name for name in ("step", "bad_steps", "updates") if not is_count(card.get(name))]
@@ -63,7 +63,7 @@ def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
 
 
 def _is_optimizer(part: Any) -> bool:
-    """True for moments by the number of a weight, and groups of such numbers."""
+    """True for the state of an optimiser: moments by the number of a weight, and groups of such numbers."""
     moments, groups = (part.get("state"), part.get("param_groups")) if isinstance(part, dict) else (None, None)
     if not isinstance(moments, dict) or not isinstance(groups, list):
         return False

@@ -1,11 +1,11 @@
-"""The state that a resumed run starts from: a checkpoint, checked and adapted to what the config says now.
+"""The state that a resumed run starts from: a checkpoint, checked and adapted to the current config.
 
     averaged weights     dropped if train.ema is 0 now; started from the weights themselves if there were none
     optimiser            the moments of the checkpoint, the settings of the config
     data                 the position, in images: a batch of another size begins where the last one ended
 
-A run whose config has not changed continues from exactly what it saved. Whatever cannot be adapted is a RequestError,
-before any file is changed.
+A run whose config has not changed continues from exactly the saved state. If the state cannot be adapted, a
+RequestError is raised before any file is changed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def read_last(folder: Path) -> dict[str, Any] | None:
 def adapt(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
     """The checkpoint `state`, adapted to `learner`, whose batches have `images` images on all processes together.
 
-    `state` itself is not changed. `fused`: the precision allows a fused optimiser. RequestError if it does not fit.
+    `state` itself is not changed. `fused`: True if the precision allows a fused optimiser. RequestError if it does not
+    fit.
     """
     card = dict(state["genlab"])
     weights, card["updates"] = _weights(state["state_dict"], learner, card["updates"])
@@ -74,7 +75,7 @@ class PreloadedCheckpointIO(AtomicCheckpointIO):
         self._states = [] if state is None else [state]
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return `state` and forget it: it is as large as model and optimiser together."""
+        """Return `state` and drop the reference to it, because it is as large as model and optimiser together."""
         return self._states.pop()
 
 
