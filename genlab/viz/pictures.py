@@ -9,17 +9,17 @@ Of every autoencoder and latent model (`core.Coder`):
     atoms        what each unit of the code adds to an image
     activating   the images for which the most varying units are largest, beside the unit's atom
     codes        histogram of the values of the code
-    traversal    decoded images while one unit goes through the range it has in the data
+    traversal    decoded images while one unit goes through its range in the data
     plane        two numbers for each image, coloured by class: the code, or its first two principal components
     between      decoded codes on straight lines between the codes of two images
-    sparsity     curves over training: how much of the code was in use
+    sparsity     curves over training: the share of active units, and the mean activation
 
 A conditional model decodes the code of an image under the context of that image. Codes that belong to no image are
 decoded under the context of the first image.
 
 Of every model with an amortised posterior (`core.Latent`):
 
-    units        KL of every unit's posterior from the prior, in nats: which units carry information on an image
+    units        KL of every unit's posterior from the prior, in nats: the information of the unit on an image
     manifold     for a model with two units: decoded images at the quantiles of the prior
 
 Of every model that makes images from normal numbers (`core.Pushforward`: latent Gaussian models, flows, GANs):
@@ -76,7 +76,7 @@ class Subject:
 
     @property
     def context(self) -> Tensor | None:
-        """What the model is given for each image (N, ...); None if it is unconditional."""
+        """The context of each image (N, ...); None if the model is unconditional."""
         return context_of(self.model, self._split)
 
     @property
@@ -141,7 +141,7 @@ def filters(subject: Subject) -> Save:
 
 
 def atoms(subject: Subject) -> Save:
-    """What each unit adds to an image."""
+    """The atom of each unit: what the unit adds to an image."""
     coder = _coder(subject)
     units = torch.arange(min(subject.units or MAX_TILES, coder.latent_dim))
     return _signed_tiles(representations.atoms(coder, units, subject.first_context))
@@ -169,8 +169,9 @@ def codes(subject: Subject) -> Save:
 
 
 def traversal(subject: Subject) -> Save:
-    """A row for each unit: the first image of the split as decoded, then with the unit from its least to its largest
-    value in the split.
+    """A row for each unit: the decoded code of the first image, then decoded codes with other values of the unit.
+
+    The values go from the unit's smallest to its largest in the split.
     """
     coder, h = _coder(subject), subject.codes
     units = subject.most_varying_units.tolist()
@@ -259,7 +260,7 @@ def walk(subject: Subject) -> Save:
     )  # fmt: skip
 
 
-Picture = Callable[[Subject], Save]  # raises RequestError if the model has nothing to show in it
+Picture = Callable[[Subject], Save]  # raises RequestError if the model has no such picture
 GENERAL: dict[str, Picture] = {
     "filters": filters, "atoms": atoms, "activating": activating, "codes": codes, "traversal": traversal,
     "plane": plane, "between": between, "sparsity": sparsity,
@@ -279,8 +280,8 @@ def _latent(subject: Subject) -> Any:
 def _coder(subject: Subject) -> Any:
     """The model, which must be a `core.Coder`."""
     if not isinstance(subject.model, Coder):
-        rest = "|".join(["filters", *(PRIOR if isinstance(subject.model, Pushforward) else ())])
-        raise RequestError(f"{model_name(subject.model)} has no code to show: what={rest} is all there is of it")
+        names = "|".join(["filters", *(PRIOR if isinstance(subject.model, Pushforward) else ())])
+        raise RequestError(f"{model_name(subject.model)} has no code to show: what={names} is all there is of it")
     return subject.model
 
 
