@@ -1,13 +1,12 @@
-"""From words on the command line to a config: Hydra's composition, with the request checked first.
+"""Compose a config from the words on the command line, by Hydra. The request is checked first.
 
-Hydra answers a wrong request with a paragraph or a traceback. Here every override is checked before Hydra gets it.
-Unknown groups, choices and keys are answered with the nearest valid one, however they are spelled (`key=`, `+key=`,
-`++key=`, `~key`; `overrides.py`). Values are compared with the kind that is expected (`values.py`). Settings of Hydra
-itself, below `hydra.`, are left to Hydra.
+For a wrong request, Hydra prints a paragraph or a traceback. Here every override is checked before Hydra gets it. For
+an unknown group, choice or key, in every form (`key=`, `+key=`, `++key=`, `~key`; `overrides.py`), the message names
+the nearest valid one. Values must be of the expected kind (`values.py`). Settings of Hydra itself, below `hydra.`, are
+not checked.
 
-The command line wins over an experiment: its values over the experiment's values, its choices over the experiment's
-choices. If an experiment has values for one model and the command line chooses another model, nobody can say what is
-meant, and the request is refused.
+Values and choices on the command line override those of an experiment. If an experiment has values for one model and
+the command line chooses another model, the request is ambiguous, and a RequestError is raised.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ class Request:
         try:
             with initialize_config_dir(config_dir=str(self.folders[0]), version_base="1.3"):
                 config = compose(self.verb, [*overrides, *self.compose_arguments()], return_hydra_config=True)
-        except Exception as error:  # Hydra raises half a dozen types, and nothing but reading the request is done here
+        except Exception as error:  # Hydra raises half a dozen types; only the request can cause them here
             refusal = re.match(r"Could not override '(\w+)/(\w+)'", str(error))
             if refusal:
                 group, part = refusal.groups()
@@ -193,7 +192,7 @@ class Request:
 
 
 def check_trust(config: DictConfig, parsed: list[Override]) -> None:
-    """RequestError if a file sets `trust`. Which packages may run code is decided on the command line alone."""
+    """RequestError if a file sets `trust`. Only the command line may name the packages that may run code."""
     try:
         trust = trusted(config.get("trust"))
     except OmegaConfBaseException as error:

@@ -1,4 +1,4 @@
-"""Small questions about a composed config: its keys, its plain values, the section of a key."""
+"""Small functions on a composed config: its keys, its plain values, the section of a key."""
 
 from __future__ import annotations
 

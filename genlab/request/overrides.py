@@ -1,7 +1,7 @@
 """The words of a command line one by one: `key=value`, `group=choice`, `+key=`, `++key=`, `~key`.
 
-Hydra parses them. Here each is checked against the choices and keys that there are, and a wrong one is answered with
-the nearest right one.
+Hydra parses them. Here each is checked against the existing choices and keys. For a wrong one, the message names the
+nearest right one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def check_key(o: Override, verb: str, config: DictConfig, valid: set[str]) -> No
     value, group = o.value(), key.replace(".", "/")
     adds = o.is_add() or o.is_force_add()
     if adds and key not in valid and "_target_" in (section_of(config, key) or ()):
-        return  # an argument for a constructor, which itself refuses what it does not take
+        return  # an argument of a constructor, which raises an error if it does not take it
     if key not in valid:
         raise RequestError(f"genlab {verb} has no key {key!r}: {nearest_key(key, valid)}")
     if o.is_add():

@@ -81,7 +81,7 @@ def whole_image(path: Path, spec: ImageSpec) -> Tensor:
 def context_image(path: Path, spec: ImageSpec, whole: ImageSpec) -> tuple[Tensor, bool]:
     """A picture file for `context=` -> (integers, True if it is a whole image from which the context is to be made).
 
-    The picture is either a context, as `spec` describes it, or a whole image, as `whole` does. Its size tells which.
+    The picture is either a context, as `spec` describes it, or a whole image, as `whole` does. They differ in size.
     If both have the same size and contexts are grey, a picture in colour is a whole image.
     """
     argument, (colours, opaque) = f"context={path}", read_picture(path, key="context")

@@ -1,8 +1,8 @@
-"""Which object draws the images of a request: the model itself, or for an autoencoder what its user asks for.
+"""Choose the object that draws the images of a request: the model itself, or for an autoencoder the sampler requested.
 
 An autoencoder has no p(x), so it neither samples nor completes by itself. `code=` fits a density to the codes of its
 training images (`genlab/models/code_sampler.py`). `chain=` repeats denoising (`genlab/models/chain_sampler.py`).
-Completion by an autoencoder is such a chain as well. The verb's output says which one it was.
+Completion by an autoencoder is such a chain as well. The verb's output names the sampler.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from genlab.request.numbers import check_at_least
 from genlab.request.progress import with_progress
 
 CODES, CHAINS = ("gaussian", "gmm"), ("walkback", "langevin")
-COMPONENTS, STEPS = 10, 200  # where the request does not say how many
+COMPONENTS, STEPS = 10, 200  # the defaults
 
 
 def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str | None]:
@@ -158,7 +158,7 @@ def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -
     notes += [] if density.converged else ["EM had not converged"]
     notes += [limits] if limits else []
     active = (h != 0).double().mean().item()
-    if active < 1:  # sparse codes: tell whether the codes that are drawn are as sparse
+    if active < 1:  # sparse codes: report if the drawn codes are as sparse
         trial = sampler.codes(1000, generator=torch.Generator().manual_seed(config.seed))
         notes.append(f"{(trial != 0).double().mean().item():.0%} of the units on, {active:.0%} in training images")
     notes.append("the expected image rounded" if model.head is None else "pixels drawn from p(x | code)")

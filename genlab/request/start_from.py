@@ -58,9 +58,9 @@ def load(model: nn.Module, init: str, trust: Sequence[str]) -> None:
     RequestError if the two models do not have the same weights by name and shape.
     """
     source, _ = restore(Path(init), trust=trust)
-    state, own = source.state_dict(), model.state_dict()
-    for key in [*own, *state]:
-        here, there = (tuple(part[key].shape) if key in part else "absent" for part in (own, state))
+    state, expected = source.state_dict(), model.state_dict()
+    for key in [*expected, *state]:
+        here, there = (tuple(part[key].shape) if key in part else "absent" for part in (expected, state))
         if here != there:
             raise RequestError(
                 f"init={init} does not fit: {key} is {there} there and {here} in the model that is asked for; "

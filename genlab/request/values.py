@@ -2,7 +2,7 @@
 
 The composed config is compared with the same config before any value was changed. `KINDS` lists the keys whose default
 is null and the keys that accept more than one kind of value. Keys beside a `_target_` are arguments of a constructor:
-others may be added and any may be left out, because the constructor itself refuses what it does not know. Arguments of
+others may be added and any may be left out, because the constructor itself checks them. Arguments of
 a class of another package are not checked.
 """
 
