@@ -1,8 +1,8 @@
-"""`genlab eval`: how well a model does on every image of a split, as one line and JSON, on one process or several.
+"""`genlab eval`: evaluate a model on every image of a split, on one process or several. Prints a line and writes JSON.
 
 A model with a likelihood is evaluated by its bits/dim, an autoencoder by its reconstructions, a classifier by its
-accuracy. A GAN has none of these: reported are the losses of its two players, or with `classifier=` the quality of its
-samples, as `genlab quality` measures it.
+accuracy. A GAN has none of these: its result is the losses of its two players, or with `classifier=` the quality of its
+samples as in `genlab quality`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`genlab probe`: how well a linear classifier predicts labels from a model's features, beside controls, as a table.
+"""`genlab probe`: the accuracy of a linear classifier on a model's features and on controls, as a table and JSON.
 
-`genlab/measure/probe_comparison.py` says what is compared and what the seeds change.
+`genlab/measure/probe_comparison.py` describes the controls and the seeds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`genlab sample`: draw images from a model into a PNG grid, and the same images as integers into a .npy file.
 
-An autoencoder, which has no distribution of images, draws by what `code=` or `chain=` names (`request/samplers.py`).
+An autoencoder has no distribution of images. Its images are drawn by `code=` or `chain=` (`request/samplers.py`).
 """
 
 from __future__ import annotations
