@@ -1,11 +1,11 @@
-"""From a config of plain values to objects. This is the only place in genlab where a config decides what is called.
+"""Build objects from a config of plain values. Only here can a config determine which constructors genlab calls.
 
 A `_target_` names a public constructor of genlab or an object of a package that the user trusts (`trust=`). A file of
 genlab that defines public constructors lists them in `CONFIGURABLE`, by the config key under which they may be used. In
-a config a constructor is named after its package (`genlab.nets.PixelCNN`), in whichever file of it the class is. Names
-are looked up in those lists, and no attribute is followed. With `_partial_: true`, the constructor is not called yet:
-the object that gets it adds the remaining arguments. Values are neither interpolated nor converted here. Hydra has
-composed the config before, and is not used again.
+a config the name has the package but not the file (`genlab.nets.PixelCNN`). Names are looked up in those lists, and no
+attribute is followed. With `_partial_: true`, the constructor is not called yet: the object that gets it adds the
+remaining arguments. Values are neither interpolated nor converted here. Hydra has composed the config before, and is
+not used again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read configs and checkpoints of strangers, with limits on their size and without running any code in them.
+"""Read untrusted configs and checkpoints, with limits on their size and without running any code in them.
 
 A config is YAML with plain values. It is parsed once, and nothing in it is looked up or computed: a value that contains
 `${` is refused, in whatever way the file writes it. Length, depth and number of values (with every alias counted in
