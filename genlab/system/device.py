@@ -89,7 +89,7 @@ def _or_nan(result: Tensor, failed: Tensor) -> Tensor:
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """While it lasts, products of float32 numbers are computed in float32, whatever was set before.
+    """Inside the block, products of float32 numbers are computed in float32, whatever was set before.
 
     So there is no TF32 in cuBLAS and cuDNN, and no TF32 or bfloat16 in oneDNN. Autocast is not affected. Can also be
     used as a decorator.

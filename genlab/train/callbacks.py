@@ -188,7 +188,7 @@ class Checkpoints(Periodic):
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
         """Pass a signal on to the learner, before the ranks agree on whether to stop after this step."""
-        learner.signal = signals.asked
+        learner.signal = signals.received
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
         """True also if training stops at this step for any reason."""

@@ -113,7 +113,7 @@ def fit(
     return FitResult(
         step=trainer.global_step,
         bad_steps=learner.guard.bad_steps,
-        interrupted=learner.interrupted or signals.asked,
+        interrupted=learner.interrupted or signals.received,
         seconds=learner.clock(),
         images_per_second=steps * run.step_images / busy,
         peak_memory=peak_memory(),
