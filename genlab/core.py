@@ -110,7 +110,7 @@ class Draw:
         the component z of a mixture    p(z)^(1/T), normalised over the components
 
     If several distributions are drawn from in turn (z, then pixels given z; one pixel after another), each of them is
-    tempered given what was drawn before. The images then do not follow p(x)^(1/T) as a whole. A sampler without a
+    tempered given what was drawn before. Then whole images do not follow p(x)^(1/T). A sampler without a
     distribution to temper raises RequestError for T other than 1.
     """
 
@@ -127,8 +127,8 @@ class Draw:
 
     @classmethod
     def of(cls, draw: Draw | None = None, *, seed: int | None = None, **fields: Any) -> Draw:
-        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. TypeError for another
-        keyword, RequestError for a seed and a generator.
+        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. Raises TypeError for
+        another keyword, RequestError for a seed and a generator.
         """
         if seed is not None:
             if fields.get("generator") is not None:

@@ -57,8 +57,8 @@ class Gate:
     def plan(self, config: Any, role: str) -> Callable[[], Any]:
         """A function that builds what `config` describes.
 
-        The whole config is checked now, and nothing in it is called before that function is. `role`: the key under
-        which the config is used. Raises RequestError for a config that may not be built.
+        The whole config is checked now. Its constructors are called only when the function is called. `role`: the key
+        under which the config is used. Raises RequestError for a config that may not be built.
         """
         if not isinstance(config, Mapping) or "_target_" not in config:
             raise RequestError(f"the {role} config does not name what to build: it has no _target_")
@@ -93,7 +93,7 @@ class Gate:
         return lambda: call(target, **{key: part() for key, part in keywords.items()})
 
     def _check_layers(self, node: Mapping[str, Any]) -> None:
-        """RequestError if a constructor of genlab is asked for too many layers."""
+        """Raise RequestError if a constructor of genlab would get too large a number of layers."""
         for key in LAYER_KEYS & set(node):
             if isinstance(node[key], int) and node[key] > MOST_LAYERS:
                 raise RequestError(
@@ -103,7 +103,7 @@ class Gate:
     def _find(self, target: Any, role: str) -> Any:
         """The constructor that `target`, a dotted name, stands for.
 
-        RequestError for a name that is not allowed. Its module is not imported then.
+        Raises RequestError for a name that is not allowed. Its module is not imported then.
         """
         refused = RequestError(
             f"the config asks for {target!r} as {role}, which is not a public part of "
@@ -138,7 +138,7 @@ class Gate:
 
 
 def trusted(value: Any) -> tuple[str, ...]:
-    """The packages that `trust=` names. RequestError for anything that is not a package's name."""
+    """The packages that `trust=` names. Raises RequestError for anything that is not a package's name."""
     names = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise RequestError(f"trust={value}: expected names of packages, like trust=[mypackage]")

@@ -1,7 +1,7 @@
 """Read untrusted configs and checkpoints, with limits on their size and without running any code in them.
 
 A config is YAML with plain values. It is parsed once, and nothing in it is looked up or computed: a value that contains
-`${` is refused, in whatever way the file writes it. Length, depth and number of values (with every alias counted in
+`${` is an error, in every notation of YAML. Length, depth and number of values (with every alias counted in
 full) are checked before any value is created.
 
 A checkpoint is the zip file that torch writes. Its entries must be uncompressed, so that they cannot be larger than the
@@ -50,7 +50,10 @@ def config_file(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a config file. RequestError if it is not UTF-8, longer than a config may be, or cannot be read."""
+    """The text of a config file.
+
+    Raises RequestError if it is not UTF-8, longer than a config may be, or cannot be read.
+    """
     try:
         if path.stat().st_size > 4 * CHARACTERS:
             raise RequestError(f"{path} is not a config that genlab reads: it is longer than {CHARACTERS:,} characters")
@@ -62,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def bounded_yaml(text: Any, where: str) -> Any:
-    """The content of a YAML text. RequestError if it is not YAML or larger than a config may be."""
+    """The content of a YAML text. Raises RequestError if it is not YAML or larger than a config may be."""
     try:
         if not isinstance(text, str) or len(text) > CHARACTERS:
             raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
@@ -84,8 +87,8 @@ def check_plain(config: Any, where: str) -> None:
 def checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a genlab checkpoint, its tensors on the CPU.
 
-    Checked are the file, its weights and the fields that genlab writes about the run. RequestError if one is wrong.
-    `describe` reads the config and the spec in it.
+    Checked are the file, its weights and the fields that genlab writes about the run. Raises RequestError if one is
+    wrong. `describe` reads the config and the spec in it.
     """
     try:
         _check_zip(Path(path))
@@ -143,7 +146,7 @@ _Plain.add_implicit_resolver(
 
 
 def _count(text: str) -> None:
-    """ValueError for a text that is nested too deeply or has too many values.
+    """Raise ValueError for a text that is nested too deeply or has too many values.
 
     They are counted from the parser's events, before any value is created.
     """
@@ -212,7 +215,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_content(content: Any, path: Path) -> None:
-    """_Damaged unless the content is primitives and tensors, and the file holds all values of every tensor."""
+    """Raise _Damaged unless the content is primitives and tensors, and the file holds all values of every tensor."""
     storages, claimed = {}, 0
     for node in _nodes(content):
         if isinstance(node, Tensor):
@@ -232,7 +235,7 @@ def _check_content(content: Any, path: Path) -> None:
 
 
 def _nodes(content: Any) -> Iterator[Any]:
-    """Every object in the content, once. _Damaged for an object of a type that genlab does not write."""
+    """Every object in the content, once. Raises _Damaged for an object of a type that genlab does not write."""
     waiting, seen = [content], set()
     while waiting:
         node = waiting.pop()

@@ -11,7 +11,7 @@ or refused in one sentence:
 - Floats: 0..1 becomes 0..255, rounded. Other floats have no agreed black and white and are refused. So are LAB, 32-bit
   integers and signed integers.
 
-A picture is turned upright as its EXIF orientation says. Of several frames the first is read. Colours are laid on
+A picture is turned upright by its EXIF orientation. Of several frames the first is read. Colours are laid on
 white, and the transparency is kept beside them, H x W.
 """
 

@@ -63,7 +63,7 @@ class BernoulliPixels:
         return BernoulliPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         if x.shape != self.logits.shape:
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         return F.logsigmoid(torch.where(x.bool(), self.logits, -self.logits)).sum(-1)

@@ -69,7 +69,7 @@ class CategoricalPixels:
         return CategoricalPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., 1) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., 1) -> nats (...,). Raises ValueError for another shape."""
         if x.shape[:-1] != self.logits.shape[:-1]:  # cross_entropy would accept flattened tensors of another shape
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         nats = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")

@@ -30,7 +30,7 @@ class ChainPixels:
         return ChainPixels(self.logits, self.channels, self.temperature * temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         if x.shape[-1] != self.channels:
             raise ValueError(f"values {tuple(x.shape)} do not match {self.channels} a step")
         values = list(x.unbind(-1))

@@ -87,7 +87,7 @@ class ConditionalCategoricalPixels:
         self.hidden, self.levels = weights[0].shape
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., C) -> nats (...,). Raises ValueError for another shape."""
         if x.shape != (*self.lead, len(self.weights)):
             raise ValueError(f"values {tuple(x.shape)} do not match {len(self.weights)} at each of {tuple(self.lead)}")
         remaining, nats = self.inner, []

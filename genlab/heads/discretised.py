@@ -48,7 +48,7 @@ def small_batches(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def pixels_last(x: Tensor, lead: tuple[int, ...], channels: int, dtype: torch.dtype) -> Tensor:
-    """Integers x (*lead, c) -> (c, N) of this dtype. ValueError for another shape."""
+    """Integers x (*lead, c) -> (c, N) of this dtype. Raises ValueError for another shape."""
     if x.shape != (*lead, channels):
         raise ValueError(f"values {tuple(x.shape)} do not match {channels} at each of {tuple(lead)}")
     return x.reshape(-1, channels).T.to(dtype)

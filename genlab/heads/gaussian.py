@@ -79,7 +79,10 @@ class Gaussian(nn.Module):
 
 
 class GaussianFixed(Gaussian):
-    """`sigma`: the standard deviation of every value, in units of the image's range. RequestError unless above 0."""
+    """`sigma`: the standard deviation of every value, in units of the image's range.
+
+    Raises RequestError unless above 0.
+    """
 
     log_s: Tensor
 
@@ -124,7 +127,7 @@ class GaussianPixels:
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), torch.double)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead).to(self.dtype)
 

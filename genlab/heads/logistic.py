@@ -59,7 +59,7 @@ class LogisticPixels:
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), self.mu.dtype)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead)
 

@@ -71,7 +71,7 @@ class LogisticMixturePixels:
         self.parameters, self.lead, self.channels, self.levels = parameters, lead, channels, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., C) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, self.channels, self.parameters.dtype)
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         if self.channels > 1:

@@ -67,7 +67,7 @@ class FeatureExtractor:
         return FeatureSet(images, labels, features, predicted)
 
     def check_fits(self, spec: ImageSpec, source: str, data_name: str) -> None:
-        """RequestError unless the classifier was trained on images of this shape, alphabet and data source.
+        """Raise RequestError unless the classifier was trained on images of this shape, alphabet and data source.
 
         `data_name`: the value of `data=` on the command line, for the message.
         """
@@ -89,7 +89,7 @@ class FeatureExtractor:
 def open_feature_extractor(
     path: str, device: torch.device, batch_size: int, trust: Sequence[str] = ()
 ) -> FeatureExtractor:
-    """The classifier of a run folder or checkpoint file, on the device. RequestError if it is no classifier."""
+    """The classifier of a run folder or checkpoint file, on the device. Raises RequestError if it is no classifier."""
     try:
         model, run = restore(path, trust=trust)
     except RequestError as error:

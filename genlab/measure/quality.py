@@ -125,7 +125,7 @@ def sample_quality(
 def check_comparable(
     model: Any, extractor: FeatureExtractor, data: Any, n: int, run: dict[str, Any], ckpt: str
 ) -> None:
-    """RequestError unless n samples of the model of `ckpt=` can be compared with the training and test images.
+    """Raise RequestError unless n samples of the model of `ckpt=` can be compared with the training and test images.
 
     `data` and `run`: data module and config of the model's run. The classifier must have been trained on images of the
     same shape, alphabet and data set.

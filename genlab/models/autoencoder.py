@@ -213,7 +213,7 @@ class Autoencoder(ImageModel):
         return each.sum((1, 2))
 
     def _check_tied(self) -> None:
-        """RequestError unless the decoder can use the encoder's weights."""
+        """Raise RequestError unless the decoder can use the encoder's weights."""
         try:
             self.decode(torch.zeros(1, self.latent_dim))
         except (RuntimeError, ValueError) as error:

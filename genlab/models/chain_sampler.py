@@ -92,7 +92,7 @@ class ChainSampler:
 
 
 def _generator(draw: Draw) -> torch.Generator | None:
-    """The generator of a drawing. RequestError for a temperature other than 1."""
+    """The generator of a drawing. Raises RequestError for a temperature other than 1."""
     if draw.temperature != 1:
         raise RequestError(f"temperature={draw.temperature:g}: the chain of an autoencoder has none")
     return draw.generator

@@ -52,7 +52,10 @@ class Mixture:
 
 
 def fit_gaussian(h: Tensor) -> Mixture:
-    """The Gaussian with mean and full covariance of codes (N, L). RequestError unless N >= 2 and all are finite."""
+    """The Gaussian with mean and full covariance of codes (N, L).
+
+    Raises RequestError unless N >= 2 and all are finite.
+    """
     _check(h, 2)
     h = h.double()
     return Mixture(torch.ones(1, dtype=torch.double), h.mean(0)[None], factors(torch.atleast_2d(h.T.cov())[None]))
@@ -62,8 +65,8 @@ def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
     """`components` Gaussians with full covariances, fitted to codes (N, L) by EM from k-means.
 
     Units are scaled to variance 1 for the fit, because scikit-learn adds 1e-6 to every variance. A step takes
-    components * N * L^2 operations: seconds for tens of units, minutes for hundreds. RequestError for fewer codes than
-    components.
+    components * N * L^2 operations: seconds for tens of units, minutes for hundreds. Raises RequestError for fewer
+    codes than components.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture

@@ -1,4 +1,5 @@
-"""Training objectives of a latent Gaussian model: a bound on log p(x), or the most likely z. Evaluation uses the ELBO.
+"""Training objectives of a latent Gaussian model: a bound on log p(x), or the most likely z. They are not for
+evaluation.
 
     bound      elbo: one draw of z and the KL in closed form, times `beta` (Higgins et al. 2017). beta grows from 0 over
                `warm_up` batches; a unit costs at least `free_bits` nats (Kingma et al. 2016, arXiv:1606.04934, C.8).

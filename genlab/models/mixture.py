@@ -1,6 +1,6 @@
 """Mixtures of Gaussians: p(x) = sum_z p(x | z) p(z), z one of M components (McLachlan & Peel 2000).
 
-What the Gaussians describe (`pixels`):
+The Gaussians describe one of two kinds of values (`pixels`):
 
     discretised   cells of integers: p(x | z) is the mass of N(mean, diag s^2) in the cells of x, with the tails in the
                   outermost cells. `log_prob` is exact, and the probabilities of all images sum to 1. Only for diagonal

@@ -45,7 +45,7 @@ class Prepared:
 
 
 def check_config(config: DictConfig) -> Plan:
-    """The plan for this machine. RequestError for everything in the config that cannot work."""
+    """The plan for this machine. Raises RequestError for everything in the config that cannot work."""
     check_sections(config)
     check_seed(config)
     plan = Plan.of(config.trainer)
@@ -100,7 +100,7 @@ def check_adversarial(config: DictConfig, model: nn.Module) -> None:
 
 
 def check_conditioning(data: Any, model: nn.Module) -> None:
-    """RequestError for data whose task is p(image | context) with a model that does not use the context.
+    """Raise RequestError for data whose task is p(image | context) with a model that does not use the context.
 
     The opposite case is an error when the model is built: it needs a context that the data does not have.
     """

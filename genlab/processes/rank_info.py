@@ -37,7 +37,7 @@ class RankInfo:
 
 
 def rank_info(env: Mapping[str, str]) -> RankInfo:
-    """Read the variables `env`. RequestError if machines have different numbers of tasks."""
+    """Read the variables `env`. Raises RequestError if machines have different numbers of tasks."""
     if "RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:
         world_size = int(env["WORLD_SIZE"])
         address = env.get("MASTER_ADDR", LOCAL)

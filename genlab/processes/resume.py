@@ -67,7 +67,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
 
 
 def run_config(file: Path) -> DictConfig:
-    """The config of a run, as plain values. RequestError if it is not the config of a run."""
+    """The config of a run, as plain values. Raises RequestError if it is not the config of a run."""
     config = untrusted.config_file(file)
     for section in ("model", "data", "optim", "trainer", "logger", "train", "names"):
         if not isinstance(config.get(section), dict):
@@ -117,7 +117,7 @@ def _prepare(folder: Path, config: DictConfig, plan: Plan) -> Prepared:
 
 
 def _check_unfinished(folder: Path, checkpoint: dict[str, Any] | None, config: DictConfig, plan: Plan) -> None:
-    """RequestError if the run is finished."""
+    """Raise RequestError if the run is finished."""
     if checkpoint is None:
         return
     step = checkpoint["genlab"]["step"]

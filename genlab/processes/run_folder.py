@@ -44,7 +44,8 @@ def new_folder(folder: Path, or_next: bool) -> Path:
 def open_folder(folder: Path, config: DictConfig, command: str, lock: ExitStack, or_next: bool) -> Path:
     """Make the folder of a new run, lock it until `lock` is closed, and write its records. Returns the folder.
 
-    RequestError if the folder holds a run already, is in use or cannot be written; nothing new is left in that case.
+    Raises RequestError if the folder holds a run already, is in use or cannot be written; nothing new is left in that
+    case.
     """
     created: list[Path] = []
     try:

@@ -36,7 +36,7 @@ def lock_descriptors() -> tuple[int, ...]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on an existing run folder. RequestError if another process holds it."""
+    """Hold the lock on an existing run folder. Raises RequestError if another process holds it."""
     path = folder / NAME
     descriptor = _lock(path, folder)
     if descriptor is None:
@@ -52,7 +52,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, folder: Path) -> int | None:
-    """A descriptor of the lock file, locked; None where the file system has no locks. RequestError if it is taken."""
+    """A descriptor of the lock file, locked; None where the file system has no locks.
+
+    Raises RequestError if it is taken.
+    """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

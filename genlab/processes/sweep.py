@@ -138,7 +138,10 @@ def _results(task: DictConfig, folder: Path, command: str) -> dict[str, Any]:
 
 
 def _status(folder: Path, task: DictConfig) -> str:
-    """The state of the run: "new", "begun" or "finished". RequestError if the folder holds another run than `task`."""
+    """The state of the run: "new", "begun" or "finished".
+
+    Raises RequestError if the folder holds another run than `task`.
+    """
     file = folder / "config.yaml"
     if not file.is_file():
         for name in (FAILED, "command.txt"):  # of a job that failed before its run began
@@ -210,7 +213,7 @@ def _new_folder(folder: Path, named: bool) -> Path:
 
 
 def _check_same_sweep(request: Request, config: DictConfig, folder: Path) -> None:
-    """RequestError if the runs in the folder are not those of this sweep. It is called before a job starts."""
+    """Raise RequestError if the runs in the folder are not those of this sweep. It is called before a job starts."""
     if not folder.is_dir():
         raise RequestError(f"hydra.sweep.dir={folder} is not a folder")
     existing = sweep_table.runs(folder)

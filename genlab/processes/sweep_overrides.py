@@ -22,7 +22,7 @@ MAX_RUNS = 10_000  # of one sweep
 
 
 def check(request: Request) -> DictConfig:
-    """The config of the first job, its `hydra` section included. RequestError for overrides that cannot work."""
+    """The config of the first job, its `hydra` section included. Raises RequestError for overrides that cannot work."""
     parsed = request.parse(request.overrides)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
     for following, o in enumerate(parsed, 1):
@@ -127,7 +127,7 @@ def _parameters(request: Request, config: DictConfig) -> list[Override]:
 
 
 def _check_launcher_and_sweeper(config: DictConfig) -> None:
-    """RequestError for settings with which Hydra's launchers and sweepers would fail."""
+    """Raise RequestError for settings with which Hydra's launchers and sweepers would fail."""
     sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
     for key, node, name in (
         ("sweeper.n_trials", sweeper, "n_trials"),

@@ -41,7 +41,7 @@ from genlab.viz import pictures
 def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
     """Train by `config` in a new `folder`. Returns the content of results.json.
 
-    `config` is resolved and has no hydra section. RequestError if the request cannot work; then nothing has been
+    `config` is resolved and has no hydra section. Raises RequestError if the request cannot work; then nothing has been
     written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
     """
     plan = check_config(config)

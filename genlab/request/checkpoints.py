@@ -72,14 +72,14 @@ def open_data(
 
 
 def check_split(config: DictConfig) -> None:
-    """RequestError unless `split=` names a split of a data set."""
+    """Raise RequestError unless `split=` names a split of a data set."""
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
 
 
 @torch.no_grad()
 def _check_finite_outputs(model: Any, ckpt: object) -> None:
-    """RunError for a model that computes NaN or infinity for one image of noise: its samples would be useless."""
+    """Raise RunError for a model that computes NaN or infinity for one image of noise: its samples would be useless."""
     spec: ImageSpec = model.spec
     device = next(model.parameters()).device
     x = torch.randint(spec.levels, (1, *spec.shape), generator=torch.Generator().manual_seed(0)).to(device)

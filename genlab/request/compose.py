@@ -66,7 +66,7 @@ class Request:
                 self.overrides.append(quoted(word))
 
     def config(self) -> DictConfig:
-        """The config of the verb, with Hydra's own section under `hydra`. RequestError if a value is missing."""
+        """The config of the verb, with Hydra's own section under `hydra`. Raises RequestError if a value is missing."""
         if self.sweep:
             raise RequestError(f"genlab {self.verb} runs once: -m is for genlab train")
         config = self.check(self.overrides)
@@ -104,7 +104,7 @@ class Request:
         return config
 
     def parse(self, overrides: list[str]) -> list[Override]:
-        """The overrides as Hydra parses them. RequestError for one that it cannot parse."""
+        """The overrides as Hydra parses them. Raises RequestError for one that it cannot parse."""
         return parse(overrides)
 
     def compose_arguments(self) -> list[str]:
@@ -113,7 +113,7 @@ class Request:
         return [f"hydra.searchpath=[{extra}]"] if extra else []
 
     def _check_experiment(self, chosen: list[Override], keys: set[str]) -> None:
-        """RequestError if an experiment and a choice on the command line do not go together.
+        """Raise RequestError if an experiment and a choice on the command line do not go together.
 
         That is the case if the experiment has values for another model or optimiser than the chosen one, or sets a
         value of the trainer that the chosen trainer also sets. Values that the command line gives as well (`keys`)
@@ -152,7 +152,7 @@ class Request:
     def _check_values(
         self, defaults: DictConfig, base: DictConfig, config: DictConfig, choices: dict[str, list[str]]
     ) -> None:
-        """RequestError if a section is missing, a key is unknown, or a value is not of the expected kind.
+        """Raise RequestError if a section is missing, a key is unknown, or a value is not of the expected kind.
 
         `defaults`: the config of the verb without overrides. `base`: with its choices only. `config`: with everything.
         """
@@ -192,7 +192,7 @@ class Request:
 
 
 def check_trust(config: DictConfig, parsed: list[Override]) -> None:
-    """RequestError if a file sets `trust`. Only the command line may name the packages that may run code."""
+    """Raise RequestError if a file sets `trust`. Only the command line may name the packages that may run code."""
     try:
         trust = trusted(config.get("trust"))
     except OmegaConfBaseException as error:
@@ -224,7 +224,7 @@ def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
 
 
 def check_sections(config: DictConfig) -> None:
-    """RequestError if a value under `train` or `trainer` is not of the kind of genlab's default.
+    """Raise RequestError if a value under `train` or `trainer` is not of the kind of genlab's default.
 
     For the config of a run folder, which was not composed here. It may lack keys that are newer than the run.
     """

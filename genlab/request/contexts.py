@@ -1,7 +1,7 @@
 """Contexts of images to draw: `label=` and `context=` of the verbs that draw images, checked against the model.
 
-The checkpoint says how the second images of its run were made (`data.context`), so a whole picture can be turned into
-a context in the same way. It also says what the classes are called.
+The config in the checkpoint describes how second images are made (`data.context`), so a whole picture can be turned
+into a context in the same way. The checkpoint also has the names of the classes.
 
 n images, C' x h x w a second image.
 """
@@ -70,7 +70,7 @@ def read_contexts(
     """The contexts that `label=` and `context=` describe, for `n` images (None: the number `n=`).
 
     Without `label=`, the images of a class-conditional model go through its classes in turn, unless `label_required`.
-    RequestError if the model does not take such a context, needs one that is not given, or the value is wrong.
+    Raises RequestError if the model does not take such a context, needs one that is not given, or the value is wrong.
     """
     spec: ImageSpec = model.spec  # type: ignore[assignment]
     n = config.n if n is None else n
@@ -109,7 +109,7 @@ class Classes:
     def number(self, label: object) -> int:
         """The number (from 0) of the class with this name, or if there is no such name, with this number.
 
-        RequestError if there is no such class.
+        Raises RequestError if there is no such class.
         """
         text = str(label)
         if text in self.names:

@@ -22,7 +22,7 @@ PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
 
 
 def check_folder(folder: Path) -> None:
-    """RequestError if a file in the folder could make Hydra run code."""
+    """Raise RequestError if a file in the folder could make Hydra run code."""
     for count, path in enumerate(_files(folder)):
         if count == MOST_FILES:
             raise RequestError(

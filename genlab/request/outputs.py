@@ -16,8 +16,8 @@ from genlab.viz import save_grid
 
 
 def writable(key: str, value: str, *suffixes: str) -> Path:
-    """The path that config key `key` names. RequestError unless its ending is one of `suffixes`, its folder exists
-    and files can be written there.
+    """The path that config key `key` names. Raises RequestError unless its ending is one of `suffixes`, its folder
+    exists and files can be written there.
     """
     path = Path(str(value)).expanduser()
     if path.suffix.lower() not in suffixes:

@@ -34,7 +34,7 @@ def quoted(word: str) -> str:
 
 
 def parse(words: list[str]) -> list[Override]:
-    """The overrides that words stand for, as Hydra parses them. RequestError for a word that it cannot parse."""
+    """The overrides that words stand for, as Hydra parses them. Raises RequestError for a word that it cannot parse."""
     parsed = []
     for word in words:
         try:
@@ -57,7 +57,7 @@ def of_hydra(o: Override) -> bool:
 
 
 def check_choice(o: Override, verb: str, choices: Mapping[str, list[str]], all_groups: Mapping[str, list[str]]) -> None:
-    """RequestError for a group that the verb does not have, or a choice that its group does not have.
+    """Raise RequestError for a group that the verb does not have, or a choice that its group does not have.
 
     `choices`: the groups of this verb, and the names to choose from in each. `all_groups`: the same of all verbs.
     """
@@ -76,7 +76,7 @@ def check_choice(o: Override, verb: str, choices: Mapping[str, list[str]], all_g
 
 
 def check_key(o: Override, verb: str, config: DictConfig, valid: set[str]) -> None:
-    """RequestError for a key that does not exist, and for one that cannot be added or taken away.
+    """Raise RequestError for a key that does not exist, and for one that cannot be added or taken away.
 
     `config`: composed of the choices that were made. `valid`: its keys and the verb's groups.
     """

@@ -21,7 +21,7 @@ OPAQUE = 128  # from this alpha on, a pixel counts as known; some programs write
 def read_picture(path: Path, *, key: str = "image") -> tuple[Tensor, Tensor]:
     """(colours (1 or 3, H, W) uint8, opaque (H, W) bool) of the picture file that the config key `key` names.
 
-    RequestError for a file that is no picture, damaged or too large.
+    Raises RequestError for a file that is no picture, damaged or too large.
     """
     argument = f"{key}={path}"
     try:
@@ -50,7 +50,7 @@ def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
     """A picture file -> (image (C, H, W) integers in 0..K-1, known (H, W) bool).
 
     Transparent pixels are unknown. A picture smaller than the model's images is taken as their top left part.
-    RequestError for a picture that is larger, or in colour if the model's images are grey.
+    Raises RequestError for a picture that is larger, or in colour if the model's images are grey.
     """
     argument, (colours, opaque) = f"image={path}", read_picture(path)
     height, width = opaque.shape

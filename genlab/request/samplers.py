@@ -31,7 +31,7 @@ COMPONENTS, STEPS = 10, 200  # the defaults
 def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str | None]:
     """(the model, None) if it draws images itself; for an autoencoder (a sampler, a description of it in words).
 
-    RequestError for keys of autoencoders with another model, and for a choice that is not possible.
+    Raises RequestError for keys of autoencoders with another model, and for a choice that is not possible.
     """
     if isinstance(model, Sampler):
         for key in ("code", "components", "chain", "steps"):
@@ -45,7 +45,7 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
 
 
 def check_data_is_read(config: DictConfig, model: Any) -> None:
-    """RequestError for `data.…` in a request to draw images that reads no data: only `code=` does."""
+    """Raise RequestError for `data.…` in a request to draw images that reads no data: only `code=` does."""
     for key, value in config.data.items():
         if value is not None and isinstance(model, Sampler):
             raise RequestError(
@@ -58,7 +58,8 @@ def check_data_is_read(config: DictConfig, model: Any) -> None:
 def completer_of(config: DictConfig, model: Any) -> Completer:
     """The model if it completes images, else chains of a denoising autoencoder.
 
-    RequestError for any other model, and for `particles=`, `steps=` or `temperature=` where they have no meaning.
+    Raises RequestError for any other model, and for `particles=`, `steps=` or `temperature=` where they have no
+    meaning.
     """
     if isinstance(model, Completer):
         if config.steps is not None:
@@ -81,7 +82,7 @@ def completer_of(config: DictConfig, model: Any) -> Completer:
 
 
 def _check_choice(config: DictConfig, model: Autoencoder) -> None:
-    """RequestError unless the request names exactly one way of sampling, and this autoencoder can do it."""
+    """Raise RequestError unless the request names exactly one way of sampling, and this autoencoder can do it."""
     code, chain = config.code, config.chain
     denoises = model.corruption is not None
     if code is None and chain is None:

@@ -55,7 +55,7 @@ def composed(request: Request) -> DictConfig:
 def load(model: nn.Module, init: str, trust: Sequence[str]) -> None:
     """Load the weights of the run or checkpoint `init` into `model`: the averaged weights if there are any.
 
-    RequestError if the two models do not have the same weights by name and shape.
+    Raises RequestError if the two models do not have the same weights by name and shape.
     """
     source, _ = restore(Path(init), trust=trust)
     state, expected = source.state_dict(), model.state_dict()

@@ -49,7 +49,8 @@ KINDS = {
 
 
 def check_values(default: Mapping[str, Any], config: Mapping[str, Any], within: str = "") -> None:
-    """RequestError for a value of `config` that is not of the kind of its `default`, an unknown key or a missing key.
+    """Raise RequestError for a value of `config` that is not of the kind of its `default`, an unknown key or a missing
+    key.
 
     `config` holds plain values. `within`: the section that both are, with a dot at its end.
     """

@@ -22,7 +22,10 @@ from genlab.core import RequestError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one. RequestError for one that is not there."""
+    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one.
+
+    Raises RequestError for one that is not there.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise RequestError(f"device={name} is not known: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():

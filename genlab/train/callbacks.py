@@ -117,7 +117,7 @@ class Pictures(Periodic):
         self.folder, self.count, self.draw = folder, count, draw
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Write samples/step=000500.png, completions/… and reconstructions/…, whichever the model can make."""
+        """Write samples/step=000500.png, completions/… and reconstructions/…, as far as the model can."""
         with learner.evaluation_model() as model:
             grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):

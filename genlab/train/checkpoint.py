@@ -21,12 +21,12 @@ from genlab.system.atomic import atomically
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. RequestError if the file is not a checkpoint."""
+    """The content of a checkpoint, on the CPU. Raises RequestError if the file is not a checkpoint."""
     return untrusted.checkpoint(path)
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:
-    """RequestError if an entry of a checkpoint is missing or has a type that a run never writes."""
+    """Raise RequestError if an entry of a checkpoint is missing or has a type that a run never writes."""
     card, callbacks = state["genlab"], state.get("callbacks")
     validation = callbacks.get("Validation") if isinstance(callbacks, dict) else None
     wrong = [name for name in ("step", "bad_steps", "updates") if not is_count(card.get(name))]
@@ -92,7 +92,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, complete or absent, without pickled objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically. RunError if it fails, for example on a full disk; the previous checkpoint stays."""
+        """Write atomically. Raises RunError if it fails, for example on a full disk; the previous checkpoint stays."""
         try:
             with atomically(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)

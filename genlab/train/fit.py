@@ -62,7 +62,7 @@ class FitResult:
 def fit(
     run: Run, *, draw: Callable[..., Any] | None = None, environment: ClusterEnvironment | None = None
 ) -> FitResult:
-    """Train; call it on every rank with the same arguments. RunError if too many steps are not finite.
+    """Train; call it on every rank with the same arguments. Raises RunError if too many steps are not finite.
 
     `draw(path, images, spec, columns)` writes a grid of images; without it no pictures are made. `environment`:
     the description of the ranks for Lightning; None for a single process.
@@ -122,7 +122,7 @@ def fit(
 
 
 def check_resumable(run: Run) -> None:
-    """RequestError if the run cannot be resumed. Nothing is written."""
+    """Raise RequestError if the run cannot be resumed. Nothing is written."""
     if run.config["logger"]["kind"] != "none":
         loggers.read_metrics(run.folder / "metrics.csv")
     if run.checkpoint is not None:

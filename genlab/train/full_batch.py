@@ -24,7 +24,7 @@ def uses_full_batch(model: object) -> bool:
 
 
 def check_full_batch(data: Mapping[str, Any], plan: Plan) -> None:
-    """RequestError for settings that are not possible if every step uses all images unchanged."""
+    """Raise RequestError for settings that are not possible if every step uses all images unchanged."""
     if plan.processes > 1:
         raise RequestError(
             f"trainer.devices={plan.processes}: this model is fitted to all images at once, by one process"

@@ -41,7 +41,7 @@ class GradientGuard:
         self._buffers = [buffer.clone() for buffer in model.buffers()]
 
     def check(self, model: nn.Module, loss_sum: Tensor, signal: int, scaled: bool) -> int:
-        """Decide together with the other ranks if this step is skipped. Only here the host waits for the device.
+        """Decide together with the other ranks if this step is skipped. The host waits for the device only here.
 
         `loss_sum` (): of this rank. `signal`: a request to stop that this rank has received, 0 for none. `scaled`: a
         loss scaler is used. Returns the signal that any rank has received.

@@ -28,7 +28,7 @@ KINDS = {"csv": None, "none": None, "tensorboard": "tensorboard", "wandb": "wand
 
 
 def check(kind: str) -> None:
-    """RequestError if there is no such logger or its package is missing."""
+    """Raise RequestError if there is no such logger or its package is missing."""
     if kind not in KINDS:
         raise RequestError(f"logger={kind} is unknown; {nearest(kind, KINDS)}")
     package = KINDS[kind]

@@ -28,7 +28,7 @@ class AdamW:
     """Settings of the optimiser.
 
     `warmup`: in optimiser steps. `discriminator_lr`: learning rate of a GAN's discriminator, None for `lr`.
-    RequestError for values that are not possible.
+    Raises RequestError for values that are not possible.
     """
 
     lr: float = 1e-3

@@ -34,7 +34,7 @@ class Plan:
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any]) -> Plan:
-        """The plan for this machine. RequestError for a setting that is not possible on it."""
+        """The plan for this machine. Raises RequestError for a setting that is not possible on it."""
         accelerator = _one_of("accelerator", trainer["accelerator"], ("auto", "cpu", "gpu"))
         gpus = torch.cuda.device_count()
         if accelerator == "gpu" and not gpus:

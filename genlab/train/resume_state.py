@@ -40,8 +40,8 @@ def read_last(folder: Path) -> dict[str, Any] | None:
 def adapt(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
     """The checkpoint `state`, adapted to `learner`, whose batches have `images` images on all processes together.
 
-    `state` itself is not changed. `fused`: True if the precision allows a fused optimiser. RequestError if it does not
-    fit.
+    `state` itself is not changed. `fused`: True if the precision allows a fused optimiser. Raises RequestError if it
+    does not fit.
     """
     card = dict(state["genlab"])
     weights, card["updates"] = _weights(state["state_dict"], learner, card["updates"])

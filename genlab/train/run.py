@@ -59,7 +59,7 @@ class Run:
 
 
 def check_train(train: Mapping[str, Any]) -> None:
-    """RequestError if a setting of the section `train` of a config is not possible."""
+    """Raise RequestError if a setting of the section `train` of a config is not possible."""
     for key in ("log_every", "valid_every", "checkpoint_every", "max_bad_steps", "samples"):
         if not isinstance(train[key], int) or train[key] < 1:
             raise RequestError(f"train.{key}={train[key]} must be a whole number of at least 1")

@@ -71,7 +71,10 @@ def command(request: Request) -> None:
 
 
 def _partial_image(config: DictConfig, spec: ImageSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(image (C, H, W), known (H, W) bool) of `image=` and `known=`. RequestError if all or no pixels are known."""
+    """(image (C, H, W), known (H, W) bool) of `image=` and `known=`.
+
+    Raises RequestError if all or no pixels are known.
+    """
     image, known = partial_image(Path(str(config.image)), spec)
     if config.known is not None:
         if not known.all():

@@ -107,7 +107,7 @@ class Subject:
 
 @torch.no_grad()
 def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], list[str]]:
-    """Write the pictures of these names into `folder`, as far as the model has them.
+    """Write the pictures of these names into `folder`, except those that the model does not have.
 
     Returns the files written and, for the pictures that were left out, the reasons, each once.
     """
