@@ -182,7 +182,7 @@ def _limited_size() -> Iterator[None]:
 
 
 def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """RequestError unless the weights of a checkpoint are those of the model that it describes, by name and shape."""
+    """Raise RequestError unless the weights of a checkpoint fit the model that it describes, by name and shape."""
     of_model = {name: tuple(value.shape) for name, value in sketch.state_dict().items()}
     of_file = {name: tuple(value.shape) for name, value in state.items()}
     for name in {**of_model, **of_file}:

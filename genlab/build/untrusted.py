@@ -37,7 +37,7 @@ PLAIN = (bool, int, float, str, type(None))
 def plain_config(text: Any, where: str) -> dict[str, Any]:
     """The config in a YAML text: a mapping of str keys to lists, mappings, text, numbers, true, false and null.
 
-    RequestError, which begins with `where` the text is from, for anything else.
+    Raises RequestError for anything else. `where`: the origin of the text, which begins the message.
     """
     config = bounded_yaml(text, where)
     check_plain(config, where)
@@ -77,7 +77,7 @@ def bounded_yaml(text: Any, where: str) -> Any:
 
 
 def check_plain(config: Any, where: str) -> None:
-    """RequestError unless a config is a mapping of plain values. A missing value (???) and `${` are refused as well."""
+    """Raise RequestError unless a config is a mapping of plain values, without `${` and missing values (???)."""
     try:
         _check_plain(config)
     except ValueError as error:
@@ -196,7 +196,7 @@ def _check_plain(config: Any) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """_Damaged unless every entry is uncompressed and unique, has the right checksum, and all fit into the file."""
+    """Raise _Damaged unless all entries are uncompressed and unique, have the right checksum, and fit into the file."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")

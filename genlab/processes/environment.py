@@ -14,9 +14,7 @@ def environment() -> ClusterEnvironment:
 
 
 class RankEnvironment(ClusterEnvironment):
-    """The ranks of one run. `group.join` makes the process group before Lightning does, so address and port are not
-    used.
-    """
+    """The ranks of one run. Address and port are not used, because `group.join` has made the process group."""
 
     creates_processes_externally = True
     main_address = ""

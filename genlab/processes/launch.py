@@ -40,7 +40,7 @@ def cores() -> int:
 
 
 def check_cores(devices: int, accelerator: str) -> None:
-    """RequestError if more CPU ranks are to be started here than there are cores; each holds the model and the data."""
+    """Raise RequestError for more CPU ranks than cores: each rank has a copy of the model and of the data."""
     if accelerator != "cpu" or world_size() > 1 or devices <= cores() or os.environ.get("GENLAB_OVERSUBSCRIBE") == "1":
         return
     raise RequestError(

@@ -84,7 +84,7 @@ def prepare(config: DictConfig, init: str | None = None) -> Prepared:
 
 
 def check_adversarial(config: DictConfig, model: nn.Module) -> None:
-    """RequestError for a GAN's settings with another model, and for settings with which a GAN cannot be trained."""
+    """Raise RequestError for a GAN's settings with another model, and for settings that fit no GAN."""
     name, lr = model_name(model), config.optim.get("discriminator_lr")
     if not isinstance(model, Adversarial):
         if lr is not None:

@@ -80,7 +80,7 @@ def check_values(default: Mapping[str, Any], config: Mapping[str, Any], within: 
 
 
 def check_value(key: str, value: Any, default: Any) -> None:
-    """RequestError unless `value` is of the kind that `key` accepts. The kind is that of its default or in `KINDS`."""
+    """Raise RequestError unless `key` accepts this kind of `value`. The kind is that of its default or in `KINDS`."""
     if isinstance(default, (list, tuple)):
         if value is None and key.startswith(("model.", "data.")):
             return
@@ -100,7 +100,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
 
 
 def check_finite(key: str, value: Any) -> None:
-    """RequestError for a number in `value`, at any depth, that is not finite or is too large for a torch integer."""
+    """Raise RequestError for a number in `value`, at any depth, that is not finite or too large for a torch integer."""
     if isinstance(value, Mapping):
         for name, each in value.items():
             check_finite(f"{key}.{name}", each)

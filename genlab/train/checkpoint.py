@@ -54,7 +54,7 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
 
 
 def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
-    """RequestError for moments (averages of gradients) from a checkpoint that have other shapes than the weights."""
+    """Raise RequestError if moments (averages of gradients) of a checkpoint have other shapes than the weights."""
     for weight, kept in optimizer.state.items():
         for name, value in kept.items():
             shapes = {(), tuple(weight.shape)} if name == "step" else {tuple(weight.shape)}
