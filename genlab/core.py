@@ -69,7 +69,7 @@ class ImageSpec:
                 f"classes, got {self}"
             )
         if self.context is not None and (not isinstance(self.context, ImageSpec) or self.context.context is not None):
-            raise RequestError("the context of an image is an image without a context of its own")
+            raise RequestError("the context of an image must be an image without a context")
 
     @property
     def shape(self) -> tuple[int, int, int]:

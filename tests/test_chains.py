@@ -200,7 +200,7 @@ WRONG = [
     ("masking", ["sample", "chain=langevin"], "only gaussian corruption"),
     ("gaussian", ["sample", "chain=langevin", "steps=0"], "at least 1"),
     ("gaussian", ["sample", "chain=walkback", "temperature=2"], "only code=gaussian has one"),
-    ("gaussian", ["sample", "chain=walkback", "data.limit=3"], "only code= looks at data"),
+    ("gaussian", ["sample", "chain=walkback", "data.limit=3"], "only code= reads data"),
     ("pixelcnn", ["sample", "code=gaussian"], "draws images by itself"),
     ("pixelcnn", ["sample", "steps=3"], "draws images by itself"),
     ("pixelcnn", ["sample", "data.limit=3"], "draws images by itself"),

@@ -59,7 +59,7 @@ class Folder:
         if printable(path) != str(path):
             raise RequestError(
                 f"data.path={printable(path)} is not UTF-8, and the config of a run could not hold it: link to it "
-                "(names inside may be what they like)"
+                "(names of files inside may have any bytes)"
             )
         if channels not in (1, 3):
             raise RequestError(f"data.channels={channels} is not possible: 1 is grey, 3 is colour")

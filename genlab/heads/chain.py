@@ -32,7 +32,7 @@ class ChainPixels:
     def log_prob(self, x: Tensor) -> Tensor:
         """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         if x.shape[-1] != self.channels:
-            raise ValueError(f"values {tuple(x.shape)} do not match {self.channels} a step")
+            raise ValueError(f"values {tuple(x.shape)} do not match {self.channels} values per step")
         values = list(x.unbind(-1))
         each = [self.conditional(values[:i]).log_prob(value.unsqueeze(-1)) for i, value in enumerate(values)]
         return torch.stack(each).sum(0)

@@ -132,7 +132,7 @@ def check_comparable(
     """
     if getattr(model, "conditioning", "none") == "image":
         raise RequestError(
-            f"ckpt={ckpt} is conditioned on a second image: what it draws for one is no sample of {data.name}"
+            f"ckpt={ckpt} is conditioned on a second image, so its images are not samples of {data.name}"
         )
     extractor.check_fits(model.spec, data.source.name, run["names"]["data"])
     train_images, test_images = len(data.split("train").labels), len(data.split("test").labels)

@@ -65,7 +65,7 @@ class Autoencoder(ImageModel):
         if getattr(corruption, "everywhere", True) and tuple(emphasis) != (1, 1):
             raise RequestError("emphasis weighs corrupted values: it needs model/corruption=masking or salt_pepper")
         if tied and head is not None:
-            raise RequestError("tied weights end in the image itself: they go with model/head=none")
+            raise RequestError("tied weights give the image itself, not a distribution: they need model/head=none")
         self.latent_dim, self.corruption, self.emphasis = latent_dim, corruption, tuple(emphasis)
         self.code: Any
         self.code = code(units=latent_dim)

@@ -59,7 +59,7 @@ class Bound:
                 "beta, free_bits and warm_up change the KL of model.bound=elbo; other bounds and map have none"
             )
         if self.guesses and self.bound != "elbo":
-            raise RequestError("model.inference=map has one guess an image: it goes with model.bound=elbo")
+            raise RequestError("model.inference=map has one z for each image: it needs model.bound=elbo")
 
     @property
     def guesses(self) -> bool:

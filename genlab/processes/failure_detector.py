@@ -148,7 +148,7 @@ class FailureDetector:
                     missing = sorted(set(range(1, self.info.world_size)) - set(self._connections))
                     raise RunError(
                         f"{len(self._connections) + 1} of {self.info.world_size} processes have met, and rank "
-                        f"{missing[0]} has not come: see what it has said, and whether the machines reach one another"
+                        f"{missing[0]} has not come: see its output, and check that the machines reach one another"
                     ) from None
                 connection.settimeout(5)
                 hello = _read(connection)
@@ -175,8 +175,8 @@ class FailureDetector:
                     connection.close()
             time.sleep(0.1)
         raise RunError(
-            f"rank {self.info.rank} of {self.info.world_size} has not found rank 0 at {self.info.address}: see what "
-            "that one has said, and whether the machines reach one another"
+            f"rank {self.info.rank} of {self.info.world_size} has not found rank 0 at {self.info.address}: see "
+            "its output, and check that the machines reach one another"
         )
 
 

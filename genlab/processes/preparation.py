@@ -110,5 +110,5 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
     choice, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
     raise RequestError(
         f"data/context={choice} gives every image a {what} to be conditioned on, which {model_name(model)} does "
-        f"not look at: add model/context={context.kind}"
+        f"not use: add model/context={context.kind}"
     )

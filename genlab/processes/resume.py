@@ -90,8 +90,8 @@ def apply_override(config: DictConfig, override: str) -> None:
     section, _, name = key.rpartition(".")
     if not equals or not name or not (section in SECTIONS or key in (*KEYS, "logger.kind")):
         raise RequestError(
-            f"{override}: a resumed run can only change {CHANGEABLE}; for the rest start a new run, from its weights "
-            "with genlab train init=RUN"
+            f"{override}: a resumed run can only change {CHANGEABLE}; for other changes start a new run from its "
+            "weights with genlab train init=RUN"
         )
     node = config[section] if section else config
     if name not in node:

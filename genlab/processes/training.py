@@ -82,9 +82,7 @@ def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[s
             return _work(folder, prepared, trust, resume)
         except signals.Stopped as stop:
             if results.exists():  # it is written once the test is done
-                then = (
-                    f"{results.name} is complete, and `genlab show ckpt={folder}` draws what is missing of the pictures"
-                )
+                then = f"{results.name} is complete, and `genlab show ckpt={folder}` draws the missing pictures"
             elif last.exists():
                 then = f"{resume} goes on from the last checkpoint, also with a test that is not done"
             else:

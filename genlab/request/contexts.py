@@ -158,10 +158,10 @@ def _labels(label: int | str | None, n: int, spec: ImageSpec, classes: Classes) 
 def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, n: int, subject: str) -> Contexts:
     """The second image of `context=`, for every image; `subject` is how messages begin."""
     if not run["data"].get("context"):
-        raise RequestError(f"{subject} whose making its run does not describe: sample(context=…) in Python takes one")
+        raise RequestError(f"{subject}, and its run does not describe how to make one: use sample(context=…) in Python")
     maker = build_data(run["data"]["context"], config.trust, role="context")
     if not isinstance(maker, SecondImage) or spec.context is None:
-        raise RequestError("ckpt: data.context of the run is not what makes second images")
+        raise RequestError("ckpt: data.context of the run does not make second images")
     whole = maker.whole(spec)
     if config.context is None:
         raise RequestError(

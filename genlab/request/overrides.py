@@ -63,7 +63,7 @@ def check_choice(o: Override, verb: str, choices: Mapping[str, list[str]], all_g
     """
     group = o.key_or_group
     if group in all_groups.keys() - choices.keys() and not of_hydra(o):
-        raise RequestError(f"{o.input_line}: {group} is nothing that genlab {verb} lets you choose")
+        raise RequestError(f"{o.input_line}: genlab {verb} has no choice of {group}")
     if o.package is not None and not of_hydra(o):
         raise RequestError(f"{o.input_line}: genlab {verb} has one {group}: give {group}=…")
     if group not in choices or o.is_delete():
@@ -82,7 +82,7 @@ def check_key(o: Override, verb: str, config: DictConfig, valid: set[str]) -> No
     """
     key = o.key_or_group
     if key.split(".")[0] == "names":
-        raise RequestError(f"{o.input_line}: genlab fills in the names itself; say model=, data= or experiment=")
+        raise RequestError(f"{o.input_line}: genlab fills in the names itself; give model=, data= or experiment=")
     if o.is_delete():
         if key not in valid:
             raise RequestError(f"~{key}: genlab {verb} has no key {key!r}: {nearest_key(key, valid)}")

@@ -52,7 +52,7 @@ def check_data_is_read(config: DictConfig, model: Any) -> None:
                 f"data.{key}={value}: {model_name(model)} draws images by itself, this is for autoencoders"
             )
         if value is not None and config.chain is not None and config.code is None:
-            raise RequestError(f"data.{key}={value}: chain={config.chain} starts from noise, only code= looks at data")
+            raise RequestError(f"data.{key}={value}: chain={config.chain} starts from noise, only code= reads data")
 
 
 def completer_of(config: DictConfig, model: Any) -> Completer:
@@ -88,7 +88,7 @@ def _check_choice(config: DictConfig, model: Autoencoder) -> None:
     if code is None and chain is None:
         also = ", and chain=walkback|langevin iterates its denoising" if denoises else ""
         raise RequestError(
-            "an autoencoder says nothing about how probable a code is: sample code=gaussian|gmm fits a density to the "
+            "an autoencoder has no probability of codes: sample code=gaussian|gmm fits a density to the "
             f"codes of its training images{also}"
         )
     if code is not None and chain is not None:
@@ -108,8 +108,8 @@ def _check_choice(config: DictConfig, model: Autoencoder) -> None:
         )
     if chain == "langevin" and not isinstance(model.corruption, Gaussian):
         raise RequestError(
-            "chain=langevin needs the score, which only gaussian corruption teaches; this autoencoder was trained with "
-            f"{_corruption_name(model)}: use chain=walkback"
+            "chain=langevin needs the score, which is learnt only with gaussian corruption; this autoencoder was "
+            f"trained with {_corruption_name(model)}: use chain=walkback"
         )
 
 

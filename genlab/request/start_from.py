@@ -63,8 +63,8 @@ def load(model: nn.Module, init: str, trust: Sequence[str]) -> None:
         here, there = (tuple(part[key].shape) if key in part else "absent" for part in (expected, state))
         if here != there:
             raise RequestError(
-                f"init={init} does not fit: {key} is {there} there and {here} in the model that is asked for; "
-                "name neither model= nor data of another shape to keep its model"
+                f"init={init} does not fit: {key} is {there} there and {here} in the requested model; "
+                "to keep the model of that run, give neither model= nor data of another shape"
             )
     model.load_state_dict(state)
 

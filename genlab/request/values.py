@@ -90,7 +90,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
                 f"{key}={format_value(value)}: expected a list, like the default {format_value(default)}"
             )
         if not all(_fits(each, kind) for each in value):
-            raise RequestError(f"{key}={format_value(value)}: expected a list of which each is {kind.what}")
+            raise RequestError(f"{key}={format_value(value)}: expected a list in which each value is {kind.what}")
     else:
         accepted = _kind(key, default)
         if accepted is not None and not _fits(value, accepted):

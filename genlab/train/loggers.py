@@ -173,10 +173,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise _damaged(path, f"it is not CSV ({error})") from error
     columns = reader.fieldnames or []
     if "step" not in columns or len(set(columns)) < len(columns):
-        raise _damaged(path, f"its first line is {lines[0][:60]!r}, without a column step of its own")
+        raise _damaged(path, f"its first line is {lines[0][:60]!r}: it has no column step, or two columns of one name")
     sound = [_is_sound(row) for row in rows]
     if not all(sound[:-1]):
-        raise _damaged(path, f"row {sound.index(False) + 1} is not a step and a number or nothing a column")
+        raise _damaged(path, f"row {sound.index(False) + 1} must have a step, and a number or nothing in every column")
     return rows if all(sound) else rows[:-1]
 
 

@@ -35,9 +35,9 @@ from genlab.system.atomic import write_json
 from genlab.system.device import choose_device
 from genlab.train.plan import Plan
 
-NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
-NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; what it has is the quality of its samples"
-NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses say little"
+NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim, but a reconstruction error"
+NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; its samples can be compared with test images"
+NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN); the losses of its players say little about samples"
 
 
 def command(request: Request) -> None:

@@ -136,7 +136,7 @@ def filters(subject: Subject) -> Save:
     model = subject.model
     weights = model.filters() if isinstance(model, Filters) else None
     if weights is None:
-        raise RequestError(f"{model_name(model)} has no filters to show: its first layer makes no picture")
+        raise RequestError(f"{model_name(model)} has no filters to show: its first layer cannot be drawn as pictures")
     return _signed_tiles(weights[: subject.units or MAX_TILES])
 
 
@@ -201,7 +201,7 @@ def between(subject: Subject) -> Save:
     """
     coder, x, context = _coder(subject), subject.images[: 2 * PAIRS], subject.context
     if len(x) < 2:
-        raise RequestError(f"the {subject.split} split has a single image: there is nothing between one")
+        raise RequestError(f"the {subject.split} split has a single image, and an interpolation needs two")
     x = x[: len(x) // 2 * 2]
     h = subject.codes[: len(x)]
     t = torch.linspace(0, 1, STEPS)[:, None]
@@ -233,7 +233,7 @@ def manifold(subject: Subject) -> Save:
     """Images decoded on a grid of the quantiles of a standard normal in two dimensions."""
     model = _latent(subject)
     if model.latent_dim != 2 or not isinstance(model, Coder):
-        raise RequestError(f"a manifold is of model.latent_dim=2, and this is of {model.latent_dim}")
+        raise RequestError(f"a manifold needs model.latent_dim=2, and this model has {model.latent_dim}")
     quantiles = torch.special.ndtri((torch.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
     sheet = _to_8_bit(representations.decode_all(model, z, subject.first_context))
@@ -247,7 +247,7 @@ def walk(subject: Subject) -> Save:
         raise RequestError(f"{model_name(model)} does not make images from normal numbers: there is no walk")
     conditioning = getattr(model, "conditioning", "none")
     if conditioning == "image":
-        raise RequestError("a walk from image to image needs no second image, and this model is given one")
+        raise RequestError("a walk is not possible for a model that is conditioned on a second image")
     ends = model.prior(2 * PAIRS, generator=torch.Generator().manual_seed(0))
     rows, labels = [""] * PAIRS, None
     if conditioning == "label":
