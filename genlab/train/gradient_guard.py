@@ -104,6 +104,6 @@ class GradientGuard:
         kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint had been written"
         return RunError(
             f"stopped at step {step}: {self.bad_steps} steps had a loss or gradient that is not finite "
-            f"(train.max_bad_steps={self.max_bad_steps}); in this step the first such number came out of {first}; {kept}; "
-            f"a smaller optim.lr or trainer.gradient_clip_val often helps"
+            f"(train.max_bad_steps={self.max_bad_steps}); in this step the first such number came out of {first}; "
+            f"{kept}; a smaller optim.lr or trainer.gradient_clip_val often helps"
         )

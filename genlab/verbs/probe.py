@@ -39,7 +39,7 @@ def command(request: Request) -> None:
     model, run, spec = open_model(config, Features, "show its features")
     conditioning = getattr(model, "conditioning", "none")
     if conditioning == "label":
-        raise RequestError("this model is conditioned on the label, so a probe would only read that label from features")
+        raise RequestError("this model is conditioned on the label, so a probe would only read the label back")
     data = open_data(config, run)
     probe_data = ProbeData(
         data, seeds=config.seeds, per_class=config.per_class, count=config.train, with_progress=with_progress
