@@ -1,7 +1,7 @@
 """Full-batch training of a model with its own training steps (`core.Fitted`), such as a mixture by EM.
 
 An optimiser step of the run is one `fit_step` of the model on all training images at once. Everything else is as in any
-run: steps are counted, logged, validated, saved and resumed by the same callbacks. The batches of the data module only
+run: the same callbacks log, validate and save it, and it can be resumed. The batches of the data module only
 count the steps. There is no gradient, so the optimiser does nothing. No weights are averaged, because there
 is no noise from batches to average out.
 """

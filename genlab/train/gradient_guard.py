@@ -20,7 +20,7 @@ from genlab.train.non_finite import first_non_finite
 
 
 class GradientGuard:
-    """`bad_steps`: steps skipped so far. `grad_norm`: norm of the newest gradient. `skip`: True if this step is
+    """`bad_steps`: number of bad steps so far. `grad_norm`: norm of the newest gradient. `skip`: True if this step is
     skipped.
 
     With fp16 an overflowing gradient is normal: the loss scaler skips the step and halves its scale. Such a step is
