@@ -138,8 +138,8 @@ class Folder:
         name = path.relative_to(self.path).as_posix()
         if not folders:
             return "train", name
-        first, _, rest = name.partition("/")
-        return (folders.get(first, ""), rest) if rest else ("", name)
+        first, _, inside = name.partition("/")
+        return (folders.get(first, ""), inside) if inside else ("", name)
 
     def numbers(self, purpose: str, paths: list[Path]) -> torch.Tensor:
         """A number in [0, 1) for every file, float64 (N,). It depends only on the path below the folder."""

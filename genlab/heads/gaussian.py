@@ -154,8 +154,8 @@ class GaussianPixels:
     def _logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
-        every = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)
-        nats = log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
+        all_levels = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)
+        nats = log_mass(all_levels, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
         return nats.view(*self.lead, self.levels).to(self.dtype)
 
 

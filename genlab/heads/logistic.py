@@ -79,5 +79,6 @@ class LogisticPixels:
     def _logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
-        every = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
-        return log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels).view(*self.lead, self.levels)
+        all_levels = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
+        nats = log_mass(all_levels, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
+        return nats.view(*self.lead, self.levels)

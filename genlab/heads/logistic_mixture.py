@@ -123,8 +123,8 @@ class LogisticMixturePixels:
         means = self._means(mu, coefficients, [scaled(value, self.levels) for value in x])
         for i, value in enumerate(x):
             weights = weights + log_mass(value, means[i], log_s[i], self.levels)
-        every = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
-        each = log_mass(every, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
+        all_levels = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
+        each = log_mass(all_levels, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
         return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
 
     def _parts(self, groups: Tensor) -> tuple[Tensor, ...]:

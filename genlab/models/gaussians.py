@@ -106,17 +106,17 @@ class Cells(Diagonal):
         table = torch.stack([log_mass(level, a[dim], b[dim], self.levels) for a, b in each], 1)  # (filled, M)
         row = (counts > 0).cumsum(0) - 1 if sparse else filled  # row of a cell in the table
         first = self.levels * torch.arange(len(at), device=v.device)
-        usual = counts.view(len(at), -1).argmax(1)
-        common = table[row[first + usual]]  # (|at|, M)
+        frequent = counts.view(len(at), -1).argmax(1)
+        common = table[row[first + frequent]]  # (|at|, M)
         differences = (table - common[dim]).to(self.means.dtype)
         sums = []
         for part in v.split(CHUNK):
             if not sparse:
                 sums.append(F.embedding_bag(part.long() + first, differences, mode="sum"))
                 continue
-            other = part != usual
-            index, ends = row[(part.long() + first)[other]], other.sum(1).cumsum(0)
-            sums.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
+            rare = part != frequent
+            index, ends = row[(part.long() + first)[rare]], rare.sum(1).cumsum(0)
+            sums.append(F.embedding_bag(index, differences, ends - rare.sum(1), mode="sum"))
         return torch.cat(sums) + common.sum(0)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
@@ -216,8 +216,8 @@ class LowRank(Gaussians):
         g = f / s[..., None]  # (M, |at|, R)
         triangle = cholesky(self._inner(g))
         h = g / s[..., None]
-        seen = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
-        z = torch.linalg.solve_triangular(triangle, seen, upper=False)
+        projected = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
+        z = torch.linalg.solve_triangular(triangle, projected, upper=False)
         log_det = s.log().sum(1) + triangle.diagonal(dim1=1, dim2=2).log().sum(1)
         return -(squares(v, mean, s) - z.square().sum(1).T + len(at) * LOG_2PI) / 2 - log_det
 
@@ -229,9 +229,9 @@ class LowRank(Gaussians):
             g = f[at] / s[at, None]
             triangle = cholesky(self._inner(g))
             of_values, of_factors = noise[index].split([self.dims, self.rank], 1)
-            seen = g.T @ ((v[index] - mean[at]) / (heat * s[at])).T
-            # z ~ N(A^-1 seen, A^-1) with A = L L'
-            z = torch.linalg.solve_triangular(triangle, seen, upper=False) + of_factors.T
+            projected = g.T @ ((v[index] - mean[at]) / (heat * s[at])).T
+            # z ~ N(A^-1 projected, A^-1) with A = L L'
+            z = torch.linalg.solve_triangular(triangle, projected, upper=False) + of_factors.T
             z = torch.linalg.solve_triangular(triangle.T, z, upper=True)
             drawn[index] = mean + heat * ((f @ z).T + s * of_values)
         return drawn.index_copy(1, at, v)

@@ -46,9 +46,9 @@ def weighted(generation: Generation, known: Known) -> tuple[Tensor, Tensor]:
             log_w += torch.where(counts[t], pixels.log_prob(previous).double(), 0).view(batch, particles)
             effective = log_w.softmax(1).square().sum(1).reciprocal()
             smallest = torch.minimum(smallest, effective)
-            few = effective < particles / 2
-            if few.any():  # the host waits for the device here, which costs less than copying the state at every step
-                index = _resample(log_w, few, draw.generator)
+            degenerate = effective < particles / 2
+            if degenerate.any():  # the host waits here, which costs less than copying the state at every step
+                index = _resample(log_w, degenerate, draw.generator)
                 out, previous = out[index], previous[index]
                 state.reorder(index)
     chosen = _pick(log_w.softmax(1), 1, draw.generator)[:, 0]

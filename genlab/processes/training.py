@@ -82,12 +82,12 @@ def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[s
             return _work(folder, prepared, trust, resume)
         except signals.Stopped as stop:
             if results.exists():  # it is written once the test is done
-                then = f"{results.name} is complete, and `genlab show ckpt={folder}` draws the missing pictures"
+                advice = f"{results.name} is complete, and `genlab show ckpt={folder}` draws the missing pictures"
             elif last.exists():
-                then = f"{resume} goes on from the last checkpoint, also with a test that is not done"
+                advice = f"{resume} goes on from the last checkpoint, also with a test that is not done"
             else:
-                then = f"nothing had been saved; {resume} begins anew"
-            raise Interrupted(f"{stop} at once; {then}", stop.number) from None
+                advice = f"nothing had been saved; {resume} begins anew"
+            raise Interrupted(f"{stop} at once; {advice}", stop.number) from None
 
 
 def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume: str) -> dict[str, Any]:

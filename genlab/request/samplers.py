@@ -116,17 +116,17 @@ def _check_choice(config: DictConfig, model: Autoencoder) -> None:
 def _chain_sampler(config: DictConfig, model: Autoencoder) -> tuple[ChainSampler, str]:
     sampler = ChainSampler(model, _steps(config), langevin=config.chain == "langevin")
     if sampler.langevin:
-        how = (
+        method = (
             f"{sampler.steps} Langevin steps of {STEP} sigma^2 from noise with the learnt score (r(y) - y) / sigma^2 "
             f"of images with noise of sigma={model.corruption.sigma:g}, shown denoised"  # type: ignore[union-attr]
         )
     else:
-        how = (
+        method = (
             f"walk-back chains of {sampler.steps} steps from noise: corrupt by {_corruption_name(model)}, "
             f"{sampler.denoising}, again"
         )
     caution = "not a distribution the model has: it has none, and nothing says that the chains have settled"
-    return sampler, f"{how}; {caution}"
+    return sampler, f"{method}; {caution}"
 
 
 def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -> tuple[CodeSampler, str]:

@@ -60,10 +60,10 @@ def load(model: nn.Module, init: str, trust: Sequence[str]) -> None:
     source, _ = restore(Path(init), trust=trust)
     state, expected = source.state_dict(), model.state_dict()
     for key in [*expected, *state]:
-        here, there = (tuple(part[key].shape) if key in part else "absent" for part in (expected, state))
-        if here != there:
+        shape, run_shape = (tuple(part[key].shape) if key in part else "absent" for part in (expected, state))
+        if shape != run_shape:
             raise RequestError(
-                f"init={init} does not fit: {key} is {there} there and {here} in the requested model; "
+                f"init={init} does not fit: {key} is {run_shape} there and {shape} in the requested model; "
                 "to keep the model of that run, give neither model= nor data of another shape"
             )
     model.load_state_dict(state)

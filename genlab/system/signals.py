@@ -109,7 +109,7 @@ def release() -> None:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     global received
-    again = received == number == signal.SIGINT
-    if not _patient or again:
+    repeated = received == number == signal.SIGINT
+    if not _patient or repeated:
         raise Stopped(number)
     received = number

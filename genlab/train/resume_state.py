@@ -32,8 +32,8 @@ def read_last(folder: Path) -> dict[str, Any] | None:
         state = read(path)
         check_resumable(state, path)
     except RequestError as error:
-        again = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
-        raise RequestError(f"{error}{again}") from error
+        advice = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
+        raise RequestError(f"{error}{advice}") from error
     return state
 
 
@@ -81,7 +81,7 @@ class PreloadedCheckpointIO(AtomicCheckpointIO):
 
 def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tuple[dict[str, Tensor], int]:
     """(weights and averaged weights for the learner, number of updates that the average has seen)."""
-    wanted = learner.state_dict()
+    expected = learner.state_dict()
     averaged = any(key.startswith("ema.") for key in saved)
     kept = {key: value for key, value in saved.items() if not key.startswith("ema.")}
     if learner.ema is not None and averaged:
@@ -89,12 +89,12 @@ def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tup
     elif learner.ema is not None:
         kept |= {"ema." + key.removeprefix("model."): value.clone() for key, value in kept.items()}
         updates = 0
-    for key in [*wanted, *kept]:
-        ours, theirs = (tuple(part[key].shape) if key in part else None for part in (wanted, kept))
-        if ours != theirs:
+    for key in [*expected, *kept]:
+        shape, saved_shape = (tuple(part[key].shape) if key in part else None for part in (expected, kept))
+        if shape != saved_shape:
             raise RequestError(
-                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(theirs)} there and "
-                f"{_shape(ours)} here; a run keeps its model"
+                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(saved_shape)} there "
+                f"and {_shape(shape)} here; a run keeps its model"
             )
     return kept, updates
 

@@ -106,8 +106,8 @@ def work(settings: Any) -> None:
         print(f"{NOTE_PLAYERS}:")
     elif isinstance(model, Coder) and not isinstance(model, Likelihood):
         print(f"{NOTE_CODER}:")
-    careful = f"; CAREFUL: {sentence(config.split, other_data)}" if other_data else ""
-    print(f"{config.split} {evaluation.text}{careful}")
+    warning = f"; CAREFUL: {sentence(config.split, other_data)}" if other_data else ""
+    print(f"{config.split} {evaluation.text}{warning}")
 
 
 def evaluate_samples(config: DictConfig) -> None:

@@ -46,5 +46,5 @@ def command(request: Request) -> None:
     images = with_progress("sampling", contexts.n, draw)
     seconds = time.perf_counter() - started
     save_images(out, images, spec, *contexts.grid(images), columns=contexts.columns)
-    how = f" ({description})" if description else ""
-    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{how}")
+    note = f" ({description})" if description else ""
+    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{note}")
