@@ -184,7 +184,7 @@ def test_a_picture_that_a_model_cannot_have_is_left_out_with_a_reason(tmp_path):
     pixel = build_model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
     written, reasons = pictures.draw(subject(pixel, tmp_path), list(pictures.GENERAL), tmp_path)
     assert written == []
-    assert any("first layer makes no picture" in why for why in reasons)
+    assert any("first layer cannot be drawn as pictures" in why for why in reasons)
     assert any("has no code" in why for why in reasons)
     assert {path.name for path in tmp_path.iterdir()} == {"filters.png"}
 
