@@ -71,7 +71,7 @@ WRONG = {
     "names.model=3": "fills in the names",
     "trust=0": "expected names of packages, like trust=[mypackage]",
     "optim.betas=3": "expected a list",
-    "optim.betas=[a,b]": "each is a number",
+    "optim.betas=[a,b]": "each value is a number",
     "optim.betas=[1,2]": "below 1",
     # values of another kind
     "seed=null": "a whole number",
