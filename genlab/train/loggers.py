@@ -176,7 +176,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise _damaged(path, f"its first line is {lines[0][:60]!r}: it has no column step, or two columns of one name")
     sound = [_is_sound(row) for row in rows]
     if not all(sound[:-1]):
-        raise _damaged(path, f"row {sound.index(False) + 1} must have a step, and a number or nothing in every column")
+        raise _damaged(path, f"row {sound.index(False) + 1} has no step, or something other than a number in a column")
     return rows if all(sound) else rows[:-1]
 
 
