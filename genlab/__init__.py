@@ -18,7 +18,7 @@ __all__ = ["ImageSpec", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `ImageSpec` at first use. They import torch, and the command line installs handlers before."""
+    """Import `load` and `ImageSpec` at first use: they import torch, and the command line installs handlers first."""
     if name == "load":
         from genlab.build import load
 

@@ -74,11 +74,11 @@ def run(arguments: list[str]) -> int:
         from genlab.core import Interrupted, RequestError
         from genlab.system.failures import explained, sentence
 
-        known = explained(error)
+        failure = explained(error)
         print(f"genlab: {sentence(error)}", file=sys.stderr)
-        if isinstance(known, Interrupted):
-            return 128 + (known.number or signals.asked or signals.ENDING[0])
-        return 2 if isinstance(known, RequestError) else 1
+        if isinstance(failure, Interrupted):
+            return 128 + (failure.number or signals.received or signals.ENDING[0])
+        return 2 if isinstance(failure, RequestError) else 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -91,18 +91,18 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"genlab {__version__}")
         return 0
-    verb, *rest = arguments
+    verb, *words = arguments
     if verb not in VERBS:
         from genlab.core import RequestError, nearest
 
         raise RequestError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
-    if {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(words):
         _explain(verb)
         return 0
     if verb == "list":
         from genlab.verbs import catalogue
 
-        catalogue.run(rest)
+        catalogue.run(words)
         return 0
     # These import Hydra and torch, which takes seconds, so they are imported only by the verbs that need them.
     from genlab.processes import group
@@ -110,7 +110,7 @@ def _dispatch(arguments: list[str]) -> int:
 
     task = importlib.import_module(f"genlab.verbs.{'evaluate' if verb == 'eval' else verb}")
     command = shlex.join(["genlab", *arguments])
-    return group.run_verb(verb, lambda: task.command(Request(verb, rest, command=command))) or 0
+    return group.run_verb(verb, lambda: task.command(Request(verb, words, command=command))) or 0
 
 
 def _explain(verb: str) -> None:

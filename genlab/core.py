@@ -1,8 +1,8 @@
-"""What the parts of genlab agree on: the image, what a drawing needs, the protocols, the two ways to fail.
+"""The interfaces of genlab: the spec of an image, the options of a drawing, the protocols of models, and the errors.
 
-B images, C channels, H x W pixels, K levels, D features; T steps of c values each, T * c = C * H * W.
-An image is an integer tensor (B, C, H, W) with values in 0..K-1, into and out of every public method.
-Log-probabilities are nats, summed over the dimensions of an image: one number per image, (B,).
+B images, C channels, H x W pixels, K levels, D features; T steps of c values each, T * c = C * H * W. Every public
+method takes and returns images as integer tensors (B, C, H, W) with values in 0..K-1. Log-probabilities are nats,
+summed over the dimensions of an image: one number per image, (B,).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RunError(RuntimeError):
 
 
 class Interrupted(RunError):
-    """A signal asked a run to stop; the sentence says how to continue it. The command line exits with status
-    128 + `number` of the signal, as a shell does, so that scripts can tell such a run from one that has failed.
+    """A signal stopped a run; the sentence says how to continue it. The command line then exits with status
+    128 + `number` of the signal, as a shell does, so that scripts can tell this from a failure.
     """
 
     def __init__(self, sentence: str, number: int = 0) -> None:
@@ -36,17 +36,16 @@ class Interrupted(RunError):
         self.number = number
 
 
-# Bounds of an image (3344 x 3344 in colour), so that the spec in a file cannot ask for more memory than there is.
+# Bounds of an image (3344 x 3344 pixels in colour), so that a spec from a file cannot demand more memory than there is.
 MOST_VALUES, MOST_LEVELS, MOST_CLASSES = 2**25, 2**16, 10**6
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Shape and alphabet of an image: all that a model learns about the data before training.
+    """Shape and number of levels of an image. A model gets nothing else of the data when it is built.
 
-    `levels` K: pixel values are the integers 0..K-1. `classes`: number of labels, 0 without labels.
-    `context`: the spec of the second image that comes with each image, or None.
-    RequestError for sizes that are not possible.
+    `levels` K: pixel values are the integers 0..K-1. `classes`: number of labels, 0 without labels. `context`: the spec
+    of the second image that comes with each image, or None. Raises RequestError for sizes that are not possible.
     """
 
     channels: int
@@ -70,7 +69,7 @@ class ImageSpec:
                 f"classes, got {self}"
             )
         if self.context is not None and (not isinstance(self.context, ImageSpec) or self.context.context is not None):
-            raise RequestError("the context of an image is an image without a context of its own")
+            raise RequestError("the context of an image must be an image without a context")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,7 +96,7 @@ class ImageSpec:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What every drawing needs, the same in every family.
+    """The options of a drawing, the same in every family.
 
     `context`: what the images are conditioned on, one for each image, or None. `generator`: the source of random
     numbers, on any device; None for torch's own. `particles`: number of weighted particles of a completion; drawings
@@ -111,7 +110,7 @@ class Draw:
         the component z of a mixture    p(z)^(1/T), normalised over the components
 
     If several distributions are drawn from in turn (z, then pixels given z; one pixel after another), each of them is
-    tempered given what was drawn before. The images then do not follow p(x)^(1/T) as a whole. A sampler without a
+    tempered given what was drawn before. Then whole images do not follow p(x)^(1/T). A sampler without a
     distribution to temper raises RequestError for T other than 1.
     """
 
@@ -128,8 +127,8 @@ class Draw:
 
     @classmethod
     def of(cls, draw: Draw | None = None, *, seed: int | None = None, **fields: Any) -> Draw:
-        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. TypeError for another
-        keyword, RequestError for a seed and a generator.
+        """`draw`, or the default, with some fields replaced. `seed` makes a generator on the CPU. Raises TypeError for
+        another keyword, RequestError for a seed and a generator.
         """
         if seed is not None:
             if fields.get("generator") is not None:
@@ -140,7 +139,7 @@ class Draw:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """Something with a loss."""
+    """A model with a training loss."""
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Training loss of every image, "loss" (B,) in nats, and other numbers worth plotting, (B,) each."""
@@ -148,18 +147,18 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Primed(Protocol):
-    """Something that chooses its initial weights from the training images."""
+    """A model that chooses its initial weights from the training images."""
 
     def check_images(self, n: int) -> None:
-        """RequestError if n training images are too few for that."""
+        """Raise RequestError if n training images are too few for that."""
 
     def prime(self, x: Tensor, *, seed: int) -> None:
-        """Set the initial weights by all training images (N, C, H, W), on the CPU. The same seed does the same."""
+        """Set the initial weights from all training images (N, C, H, W), on the CPU. Equal seeds give equal weights."""
 
 
 @runtime_checkable
 class Fitted(Protocol):
-    """Something with training steps of its own on all training images, instead of an optimiser's steps on batches.
+    """A model with its own training steps on all training images, instead of an optimiser's steps on batches.
     `fitted`: True if it is trained by these steps; a model may leave the choice to its config.
     """
 
@@ -173,25 +172,25 @@ class Fitted(Protocol):
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """Something that gives images a probability."""
+    """A model that gives images a probability."""
 
     exact: bool
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Nats per image (B,). If not `exact`: one draw of log w with E[w] = p(x)."""
+        """Images (B, C, H, W) -> log p(x) in nats (B,). If not `exact`: one draw of log w with E[w] = p(x)."""
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Something that makes images."""
+    """A model or an algorithm that draws images."""
 
     def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
         """n images (n, C, H, W), integers. `keywords` are those of `Draw.of`, for example seed=0."""
 
 
 class Completion(NamedTuple):
-    """Completed images (B, C, H, W), and of each the smallest effective number of particles, (B,), which for weights w
-    is (sum w)^2 / sum w^2; None if nothing was weighted.
+    """Completed images (B, C, H, W), and for each image the smallest effective number of particles (B,). For weights w
+    it is (sum w)^2 / sum w^2. None if there were no weights.
     """
 
     images: Tensor
@@ -200,24 +199,24 @@ class Completion(NamedTuple):
 
 @runtime_checkable
 class Completer(Protocol):
-    """Something that draws unknown pixels given known ones."""
+    """A model or an algorithm that draws unknown pixels given known ones."""
 
     @property
     def completion(self) -> str:
         """How far completions can be trusted.
 
-        "exact": they follow the conditional distribution. "weighted": they tend to it as the number of particles grows.
-        "ordered": exact if the known pixels come first in raster order, else weighted. Otherwise a sentence that begins
-        with "approximate: ".
+        "exact": they follow the conditional distribution. "weighted": they approach it with many particles. "ordered":
+        exact if the known pixels come first in raster order, else weighted. Otherwise a sentence that begins with
+        "approximate: ".
         """
 
     def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
-        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the rest given it. `keywords` as of `sample`."""
+        """Keep x (B, C, H, W) where known (B, H, W) is True; draw the other values. `keywords` as in `sample`."""
 
 
 @runtime_checkable
 class Features(Protocol):
-    """Something whose inner representation can be looked at."""
+    """A model with named inner representations."""
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Named representations of the images, each (B, ...)."""
@@ -225,25 +224,25 @@ class Features(Protocol):
 
 @runtime_checkable
 class Coder(Protocol):
-    """Something that encodes an image as a vector of L numbers and decodes it again. `latent_dim`: L.
+    """A model that encodes an image as a vector of L numbers and decodes it again. `latent_dim`: L.
 
-    `on`: a unit h of a code is active if |h| > on. `asked`: the values that the config asks for, by the name of the
-    measure ("active", "mean_activation"). `measured_in`: the unit of the objective's "reconstruction".
+    `threshold`: a unit h of a code is active if |h| > threshold. `targets`: the config's target sparsity, by the name
+    of the measure ("active", "mean_activation"). `measured_in`: the unit of the objective's "reconstruction".
     """
 
     latent_dim: int
-    on: float
-    asked: Mapping[str, float]
+    threshold: float
+    targets: Mapping[str, float]
     measured_in: str
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
-        """Images (B, C, H, W) -> codes (B, L). `corrupted`: of copies that are corrupted as in training."""
+        """Images (B, C, H, W) -> codes (B, L). `corrupted`: encode copies that are corrupted as in training."""
 
     def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Codes (B, L) -> expected images (B, C, H, W) in [0, 1]."""
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
-        """Images (B, C, H, W) -> the integers nearest to the decoded images of their codes."""
+        """Images (B, C, H, W) -> integers (B, C, H, W), the nearest to the images that are decoded from their codes."""
 
 
 class Repair(NamedTuple):
@@ -255,7 +254,7 @@ class Repair(NamedTuple):
 
 @runtime_checkable
 class Latent(Protocol):
-    """Something with an amortised posterior q(z | x) = N(mean, diag exp log_var) of L latent units.
+    """A model with an amortised posterior q(z | x) = N(mean, diag exp log_var) of L latent units.
 
     Its objective has the terms "rate", the KL of q(z | x) from the prior, and "distortion", -log p(x | z), in nats.
     """
@@ -273,7 +272,7 @@ class Denoiser(Protocol):
     corruption: Any
 
     def repair(self, x: Tensor) -> Repair:
-        """Corrupt images (B, C, H, W) as in training and reconstruct them. Noise from torch's own generator."""
+        """Corrupt images (B, C, H, W) as in training and reconstruct them. Noise: torch's global generator."""
 
 
 class Reading(NamedTuple):
@@ -285,7 +284,7 @@ class Reading(NamedTuple):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Something that predicts the class of an image, out of M. Its objective's terms are "loss" and "accuracy"."""
+    """A model that predicts the class of an image, out of M. Its objective's terms are "loss" and "accuracy"."""
 
     def read(self, x: Tensor) -> Reading:
         """Images (B, C, H, W) -> features (B, D) and log-probabilities (B, M), nats."""
@@ -293,10 +292,10 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Pushforward(Protocol):
-    """Something that draws latents z (B, L) from N(0, I) and decodes them to images."""
+    """A model that draws latents z (B, L) from N(0, I) and decodes them to images."""
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """n draws of z (n, L) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
+        """n draws of z (n, L) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """z (B, L) -> images (B, C, H, W) in [0, 1]; the expected images if pixels are random given z."""
@@ -304,7 +303,7 @@ class Pushforward(Protocol):
 
 @runtime_checkable
 class Filters(Protocol):
-    """Something whose first layer can be shown as pictures."""
+    """A model whose first layer can be drawn as pictures."""
 
     def filters(self) -> Tensor | None:
         """Weights of the first layer as images (N, C, h, w); None if they are not pictures."""
@@ -322,7 +321,7 @@ class Adversarial(Protocol):
 
     def turn(self, player: str, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Loss of a player ("generator" or "discriminator") on images x (B, C, H, W), "loss" (B,), and other numbers
-        worth plotting, (B,) each. Noise from torch's own generator.
+        worth plotting, (B,) each. Noise comes from torch's global generator.
         """
 
 
@@ -337,8 +336,9 @@ def from_steps(steps: Tensor, spec: ImageSpec) -> Tensor:
 
 
 def declared(part: Callable[..., Any], name: str, default: Any = False) -> Any:
-    """The attribute `name` of a class that arrives unfinished (the class, or `functools.partial` of it): so a part says
-    what it needs before it is made; a head, for example, that it chains the colours of a pixel.
+    """The attribute `name` of a class. `part` is the class or `functools.partial` of it.
+
+    It tells a family what a part needs before the part is built, e.g. that a head models the colours jointly.
     """
     return getattr(part.func if isinstance(part, partial) else part, name, default)
 

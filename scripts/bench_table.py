@@ -3,7 +3,7 @@
     python scripts/bench_table.py [docs/bench-cpu.json]
 
 A row is a model at one depth, width and image shape. One table is for training, one for sampling 1, 16, 64 and 256
-images, one for what sampling 16 images is worth beside the slow ways.
+images, one that compares sampling 16 images with slower methods.
 """
 
 from __future__ import annotations

@@ -19,58 +19,59 @@ ROOT = Path(__file__).parents[1]
 
 TEXT = """# The GPU, without one
 
-No GPU has run this code. What can be known without one is checked on a *pretend device* (`tests/pretend.py`): tensors
-that say they are on another device, are computed on the CPU, refuse to be mixed with the CPU's as CUDA's do, and
-count how often the host would wait. `tests/test_pretend.py` runs it (torch >= 2.10), `python
+No GPU has run this code. Everything that can be tested without a GPU is checked on a *pretend device*
+(`tests/pretend.py`): its tensors report another device, are computed on the CPU, cannot be mixed with tensors of the
+CPU, as on CUDA, and count how often the host would wait. `tests/test_pretend.py` runs it (torch >= 2.10), `python
 scripts/pretend_table.py` writes this page.
 
-Every model below does everything it can there, with a real Lightning Trainer, its callbacks and checkpoints, and
-**every result is that of the CPU to the bit**: weights and optimiser after training, after a signal and a resume,
-after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the device, and
-none), features, reconstructions, evaluations. Resuming and the guard are the learner's work, so they are run on a
-model of every kind of learner; the table says which. Attention is computed by its formula there and on the CPU: the
-CPU's fused kernel sums in another order.
+On this device, every model below runs every operation that it has, with a real Lightning Trainer, its callbacks and
+checkpoints, and **every result is that of the CPU to the bit**: weights and optimiser after training, after a signal
+and a resume, after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the
+device, and none), features, reconstructions, evaluations. The learner does the resuming and has the guard, so these
+are tested with one model for every kind of learner; the table shows which. Attention is computed by its formula there
+and on the CPU: the CPU's fused kernel sums in another order.
 
 ## When the host waits
 
 A number in the table counts waits: a value that is read, a result whose size depends on values, a mask as an index,
-linear algebra that looks whether it succeeded, memory that crosses without being pinned. For training it is the most
-that any step after the first makes, for the rest the whole operation, on images of 5 rows and 60 values.
+linear algebra that checks for success, a copy of memory that is not pinned. For training it is the largest number in
+any step after the first; for other operations it is their total. Images have 5 rows and 60 values.
 
-- **A training step waits once**, for the guard, which has to know whether the step was sound. EM (`gaussian_mixture
-  em`) also asks which images each component has, and which cells are filled: as many times as there are components,
-  and three.
-- **Sampling waits at most once** in autoregressive models, whatever the number of rows; latent models, GANs and PCA
-  do not at all. A flow with mixture couplings is inverted step by step: after every 16 steps each coupling asks
-  whether all values are found.
-- **Completing** likewise where the known pixels come first. Elsewhere particles are resampled when few carry the
-  weight, and whether they do is asked once a weighted step: without asking, the whole state would be copied at every
-  one. The walk through the latents of a flow asks once a coupling and step; the table has {few} of its 200 steps.
+- **A training step waits once**, for the guard, which must decide if the step is skipped. EM (`gaussian_mixture em`)
+  also reads which images each component has, and which cells are filled: its number of waits is the number of
+  components plus three.
+- **Sampling waits at most once** in autoregressive models, for any number of rows. Latent models, GANs and PCA do not
+  wait at all. A flow with mixture couplings is inverted iteratively: after every 16 iterations each coupling checks
+  if all values have converged.
+- **Completing** also waits at most once if the known pixels come first. Otherwise particles are resampled when few of
+  them have most of the weight. This is checked once in every weighted step: without the check, the whole state
+  would be copied in every step. Each Langevin step of a flow waits once for each coupling; the table has
+  {few} of the 200 steps.
 
 ## Float32
 
-`precision=32` is 32 bits on a GPU too: training, judging, sampling and caches switch off TF32 (cuBLAS, cuDNN) and the
-bfloat16 of oneDNN, whatever was set before, and put it back (`genlab/system/device.py`). `eval.json` and `results.json`
-record what was used. Under bf16-mixed the logits of every head, a GAN's scores, a classifier's logits and the power
-iteration of spectral norm stay float32.
+`precision=32` means full float32 on a GPU, too: training, evaluation, sampling and caches switch off TF32 (cuBLAS,
+cuDNN) and the bfloat16 of oneDNN, and restore the previous setting (`genlab/system/device.py`). `eval.json` and
+`results.json` record the precision. Under bf16-mixed the logits of every head, a GAN's scores, a classifier's logits
+and the power iteration of spectral norm stay float32.
 
 ## Compiled
 
-`compile=true` was run with inductor on the CPU, three steps and the test: `pixel_transformer` (without complex numbers
-while it compiles) and `flow` (its couplings' networks). A GAN with a gradient penalty and models without a network are
-refused in one sentence.
+`compile=true` was run with inductor on the CPU, three steps and the test: `pixel_transformer` (without complex
+numbers while it compiles) and `flow` (its couplings' networks). For a GAN with a gradient penalty and for models
+without a network, it is an error.
 
 ## What this does not show
 
-Whether CUDA has the kernels, its numbers, autocast of CUDA, graph capture (its steps are captured with
+These are not tested: the existence of CUDA kernels, CUDA's results, autocast of CUDA, graph capture (with
 `capture_error_mode="thread_local"`, so that NCCL's watchdog does not end it), NCCL, and speed. Numbers of a GPU
 differ from a CPU's in the last bits.
 
 ## The table
 
-- train: waits of a step. resume, guard: whether they were run. sample, top, some: waits to draw 5 images, to complete
-  them from their top and from scattered pixels (3 particles), the most of all generators. rest: of features,
-  reconstructions, repairs.
+- train: waits of a step. resume, guard: a mark if they were run. sample, top, some: waits to draw 5 images, to
+  complete them from their top, and to complete them from scattered pixels (3 particles); the largest number over all
+  generators. rest: waits of features, reconstructions and repairs.
 
 | model | train | resume, guard | sample | top | some | rest | eval |
 |---|---|---|---|---|---|---|---|

@@ -40,9 +40,9 @@ def fail(how, folder):
 def stop_when_asked():
     """Wait for a signal, a minute at most."""
     deadline = time.monotonic() + 60
-    while not signals.asked and time.monotonic() < deadline:
+    while not signals.received and time.monotonic() < deadline:
         time.sleep(0.01)
-    raise Interrupted(f"stopped by {signals.name(signals.asked)}" if signals.asked else "nobody asked")
+    raise Interrupted(f"stopped by {signals.name(signals.received)}" if signals.received else "nobody asked")
 
 
 @signals.impatiently()

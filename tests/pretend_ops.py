@@ -289,7 +289,7 @@ def main(which: str, out: str, *options: str) -> None:
     global DEVICE, pretend
     torch.set_num_threads(1)
     torch.nn.functional.scaled_dot_product_attention = attention
-    genlab.models.flow.WALK = genlab.models.gan.SEARCH_STEPS = FEW
+    genlab.models.flow.LANGEVIN_STEPS = genlab.models.gan.SEARCH_STEPS = FEW
     if "--cpu" not in options:
         import pretend as device  # before the first gradient: autograd asks once which devices there are
 

@@ -184,7 +184,7 @@ def test_completion_keeps_what_is_known_and_says_that_it_is_approximate(name, kn
 
 
 WRONG = [
-    ("clean", ["sample"], "how probable a code is: sample code=gaussian|gmm"),
+    ("clean", ["sample"], "no probability of codes: sample code=gaussian|gmm"),
     ("gaussian", ["sample"], "chain=walkback|langevin"),
     ("clean", ["sample", "code=gausian"], "did you mean 'gaussian'"),
     ("gaussian", ["sample", "chain=gibbs"], "choose from langevin, walkback"),
@@ -197,10 +197,10 @@ WRONG = [
     ("clean", ["sample", "code=gaussian", "label=3"], "unconditional"),
     ("clean", ["sample", "code=gaussian", "data.path=x"], "data.root="),
     ("clean", ["sample", "chain=walkback"], "trained on clean images"),
-    ("masking", ["sample", "chain=langevin"], "only gaussian corruption"),
+    ("masking", ["sample", "chain=langevin"], "only with gaussian corruption"),
     ("gaussian", ["sample", "chain=langevin", "steps=0"], "at least 1"),
     ("gaussian", ["sample", "chain=walkback", "temperature=2"], "only code=gaussian has one"),
-    ("gaussian", ["sample", "chain=walkback", "data.limit=3"], "only code= looks at data"),
+    ("gaussian", ["sample", "chain=walkback", "data.limit=3"], "only code= reads data"),
     ("pixelcnn", ["sample", "code=gaussian"], "draws images by itself"),
     ("pixelcnn", ["sample", "steps=3"], "draws images by itself"),
     ("pixelcnn", ["sample", "data.limit=3"], "draws images by itself"),

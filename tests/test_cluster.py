@@ -168,7 +168,7 @@ def command(request):
         time.sleep(1000)  # in something that never hears of it
     dist.barrier()
 train.command = command
-failure_detector.GRACE = 2.0
+failure_detector.GRACE_SECONDS = 2.0
 cli.main(["train"])
 """
 

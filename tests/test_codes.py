@@ -27,8 +27,8 @@ def test_every_code_says_what_it_is(name):
         assert h.shape == (5, 6)
         assert penalty.shape == (5,)
         assert (penalty >= 0).all()
-    assert 0 <= code.on < 1
-    assert set(code.asked) <= {"active", "mean_activation"}
+    assert 0 <= code.threshold < 1
+    assert set(code.targets) <= {"active", "mean_activation"}
 
 
 def test_dense_is_the_activation_for_nothing():
@@ -37,7 +37,7 @@ def test_dense_is_the_activation_for_nothing():
         h, penalty, _ = Dense(units=3, activation=name)(a)
         assert torch.equal(h, function(a))
         assert not penalty.any()
-    assert Dense(units=3, activation="sigmoid").on == 0.5
+    assert Dense(units=3, activation="sigmoid").threshold == 0.5
 
 
 def test_l1_and_l2_by_hand():
@@ -62,7 +62,7 @@ def test_topk_keeps_exactly_the_k_largest_of_every_image(k):
         kept = h != 0
         assert torch.equal(h[kept], a[kept])
         assert (a.masked_fill(~kept, math.inf).amin(1) >= a.masked_fill(kept, -math.inf).amax(1)).all()
-    assert code.asked == {"active": k / 10}
+    assert code.targets == {"active": k / 10}
 
 
 @pytest.mark.parametrize(("share", "batch"), [(0.05, 100), (0.05, 30), (0.07, 100), (0.29, 100), (0.01, 10), (1.0, 7)])

@@ -97,7 +97,7 @@ def test_numbers_of_the_split_are_means_over_its_images(trained):
     for name in ("loss", "reconstruction", "penalty", "squared_error", "active", "mean_activation"):
         assert test[name] == pytest.approx(terms[name].double().mean().item(), rel=1e-5, abs=1e-9)
     h = model.encode(x)
-    dead = int((h.abs() <= model.on).all(0).sum())
+    dead = int((h.abs() <= model.threshold).all(0).sum())
     assert (test["dead_units"], test["dead_share"], test["units"]) == (dead, dead / 20, 20)
     error = terms["reconstruction"].double().std().item() / len(x) ** 0.5
     assert test["standard_error"] == pytest.approx(error, rel=1e-4)

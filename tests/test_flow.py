@@ -206,7 +206,7 @@ def test_tempered_samples_are_images_of_a_prior_of_that_variance(temperature):
 
 
 def test_completion_keeps_known_pixels_and_seeds_decide(monkeypatch):
-    monkeypatch.setattr("genlab.models.flow.WALK", 20)
+    monkeypatch.setattr("genlab.models.flow.LANGEVIN_STEPS", 20)
     made = tiny(zoo.RGB, dtype=torch.float)
     x = zoo.random_images(zoo.RGB, 3)
     known = torch.rand(3, zoo.RGB.height, zoo.RGB.width, generator=torch.Generator().manual_seed(0)) < 0.5

@@ -99,7 +99,7 @@ def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
 def test_guard_on_two_ranks(tmp_path):
     """A non-finite loss on one rank skips the step on both; too many of them stop both with one sentence."""
     folder = tmp_path / "run"
-    with pytest.raises(RunError, match=r"stopped at step 10: 3 steps .* came first out of trap; .*last\.ckpt"):
+    with pytest.raises(RunError, match=r"stopped at step 10: 3 steps .* such number came out of trap; .*last\.ckpt"):
         trained(folder, **TWO, data__poison=[2, 6, 9], data__poisoned_rank=1)
     state = checkpoint(folder)
     assert state["genlab"]["bad_steps"] == 2

@@ -71,7 +71,7 @@ WRONG = {
     "names.model=3": "fills in the names",
     "trust=0": "expected names of packages, like trust=[mypackage]",
     "optim.betas=3": "expected a list",
-    "optim.betas=[a,b]": "each is a number",
+    "optim.betas=[a,b]": "each value is a number",
     "optim.betas=[1,2]": "below 1",
     # values of another kind
     "seed=null": "a whole number",
@@ -132,7 +132,7 @@ WRONG_ABOUT_A_RUN = {
     "sample temperature=1e20": "from 1e-09",
     "sample n=text": "a whole number",
     "sample n=null": "a whole number",
-    "sample data=text": "lets you choose",
+    "sample data=text": "has no choice of",
     "sample data.limit=text": "or null",
     "sample weights=[ema]": "a word",
     "sample out=nowhere\\": "ending in .png",

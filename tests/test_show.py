@@ -184,7 +184,7 @@ def test_a_picture_that_a_model_cannot_have_is_left_out_with_a_reason(tmp_path):
     pixel = build_model("pixelcnnpp", "model.net.width=8", "model.net.depth=1", "model.net.resolutions=1")
     written, reasons = pictures.draw(subject(pixel, tmp_path), list(pictures.GENERAL), tmp_path)
     assert written == []
-    assert any("first layer makes no picture" in why for why in reasons)
+    assert any("first layer cannot be drawn as pictures" in why for why in reasons)
     assert any("has no code" in why for why in reasons)
     assert {path.name for path in tmp_path.iterdir()} == {"filters.png"}
 
@@ -290,7 +290,7 @@ def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     written, reasons = pictures.draw(subject(model, tmp_path), pictures.everything(model), tmp_path)
     assert {path.rpartition("/")[2] for path in written} == GENERAL_FILES - {"sparsity.png"} | LATENT_FILES
     assert len(reasons) == 1
-    with pytest.raises(RequestError, match="latent_dim=2, and this is of 3"):
+    with pytest.raises(RequestError, match="latent_dim=2, and this model has 3"):
         pictures.manifold(subject(build_model("latent_gaussian", *LATENT, "model.latent_dim=3"), tmp_path))
     for picture, why in (
         (pictures.units, "no posterior"),

@@ -36,7 +36,7 @@ def handlers():
     before = {number: signal.getsignal(number) for number in signals.ENDING}
     yield
     assert before == {number: signal.getsignal(number) for number in signals.ENDING}
-    assert signals.asked == 0
+    assert signals.received == 0
 
 
 def during(monkeypatch, owner, name, number, at=1, times=1):

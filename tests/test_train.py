@@ -186,7 +186,7 @@ def test_too_many_bad_steps_stop_the_run(tmp_path):
         trained(folder, data__poison=[2, 6, 9])
     sentence = str(caught.value)
     assert "stopped at step 10: 3 steps" in sentence
-    assert "came first out of trap;" in sentence
+    assert "the first such number came out of trap;" in sentence
     assert str(folder / "checkpoints" / "last.ckpt") in sentence
     state = checkpoint(folder)
     assert state["genlab"]["step"] == 8
@@ -201,7 +201,7 @@ def test_a_bad_gradient_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Tiny, "objective", lambda self, x, c=None: {"loss": objective(self, x)["loss"] + (0 * self.logits.sum()).sqrt()}
     )
-    with pytest.raises(RunError, match="came first out of the gradient of logits; no checkpoint had been written"):
+    with pytest.raises(RunError, match="number came out of the gradient of logits; no checkpoint had been written"):
         trained(tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""From a config to a model, and from a checkpoint to a model: what may be built, and how files are read safely."""
+"""Build models from configs and checkpoints. Only permitted classes are built, and files are read safely."""
 
 from genlab.build.models import build, build_data, find_checkpoint, load, read_checkpoint, restore
 

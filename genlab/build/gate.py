@@ -1,11 +1,11 @@
-"""From a config of plain values to objects. This is the only place in genlab where a config decides what is called.
+"""Build objects from a config of plain values. Only here can a config determine which constructors genlab calls.
 
 A `_target_` names a public constructor of genlab or an object of a package that the user trusts (`trust=`). A file of
 genlab that defines public constructors lists them in `CONFIGURABLE`, by the config key under which they may be used. In
-a config a constructor is named after its package (`genlab.nets.PixelCNN`), in whichever file of it the class is. Names
-are looked up in those lists, and no attribute is followed. With `_partial_: true`, the constructor is not called yet:
-the object that gets it adds the remaining arguments. Values are neither interpolated nor converted here. Hydra has
-composed the config before, and is not used again.
+a config the name has the package but not the file (`genlab.nets.PixelCNN`). Names are looked up in those lists, and no
+attribute is followed. With `_partial_: true`, the constructor is not called yet: the object that gets it adds the
+remaining arguments. Values are neither interpolated nor converted here. Hydra has composed the config before, and is
+not used again.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Gate:
     def plan(self, config: Any, role: str) -> Callable[[], Any]:
         """A function that builds what `config` describes.
 
-        The whole config is checked now, and nothing in it is called before that function is. `role`: the key under
-        which the config is used. Raises RequestError for a config that may not be built.
+        The whole config is checked now. Its constructors are called only when the function is called. `role`: the key
+        under which the config is used. Raises RequestError for a config that may not be built.
         """
         if not isinstance(config, Mapping) or "_target_" not in config:
             raise RequestError(f"the {role} config does not name what to build: it has no _target_")
@@ -93,7 +93,7 @@ class Gate:
         return lambda: call(target, **{key: part() for key, part in keywords.items()})
 
     def _check_layers(self, node: Mapping[str, Any]) -> None:
-        """RequestError if a constructor of genlab is asked for too many layers."""
+        """Raise RequestError if a constructor of genlab would get too large a number of layers."""
         for key in LAYER_KEYS & set(node):
             if isinstance(node[key], int) and node[key] > MOST_LAYERS:
                 raise RequestError(
@@ -103,7 +103,7 @@ class Gate:
     def _find(self, target: Any, role: str) -> Any:
         """The constructor that `target`, a dotted name, stands for.
 
-        RequestError for a name that is not allowed. Its module is not imported then.
+        Raises RequestError for a name that is not allowed. Its module is not imported then.
         """
         refused = RequestError(
             f"the config asks for {target!r} as {role}, which is not a public part of "
@@ -138,7 +138,7 @@ class Gate:
 
 
 def trusted(value: Any) -> tuple[str, ...]:
-    """The packages that `trust=` names. RequestError for anything that is not a package's name."""
+    """The packages that `trust=` names. Raises RequestError for anything that is not a package's name."""
     names = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise RequestError(f"trust={value}: expected names of packages, like trust=[mypackage]")

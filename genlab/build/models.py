@@ -1,7 +1,7 @@
-"""From a config to a model, and from a checkpoint to a model.
+"""Build a model from a config, or from a checkpoint.
 
-A checkpoint contains the config of its model, and it may come from a stranger. `untrusted.py` reads the file, and
-`gate.py` builds only what a config may name. Here the size of a model is checked before it is built. For that it is
+A checkpoint contains the config of its model, and it may come from an unknown source. `untrusted.py` reads the file,
+and `gate.py` builds only what a config may name. Here the size of a model is checked before it is built. For that it is
 first built on torch's meta device (the "sketch"), where tensors have shapes but no values and take no memory. So a
 config is refused before anything is allocated if its model is larger than this machine's memory, or does not have the
 weights that its checkpoint holds.
@@ -75,7 +75,7 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     """(model in evaluation mode, config of its run) of a checkpoint file or run folder.
 
     `weights`: "ema" for the averaged weights (raw ones if none were averaged), "raw" for those of the last step. The
-    model has them noted in `model.weights`. Raises RequestError for a file that is damaged or does not fit the model it
+    choice is stored in `model.weights`. Raises RequestError for a file that is damaged or does not fit the model it
     describes, and RunError for weights that are not finite.
     """
     file = find_checkpoint(path)
@@ -85,10 +85,10 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
         raise RequestError(f"weights={weights} is not known: choose ema or raw")
     state = content["state_dict"]
     prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
-    own_state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-    model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, own_state, path))
+    model_state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, model_state, path))
     try:
-        model.load_state_dict(own_state)
+        model.load_state_dict(model_state)
     except RuntimeError as error:
         raise RequestError(f"ckpt={path} does not fit the model it describes: {_first_line(error)}") from error
     model.weights = "ema" if prefix == "ema." else "raw"  # type: ignore[assignment]
@@ -150,7 +150,7 @@ class TooLarge(RequestError):
 
 @contextmanager
 def _limited_size() -> Iterator[None]:
-    """While it lasts, TooLarge is raised as soon as a model under construction has too many modules or weights."""
+    """Inside the block, TooLarge is raised as soon as a model under construction has too many modules or weights."""
     modules = weights = 0
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -182,7 +182,7 @@ def _limited_size() -> Iterator[None]:
 
 
 def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """RequestError unless the weights of a checkpoint are those of the model that it describes, by name and shape."""
+    """Raise RequestError unless the weights of a checkpoint fit the model that it describes, by name and shape."""
     of_model = {name: tuple(value.shape) for name, value in sketch.state_dict().items()}
     of_file = {name: tuple(value.shape) for name, value in state.items()}
     for name in {**of_model, **of_file}:
@@ -194,13 +194,13 @@ def _check_fit(sketch: nn.Module, state: Mapping[str, Tensor], path: str | Path)
 
 
 def _call(what: str, construct: Callable[[], Any], plain: Mapping[str, Any]) -> Any:
-    """What `construct` returns. An error in a constructor becomes a RequestError about the `what` config `plain`."""
+    """Call `construct` and return its result. An error in it becomes a RequestError about the `what` config `plain`."""
     try:
         return construct()
     except Exception as error:
-        known = explained(error)
-        if known is not None:
-            raise known from error
+        failure = explained(error)
+        if failure is not None:
+            raise failure from error
         expected = (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError, LookupError, AttributeError)
         if not isinstance(error, expected):
             raise

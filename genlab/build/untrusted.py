@@ -1,7 +1,7 @@
-"""Read configs and checkpoints of strangers, with limits on their size and without running any code in them.
+"""Read untrusted configs and checkpoints, with limits on their size and without running any code in them.
 
 A config is YAML with plain values. It is parsed once, and nothing in it is looked up or computed: a value that contains
-`${` is refused, in whatever way the file writes it. Length, depth and number of values (with every alias counted in
+`${` is an error, in every notation of YAML. Length, depth and number of values (with every alias counted in
 full) are checked before any value is created.
 
 A checkpoint is the zip file that torch writes. Its entries must be uncompressed, so that they cannot be larger than the
@@ -37,7 +37,7 @@ PLAIN = (bool, int, float, str, type(None))
 def plain_config(text: Any, where: str) -> dict[str, Any]:
     """The config in a YAML text: a mapping of str keys to lists, mappings, text, numbers, true, false and null.
 
-    RequestError, which begins with `where` the text is from, for anything else.
+    Raises RequestError for anything else. `where`: the origin of the text, which begins the message.
     """
     config = bounded_yaml(text, where)
     check_plain(config, where)
@@ -50,7 +50,10 @@ def config_file(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a config file. RequestError if it is not UTF-8, longer than a config may be, or cannot be read."""
+    """The text of a config file.
+
+    Raises RequestError if it is not UTF-8, longer than a config may be, or cannot be read.
+    """
     try:
         if path.stat().st_size > 4 * CHARACTERS:
             raise RequestError(f"{path} is not a config that genlab reads: it is longer than {CHARACTERS:,} characters")
@@ -62,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def bounded_yaml(text: Any, where: str) -> Any:
-    """The content of a YAML text. RequestError if it is not YAML or larger than a config may be."""
+    """The content of a YAML text. Raises RequestError if it is not YAML or larger than a config may be."""
     try:
         if not isinstance(text, str) or len(text) > CHARACTERS:
             raise ValueError(f"it is not a text of at most {CHARACTERS:,} characters")
@@ -74,7 +77,7 @@ def bounded_yaml(text: Any, where: str) -> Any:
 
 
 def check_plain(config: Any, where: str) -> None:
-    """RequestError unless a config is a mapping of plain values. A missing value (???) and `${` are refused as well."""
+    """Raise RequestError unless a config is a mapping of plain values, without `${` and missing values (???)."""
     try:
         _check_plain(config)
     except ValueError as error:
@@ -84,8 +87,8 @@ def check_plain(config: Any, where: str) -> None:
 def checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a genlab checkpoint, its tensors on the CPU.
 
-    Checked are the file, its weights and the fields that genlab writes about the run. RequestError if one is wrong.
-    `describe` reads the config and the spec in it.
+    Checked are the file, its weights and the fields that genlab writes about the run. Raises RequestError if one is
+    wrong. `describe` reads the config and the spec in it.
     """
     try:
         _check_zip(Path(path))
@@ -143,7 +146,7 @@ _Plain.add_implicit_resolver(
 
 
 def _count(text: str) -> None:
-    """ValueError for a text that is nested too deeply or has too many values.
+    """Raise ValueError for a text that is nested too deeply or has too many values.
 
     They are counted from the parser's events, before any value is created.
     """
@@ -193,7 +196,7 @@ def _check_plain(config: Any) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """_Damaged unless every entry is uncompressed and unique, has the right checksum, and all fit into the file."""
+    """Raise _Damaged unless all entries are uncompressed and unique, have the right checksum, and fit into the file."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise _Damaged("it is not the zip file that torch writes")
@@ -212,7 +215,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_content(content: Any, path: Path) -> None:
-    """_Damaged unless the content is primitives and tensors, and the file holds all values of every tensor."""
+    """Raise _Damaged unless the content is primitives and tensors, and the file holds all values of every tensor."""
     storages, claimed = {}, 0
     for node in _nodes(content):
         if isinstance(node, Tensor):
@@ -232,7 +235,7 @@ def _check_content(content: Any, path: Path) -> None:
 
 
 def _nodes(content: Any) -> Iterator[Any]:
-    """Every object in the content, once. _Damaged for an object of a type that genlab does not write."""
+    """Every object in the content, once. Raises _Damaged for an object of a type that genlab does not write."""
     waiting, seen = [content], set()
     while waiting:
         node = waiting.pop()

@@ -30,14 +30,14 @@ class Code(Protocol):
 
     `inputs`: how many outputs of the encoder belong to a unit. `unit_columns`: True if the weights that leave a unit of
     the decoder must have length 1. Otherwise a penalty on h could be avoided by a small h and large weights. (The
-    weights of a head are not affected; only weight decay keeps them small.) `on`: a unit counts as active where
-    |h| > on. `asked`: the sparsity that the config asks for, by the name of the measure that should reach it, or {}.
+    weights of a head are not affected; only weight decay keeps them small.) `threshold`: a unit counts as active
+    where |h| > threshold. `targets`: the sparsity that the config sets as a target, by the name of the measure, or {}.
     """
 
     inputs: int
     unit_columns: bool
-    on: float
-    asked: dict[str, float]
+    threshold: float
+    targets: dict[str, float]
 
     def __call__(self, a: Tensor) -> Coded:
         """Outputs of the encoder (B, inputs * L) -> the code. Training and evaluation mode may differ."""

@@ -36,8 +36,8 @@ class Dense(nn.Module):
         if activation not in ACTIVATIONS:
             raise RequestError(f"activation={activation} is not known: choose from {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]()
-        self.on = 0.5 if activation == "sigmoid" else 0.0
-        self.asked: dict[str, float] = {}
+        self.threshold = 0.5 if activation == "sigmoid" else 0.0
+        self.targets: dict[str, float] = {}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, L) -> the code."""
@@ -47,14 +47,14 @@ class Dense(nn.Module):
 class Penalised(nn.Module):
     """h = relu(a) with the penalty weight * sum_j |h_j|^power."""
 
-    inputs, unit_columns, on = 1, True, 0.0
+    inputs, unit_columns, threshold = 1, True, 0.0
 
     def __init__(self, *, units: int, weight: float, power: int) -> None:
         super().__init__()
         if weight < 0:
             raise RequestError(f"the weight of a penalty must be 0 or more, got {weight}")
         self.weight, self.power = weight, power
-        self.asked: dict[str, float] = {}
+        self.targets: dict[str, float] = {}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, L) -> the code."""
@@ -82,7 +82,7 @@ class KL(nn.Module):
     `momentum`: of the running mean over batches.
     """
 
-    inputs, unit_columns, on = 1, False, 0.5
+    inputs, unit_columns, threshold = 1, False, 0.5
 
     running: Tensor
 
@@ -95,7 +95,7 @@ class KL(nn.Module):
             )
         self.target, self.weight, self.momentum = target, weight, momentum
         self.register_buffer("running", torch.full((units,), target))
-        self.asked = {"mean_activation": target}
+        self.targets = {"mean_activation": target}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, L) -> the code."""

@@ -21,13 +21,13 @@ CONFIGURABLE = {"code": ("Lifetime", "TopK")}
 class TopK(nn.Module):
     """Keeps the k largest units of an image and sets the others to zero, in training and evaluation mode."""
 
-    inputs, unit_columns, on = 1, False, 0.0
+    inputs, unit_columns, threshold = 1, False, 0.0
 
     def __init__(self, *, units: int, k: int) -> None:
         super().__init__()
         if not 1 <= k <= units:
             raise RequestError(f"the topk code needs k between 1 and its {units} units, got k={k}")
-        self.k, self.asked = k, {"active": k / units}
+        self.k, self.targets = k, {"active": k / units}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, L) -> the code."""
@@ -41,13 +41,13 @@ class Lifetime(nn.Module):
     On several processes, each keeps the largest activations of its own batch.
     """
 
-    inputs, unit_columns, on = 1, False, 0.0
+    inputs, unit_columns, threshold = 1, False, 0.0
 
     def __init__(self, *, units: int, share: float) -> None:
         super().__init__()
         if not 0 < share <= 1:
             raise RequestError(f"the lifetime code needs 0 < share <= 1, got share={share}")
-        self.share, self.asked = share, {"active": share}
+        self.share, self.targets = share, {"active": share}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, L) -> the code."""

@@ -29,7 +29,7 @@ class SpikeSlab(nn.Module):
     or 1, and their gradients large.
     """
 
-    inputs, unit_columns, on = 3, False, 0.0
+    inputs, unit_columns, threshold = 3, False, 0.0
 
     def __init__(self, *, units: int, share: float, weight: float = 1.0, temperature: float = 0.5) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SpikeSlab(nn.Module):
                 f"got share={share}, weight={weight}, temperature={temperature}"
             )
         self.share, self.weight, self.temperature = share, weight, temperature
-        self.asked = {"active": share}
+        self.targets = {"active": share}
 
     def forward(self, a: Tensor) -> Coded:
         """(B, 3 L) -> the code."""
@@ -61,6 +61,6 @@ def kl(mean: Tensor, log_var: Tensor, logit: Tensor, share: float) -> Tensor:
     It is computed from the logit, because the logarithm of a gate that is rounded to 0 or 1 has no finite gradient.
     """
     slab = (mean.square() + log_var.exp() - 1 - log_var) / 2
-    on = slab + F.logsigmoid(logit) - math.log(share)
-    off = F.logsigmoid(-logit) - math.log1p(-share)
-    return logit.sigmoid() * on + (-logit).sigmoid() * off
+    open_gate = slab + F.logsigmoid(logit) - math.log(share)
+    closed_gate = F.logsigmoid(-logit) - math.log1p(-share)
+    return logit.sigmoid() * open_gate + (-logit).sigmoid() * closed_gate

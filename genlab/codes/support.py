@@ -1,9 +1,9 @@
 """The support of a code: which vectors can be codes, and how to turn any vector into one of them.
 
-A density that was fitted to codes is drawn from to sample images. Its draws can be any vector, but codes often cannot:
-they have at most k units that are not zero, or none below zero, or all between 0 and 1. So a draw is mapped to the
-support before it is decoded. That does not make it a typical code: a unit that is exactly zero for nine images in ten
-is, after a ReLU of Gaussian draws, still active in about half of them.
+To sample images, codes are drawn from a density that was fitted to codes. Its draws can be any vector, but codes often
+cannot: they have at most k units that are not zero, or none below zero, or all between 0 and 1. So a draw is mapped to
+the support before it is decoded. That does not make it a typical code: a unit that is exactly zero for nine images in
+ten is, after a ReLU of Gaussian draws, still active in about half of them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     context: Tensor | None = None
 
 
-ORDER, DRAW = 0, 1  # what random numbers are used for: part of the key of `generator`
+ORDER, DRAW = 0, 1  # the use of random numbers, a part of the key of `generator`
 
 
 def take(split: Split, index: Tensor) -> Batch:
@@ -74,7 +74,7 @@ class WholeSplit:
 
 
 class TrainingSequence:
-    """The batches batch(k), batch(k + 1), … without end. `start` gives k whenever an iteration begins."""
+    """The endless sequence batch(k), batch(k + 1), … `start()` returns k at the start of each iteration."""
 
     def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int]) -> None:
         self.batch, self.start = batch, start
@@ -97,14 +97,14 @@ def training_order(seed: int, total: int, start: int, length: int) -> Tensor:
     return torch.cat(pieces)
 
 
-@lru_cache(maxsize=2)  # a batch rarely reaches beyond the next epoch
+@lru_cache(maxsize=2)  # a batch rarely spans more than two epochs
 def permutation(seed: int, epoch: int, total: int) -> Tensor:
     """The order of the images in one epoch, (total,)."""
     return torch.randperm(total, generator=generator(seed, ORDER, epoch))
 
 
 def generator(*key: int) -> torch.Generator:
-    """A generator that is a function of its key: equal keys give equal numbers, other keys give unrelated ones."""
+    """A generator seeded by its key: equal keys give equal numbers, different keys give independent ones."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed takes 63 bits
 
@@ -117,6 +117,6 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def context_of(model: object, batch: Batch) -> Tensor | None:
-    """What the model is conditioned on, out of a batch: labels (B,), second images (B, C', H', W') or nothing."""
+    """The part of a batch that the model is conditioned on: labels (B,), second images (B, C', H', W') or None."""
     kind = getattr(model, "conditioning", "none")
     return {"label": batch.labels, "image": batch.context}[kind] if kind != "none" else None

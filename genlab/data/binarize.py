@@ -1,6 +1,6 @@
 """Binarisation: from grey images x in 0..255 to images of 0 and 1.
 
-A binarised image is another random variable, so a binarised data set has a name of its own.
+A binarised image is another random variable, so a binarised data set has its own name.
 
 - static: every pixel is drawn once, 1 with probability x / 255 (Salakhutdinov & Murray 2008). The draw never changes.
 - dynamic: training images are drawn again whenever they are used (Burda et al. 2016, arXiv:1509.00519). Validation and
@@ -20,7 +20,7 @@ from torch import Tensor
 from genlab.system.device import moved
 
 KINDS = ("none", "static", "dynamic", "threshold", "larochelle")
-SEEDS = {"train": 1, "test": 2, "valid": 3}  # of the static draw: they belong to the data, not to a run
+SEEDS = {"train": 1, "test": 2, "valid": 3}  # of the static draw; they do not depend on the seed of a run
 
 
 def static_binarization(kind: str, images: Tensor, split: str) -> Tensor:

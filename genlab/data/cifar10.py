@@ -1,8 +1,8 @@
 """CIFAR-10: 50,000 + 10,000 photographs, 32 x 32, RGB, 10 classes (Krizhevsky 2009).
 
 Names and checksums are torchvision's. We read its unpacked folder `cifar-10-batches-py`, or else the published
-archive, or an archive that somebody has made anew. Archives are read without unpacking them to the disk. A batch is a
-pickle, and unpickling a file from a stranger can run code. So we check the md5 of exactly the bytes that are unpickled,
+archive, or the same files in another archive. Archives are read without unpacking them to the disk. A batch is a
+pickle, and unpickling an unknown file can run code. So we check the md5 of exactly the bytes that are unpickled,
 and read no more of an archive than a batch can have.
 
 Shapes: images (N, 3, 32, 32), labels (N,).
@@ -97,7 +97,7 @@ def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 def read_batch(blob: bytes) -> Split:
     """Decode one pickled batch, whose md5 has been checked: rows of 1024 red, 1024 green and 1024 blue values."""
-    with warnings.catch_warnings():  # NumPy warns about the way in which the NumPy of 2009 pickled a dtype
+    with warnings.catch_warnings():  # NumPy warns about the format of dtypes that were pickled in 2009
         warnings.simplefilter("ignore")
         batch = pickle.loads(blob, encoding="bytes")
     images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Contexts: what an image is conditioned on, computed from the image itself.
+"""Contexts, on which an image is conditioned. They are computed from the image itself.
 
 A context is the luminance of the image, a small version of it, or its left half. Then colouring (Guadarrama et al.
 2017, arXiv:1705.07208), super-resolution (Dahl et al. 2017, arXiv:1702.00783) and completion are models of
@@ -12,7 +12,7 @@ methods; `whole` is the spec of a whole image:
     whole(spec)                  the inverse of `spec`, for callers that only have the model
     modelled(images)             whole images (N, C, H, W) -> x
     __call__(images, whole)      whole images (N, C, H, W) -> x and its contexts, uint8 (N, C', H', W') or None
-    pictures(x, context, whole)  two pictures to look at, the context alone and with x, both (N, C, H, W) in 0..255
+    pictures(x, context, whole)  two pictures for the user, the context alone and with x, both (N, C, H, W) in 0..255
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from genlab.core import ImageSpec, RequestError
 
 CONFIGURABLE = {"context": ("Grey", "Half", "HalfMean", "Label", "LowRes")}
 
-UNKNOWN = 128  # the grey in which a picture shows missing pixels
+UNKNOWN = 128  # the grey of missing pixels in a picture
 
 
 @runtime_checkable
 class Context(Protocol):
-    """What images are conditioned on.
+    """The interface of a context.
 
-    `kind`: what the model must be conditioned on, "label" or "image". `name`: part of the name of the data set.
+    `kind`: "label" or "image", the conditioning that a model needs for it. `name`: part of the name of the data set.
     """
 
     kind: str

@@ -1,12 +1,12 @@
-"""Where the files of a data set are, and how they are downloaded.
+"""Find the files of a data set, and download missing ones.
 
 All data sets share one folder: `data.root`, else $GENLAB_DATA, else the user's cache. A file that is already there is
 checked against its published md5 and read in place, so the folder may be read-only. The first process downloads a
 missing file; the other processes wait and never download.
 
-pooch downloads from one address. The rest is ours, because pooch has no list of mirrors and no limit on the size of a
-download, knows nothing of several processes, and places files that only their owner can read and that a killed
-process leaves half-written; `system/atomic.py` does neither.
+pooch downloads from one address. The rest is our own code, because pooch has no list of mirrors, no limit on the size
+of a download and no support for several processes. Its files are readable by their owner only, and incomplete if the
+process is killed; `system/atomic.py` avoids both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class File:
     checksum. `urls`: its mirrors, in the order in which they are tried. `unpacked`: other names under which the
     unpacked content of a .gz file is accepted (torchvision leaves it beside the .gz file; Kaggle spells the name
     differently, and may put it into a folder of that name). `by_content`: the reader checks the md5 of the unpacked
-    content, so a file that somebody has compressed again is accepted. `page`: where a person finds a file that has no
+    content, so a file that somebody has compressed again is accepted. `page`: the web page of a file that has no
     mirrors.
     """
 
@@ -86,7 +86,7 @@ def locate(files: Sequence[File], root: Path | None) -> list[Path]:
             for file in files:
                 if find(file, root) is None:
                     download(file, root)
-    finally:  # after a failed download, too: the others then see that the file is missing and stop as well
+    finally:  # also after a failed download: the other processes then find the file missing and stop as well
         wait_for_first(files, root)
     return [verified(file, root) for file in files]
 
@@ -134,7 +134,7 @@ def download(file: File, root: Path | None) -> None:
         try:
             fetch(url, target, file.md5)
             return
-        except (OSError, ValueError) as error:  # ValueError: the server's headers are nonsense
+        except (OSError, ValueError) as error:  # ValueError: the server's headers are malformed
             failures.append(plain_reason(error))
     raise missing(file, root, failures)
 
@@ -161,11 +161,11 @@ def fetch(url: str, target: Path, md5: str | None) -> None:
                 hooks={"response": on_response},
             )(url, BoundedFile(file, lambda count: progress.advance(task, count)), None)
         if md5 and md5_of(part.read_bytes()) != md5:
-            raise OSError("what arrived has a wrong md5")
+            raise OSError("the downloaded file has a wrong md5")
 
 
 class BoundedFile:
-    """A file for a download. It refuses to grow beyond `MAX_DOWNLOAD` bytes, so no server can fill the disk.
+    """A file for a download of at most `MAX_DOWNLOAD` bytes, so that no server can fill the disk.
 
     `on_write` is called with the number of bytes of every block.
     """
@@ -185,9 +185,9 @@ class BoundedFile:
 
 
 def plain_reason(error: BaseException) -> str:
-    """The operating system's words for a network error, like "Name or service not known", on one line.
+    """The operating system's message for a network error, like "Name or service not known", on one line.
 
-    requests wraps them in several errors, whose texts are long and technical.
+    The package requests wraps it in several errors, whose texts are long and technical.
     """
     reason, cause = error, error.__cause__ or error.__context__
     while cause:
@@ -198,7 +198,7 @@ def plain_reason(error: BaseException) -> str:
 
 
 def missing(file: File, root: Path | None, failures: Sequence[str] = ()) -> RequestError:
-    """The error for a file that is not there and could not be downloaded, with the reasons in `failures`."""
+    """The error for a missing file that could not be downloaded. `failures`: the reasons, one for each mirror."""
     looked = " or ".join(map(str, folders(file, root)))
     tried = f" and could not be downloaded ({'; '.join(dict.fromkeys(failures))})" if failures else ""
     return RequestError(
@@ -208,7 +208,7 @@ def missing(file: File, root: Path | None, failures: Sequence[str] = ()) -> Requ
 
 
 def process_rank() -> int:
-    """The number of this process. Before torch.distributed is up, it is read from the launcher's environment."""
+    """The number of this process. Before torch.distributed is initialised, it comes from the launcher's environment."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank()
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
@@ -216,7 +216,7 @@ def process_rank() -> int:
 
 
 def wait_for_first(files: Sequence[File], root: Path | None) -> None:
-    """Wait until the first process has finished downloading: at a barrier, or without a process group for the files.
+    """Wait until the first process has finished downloading: at a barrier, or by polling without a process group.
 
     All processes go through the barrier, even those that already see the files, because the first process waits there
     for all of them.

@@ -46,10 +46,9 @@ def differences(
 ) -> dict[str, dict[str, int]]:
     """Compare splits of `data` with those of the run of a checkpoint: counts for every split that differs.
 
-    "images": how many images the split has. "other": how many of them are not in the run's split of that name.
-    "train", "valid", "test": how many of the images the run had in these splits. "new": how many the run did not have.
-    "missing": how many images of the run's split are not in the split now; 0 if `fewer`, which says that this is
-    intended.
+    "images": how many images the split has. "other": how many of them are not in the run's split of that name. "train",
+    "valid", "test": how many of the images were in these splits of the run. "new": how many were in none. "missing":
+    how many images of the run's split are not in the split now. If `fewer`, missing images are intended, and it is 0.
 
     {} if nothing differs, or if the run's data is not known.
     """

@@ -59,7 +59,7 @@ class Folder:
         if printable(path) != str(path):
             raise RequestError(
                 f"data.path={printable(path)} is not UTF-8, and the config of a run could not hold it: link to it "
-                "(names inside may be what they like)"
+                "(names of files inside may have any bytes)"
             )
         if channels not in (1, 3):
             raise RequestError(f"data.channels={channels} is not possible: 1 is grey, 3 is colour")
@@ -69,7 +69,7 @@ class Folder:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RequestError(f"data.{key}={value} is not possible: it is {meaning}, at least 1")
-        ImageSpec(channels, size, size)  # checks the size before any image is made
+        ImageSpec(channels, size, size)  # checks the size before any image is read
         self.path = Path(str(path)).expanduser()
         self.name = f"folder-{printable(self.path.resolve().name)}"
         self.size, self.channels, self.skip_bad, self.max_pixels = size, channels, skip_bad, max_pixels
@@ -138,8 +138,8 @@ class Folder:
         name = path.relative_to(self.path).as_posix()
         if not folders:
             return "train", name
-        first, _, rest = name.partition("/")
-        return (folders.get(first, ""), rest) if rest else ("", name)
+        first, _, inside = name.partition("/")
+        return (folders.get(first, ""), inside) if inside else ("", name)
 
     def numbers(self, purpose: str, paths: list[Path]) -> torch.Tensor:
         """A number in [0, 1) for every file, float64 (N,). It depends only on the path below the folder."""

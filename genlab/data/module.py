@@ -1,4 +1,4 @@
-"""ImageData: the data module of every data set, with three splits and two ways to read them.
+"""ImageData: the data module of every data set. It has three splits, which are read whole or in training batches.
 
     source -> official splits -> binarise -> cut validation off the training split -> first `limit` images
     split("test"), batches("test")       the whole split, every image once: for evaluation
@@ -61,7 +61,7 @@ class ImageData(LightningDataModule):
     Raises RequestError if an option is not possible. Files are read when the first image is needed.
     """
 
-    # With few validation batches and many processes, some processes have none. They wait for the others.
+    # With few validation batches and many processes, some processes have no batch and wait for the others.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -99,11 +99,11 @@ class ImageData(LightningDataModule):
         self.binarize, self.augment, self.limit, self.seed = binarize, augment, limit, seed
         self.context = context
         # The name of the source and the variant. Results on different names cannot be compared. (All variants have
-        # labels. Whether a model was given them is part of its results.)
+        # labels. Results say separately whether the model was conditioned on them.)
         self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
         self.name += f"_{context.name}" if context is not None and context.kind == "image" else ""
         self.position = 0
-        self._target = torch.device("cpu")  # where training batches go
+        self._target = torch.device("cpu")  # the device of training batches
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class ImageData(LightningDataModule):
     def move_to(self, device: torch.device | str) -> None:
         """Move all images to a GPU if they fit into a quarter of its free memory; otherwise move only training batches.
 
-        Call this before `batches`, whose result keeps the tensors that it was made with.
+        Call this before `batches`, whose result keeps references to the tensors of that moment.
         """
         device, (splits, _) = torch.device(device), self._loaded
         size = sum(tensor.nbytes for split in splits.values() for tensor in split)
@@ -179,7 +179,7 @@ class ImageData(LightningDataModule):
                 splits[name] = Split(split.images.to(device), split.labels.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training sequence. Everything else follows from the options."""
+        """The position in the training sequence. Everything else is a function of the options."""
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ or refused in one sentence:
 - Floats: 0..1 becomes 0..255, rounded. Other floats have no agreed black and white and are refused. So are LAB, 32-bit
   integers and signed integers.
 
-A picture is turned upright as its EXIF orientation says. Of several frames the first is read. Colours are laid on
+A picture is turned upright by its EXIF orientation. Of several frames the first is read. Colours are laid on
 white, and the transparency is kept beside them, H x W.
 """
 
@@ -62,7 +62,7 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         # An open file, not a path: Pillow may map a path into memory, and then a rotated TIFF becomes noise.
         with _bounded(max_pixels), open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
             notes = _frames(opened)
-            raw = str([tile[3] for tile in opened.tile])  # Pillow forgets it once the pixels are decoded
+            raw = str([tile[3] for tile in opened.tile])  # not available any more once the pixels are decoded
             ImageOps.exif_transpose(opened, in_place=True)  # this decodes the pixels
             picture = _on_white(_eight_bits(opened, raw))
     except Unreadable:
@@ -101,7 +101,7 @@ def printable(path: object) -> str:
 
 @contextmanager
 def _bounded(max_pixels: int) -> Iterator[None]:
-    """Use Pillow's check of the size with our bound, and make it an error. Ignore Pillow's other warnings."""
+    """Set the bound of Pillow's check of the size to ours and make it an error. Ignore Pillow's other warnings."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def _eight_bits(image: Image.Image, raw: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Picture:
-    """Lay the colours on white, and keep their opacity."""
+    """Lay the colours on white. The opacity becomes `alpha`."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if not image.has_transparency_data:
         return Picture(image.convert(mode), None, ())

@@ -1,4 +1,4 @@
-"""Sources: what a data set contains before anything is done to it: integer images, integer labels, official splits.
+"""Sources: the unprocessed content of a data set, integer images and labels in their official splits.
 
 A source only reads files. Pixels and labels are the integers of the files, as uint8 and int64. They are never converted
 to floats, because converting back is error-prone: other code that recovered integers from scaled floats got 63 of the
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLIT_SEED = 1  # of the division into training and validation images: it belongs to the data, not to a run
+SPLIT_SEED = 1  # of the division into training and validation images; it does not depend on the seed of a run
 
 
 class Split(NamedTuple):
@@ -40,7 +40,7 @@ class Splits:
 
     `class_names`: empty if there are no labels. `valid`: None unless the publisher made a validation split. `numbers`:
     a number in [0, 1) for every training image (N,), or None; with them, the images with the lowest numbers become the
-    validation images, and whether an image is one of them hardly depends on the other images. `remarks`: what the user
+    validation images, and adding or removing other images hardly changes this. `remarks`: what the user
     should know about how the files were read.
     """
 

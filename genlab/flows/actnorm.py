@@ -3,7 +3,8 @@
 Kingma & Dhariwal 2018 (arXiv:1807.03039, sec. 3.1). Ours keeps the statistics of the first training batch apart from
 the learnt shift and scale. The statistics are buffers, so averaged weights copy them instead of averaging them, and
 they are restored when a training step that is not finite is undone. A checkpoint contains them together with a flag
-that they are set. Evaluation never sets them. On several processes they are of the batches of all processes together.
+that they are set. Evaluation never sets them. On several processes they are those of the batches of all processes
+together.
 """
 
 from __future__ import annotations

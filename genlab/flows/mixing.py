@@ -18,7 +18,7 @@ from genlab.system.device import inverse
 
 
 class Mixing(Layer):
-    """z = W y at every position. `order`: for each channel of z, the channel of y that it is at the start."""
+    """z = W y at every position. `order`: for each channel of z, the channel of y that it equals at the start."""
 
     order: Tensor
 

@@ -24,7 +24,7 @@ CONFIGURABLE = {"coupling": ("MixtureCoupling",)}
 
 NARROWEST = 8.0  # bound of the log-scales: scales are between e^-8 and e^8
 BISECTIONS = 150  # largest number of steps, of which every third is a bisection; a dozen is usual
-LOOK = 16  # a GPU is asked only every so many steps whether all values have converged, because asking means waiting
+CHECK_EVERY = 16  # steps between checks on a GPU that all values have converged: the host waits for each check
 SPREAD = 2.0  # at the start the means are between -2 and 2
 
 
@@ -62,9 +62,9 @@ class MixtureCoupling(Coupling):
     def _unpacked(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Log-weights, means and log-scales of the mixture, (B, K, c, H, W) each; s and t, (B, c, H, W) each."""
         k = self.components
-        logits, mean, log_scale, rest = parameters.split([k, k, k, 2], 1)
+        logits, mean, log_scale, affine = parameters.split([k, k, k, 2], 1)
         mean = mean + self.means.to(mean.dtype)
-        return logits.log_softmax(1), mean, bounded(log_scale, NARROWEST), bounded(rest[:, 0]), rest[:, 1]
+        return logits.log_softmax(1), mean, bounded(log_scale, NARROWEST), bounded(affine[:, 0]), affine[:, 1]
 
 
 def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
             solved[:, index] = y
         else:
             solved = y
-        if (removing or i % LOOK == LOOK - 1) and not moving.any():
+        if (removing or i % CHECK_EVERY == CHECK_EVERY - 1) and not moving.any():
             break
         low, high = torch.where(value < z, y, low), torch.where(value < z, high, y)
         newton = y + step

@@ -1,4 +1,4 @@
-"""Heads: the distribution of a step's values, given features. Each has its own projection and returns integers."""
+"""Heads: distributions of the values of a step, given features. Each has its own projection and samples integers."""
 
 from genlab.heads.bernoulli import Bernoulli
 from genlab.heads.categorical import Categorical

@@ -1,7 +1,7 @@
 """Bernoulli head: one logit for a binary value, as for binarised MNIST (van den Oord et al. 2016, arXiv:1601.06759).
 
-It is a likelihood for two levels only. For grey values in [0, 1] the same formula is none, so other alphabets are
-refused. Ours starts the projection at zero, so that an untrained model costs exactly 1 bit per value.
+It is a likelihood for two levels only. For grey values in [0, 1] the same formula is not normalised, so images with
+more levels are an error. Ours starts the projection at zero, so that an untrained model costs exactly 1 bit per value.
 
 c values a step, D features.
 """
@@ -21,10 +21,10 @@ CONFIGURABLE = {"head": ("Bernoulli",)}
 
 
 class Bernoulli(nn.Module):
-    """Features (..., D) -> c binary values (..., c). Samples from one uniform number a value.
+    """Features (..., D) -> c binary values (..., c). A sample takes one uniform number per value.
 
     Several values a step are independent given the features, which suits a decoder. A net that orders the colours of a
-    pixel asks for c = 1. RequestError unless there are 2 levels.
+    pixel has c = 1. Raises RequestError unless there are 2 levels.
     """
 
     chains_colours = False
@@ -63,7 +63,7 @@ class BernoulliPixels:
         return BernoulliPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         if x.shape != self.logits.shape:
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         return F.logsigmoid(torch.where(x.bool(), self.logits, -self.logits)).sum(-1)

@@ -1,10 +1,9 @@
 """Categorical head: a softmax over the K levels of a value (van den Oord et al. 2016, arXiv:1601.06759, sec. 3).
 
-It assumes nothing about the shape of the distribution and can learn several modes, spikes and one-sided pixels. Ours
-starts the projection at zero, so that an untrained model costs exactly log2 K bits per value.
+It assumes nothing about the shape of the distribution and can learn several modes, spikes and one-sided distributions.
+Ours starts the projection at zero, so that an untrained model costs exactly log2 K bits per value.
 
-D features, K levels. Leading dimensions are free: the same code serves a grid of pixels (B, T, D) and one sampling step
-(B, D).
+D features, K levels. Leading dimensions can be any: (B, T, D) for all steps of images, (B, D) for one sampling step.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ CONFIGURABLE = {"head": ("Categorical",)}
 
 
 class Categorical(nn.Module):
-    """Features (..., D) -> softmax over the K levels of one value (..., 1). Samples from one uniform number a value.
+    """Features (..., D) -> softmax over the K levels of one value (..., 1). Samples take one uniform number per value.
 
-    RequestError for several values a step.
+    Raises RequestError for several values a step.
     """
 
     chains_colours = False  # one value a step: the net orders the colours
@@ -45,7 +44,7 @@ class Categorical(nn.Module):
         return CategoricalPixels(linear(h, self.proj.weight, self.proj.bias))
 
     def for_steps(self) -> Callable[[Tensor], CategoricalPixels]:
-        """`forward` for many small batches (B, D), with weights transposed once: a third of the time."""
+        """`forward` for many small batches (B, D), with weights transposed once, in a third of the time."""
         weight, bias = self.proj.weight.T.contiguous(), self.proj.bias
         return lambda h: CategoricalPixels(torch.addmm(bias, h, weight))
 
@@ -53,7 +52,7 @@ class Categorical(nn.Module):
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Features (..., D) -> logits (..., n), in the precision of the weights also under autocast.
 
-    bfloat16 would leave the logits 8 bits.
+    In bfloat16 the logits would have only 8 bits of precision.
     """
     with torch.autocast(h.device.type, enabled=False):
         return F.linear(h.to(weight.dtype), weight, bias)
@@ -70,8 +69,8 @@ class CategoricalPixels:
         return CategoricalPixels(self.logits / temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., 1) -> nats (...,). ValueError for another shape."""
-        if x.shape[:-1] != self.logits.shape[:-1]:  # cross_entropy on flattened tensors would not notice
+        """Integers x (..., 1) -> nats (...,). Raises ValueError for another shape."""
+        if x.shape[:-1] != self.logits.shape[:-1]:  # cross_entropy would accept flattened tensors of another shape
             raise ValueError(f"values {tuple(x.shape)} do not match logits {tuple(self.logits.shape)}")
         nats = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
         return -nats.view(x.shape[:-1])
@@ -79,7 +78,7 @@ class CategoricalPixels:
     def sample(self, noise: Tensor) -> Tensor:
         """Uniform noise (..., 1) in [0, 1) -> integers (..., 1), by the inverse of the distribution function.
 
-        It needs one random number a value, where Gumbel noise needs K, and half the arithmetic.
+        This takes one random number per value instead of K as with Gumbel noise, and half the arithmetic.
         """
         cdf = self.logits.softmax(-1).cumsum(-1)
         # Noise is scaled by the last entry, which rounding leaves a little off 1. The product stays below that entry:

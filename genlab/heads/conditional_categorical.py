@@ -1,14 +1,15 @@
-"""Conditional categorical head: one softmax for each channel of a pixel, given the channels before.
+"""Conditional categorical head: one softmax for each channel of a pixel, given the earlier channels.
 
 The factorisation p(R | h) p(G | R, h) p(B | R, G, h) is that of van den Oord et al. 2016 (arXiv:1601.06759, eq. 2). It
-stands in the head instead of in the net's masks, as in the `ar_chs` variant of PixelSNAIL's code (Chen et al. 2017,
-arXiv:1712.09763). So one step of the net makes a whole pixel. Every channel has a hidden layer, to which learnt
+is in the head instead of in the net's masks, as in the `ar_chs` variant of PixelSNAIL's code (Chen et al. 2017,
+arXiv:1712.09763). So one step of the net gives a whole pixel. Every channel has a hidden layer, to which learnt
 embeddings of the earlier values are added,
 
     logits_i = W_i relu(A_i h + sum_{j<i} E_ij[x_j]) + w_i.
 
-Ours starts W at zero, so that an untrained model costs exactly log2 K bits per value. The embeddings start as straight
-lines in the level, so that neighbouring levels are similar. With one channel it is one softmax after a hidden layer.
+Ours starts W at zero, so that an untrained model costs exactly log2 K bits per value. The embeddings start as linear
+functions of the level, so that neighbouring levels are similar. With one channel it is one softmax after a hidden
+layer.
 
 C channels, H hidden units, K levels, N pixels, D features.
 """
@@ -29,7 +30,8 @@ CONFIGURABLE = {"head": ("ConditionalCategorical",)}
 
 
 class ConditionalCategorical(nn.Module):
-    """Features (..., D) -> the joint distribution of the channels of a pixel (..., C). One uniform number a value.
+    """Features (..., D) -> the joint distribution of the channels of a pixel (..., C). A sample takes one uniform
+    number per value.
 
     Training keeps the logits of all values in memory, (N, C, K).
     """
@@ -50,7 +52,7 @@ class ConditionalCategorical(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, levels))
 
     def _lines(self, width: int) -> Tensor:
-        """Embeddings (K, width) on straight lines through 0."""
+        """Embeddings (K, width) that are linear in the level, from -1 to 1 times a random vector."""
         return torch.linspace(-1, 1, self.levels)[:, None] * torch.randn(width) / 2
 
     def forward(self, h: Tensor) -> ConditionalCategoricalPixels:
@@ -61,8 +63,8 @@ class ConditionalCategorical(nn.Module):
     def for_steps(self) -> Callable[[Tensor], ConditionalCategoricalPixels]:
         """`forward` for many small batches (B, D), with weights transposed once."""
         weight, bias = self.inner.weight.T.contiguous(), self.inner.bias
-        rest = list(self.tables), self.weight.unbind(), self.bias.unbind()
-        return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), h.shape[:-1], *rest)
+        others = list(self.tables), self.weight.unbind(), self.bias.unbind()
+        return lambda h: ConditionalCategoricalPixels(torch.addmm(bias, h, weight), h.shape[:-1], *others)
 
 
 class ConditionalCategoricalPixels:
@@ -85,21 +87,21 @@ class ConditionalCategoricalPixels:
         self.hidden, self.levels = weights[0].shape
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., C) -> nats (...,). Raises ValueError for another shape."""
         if x.shape != (*self.lead, len(self.weights)):
             raise ValueError(f"values {tuple(x.shape)} do not match {len(self.weights)} at each of {tuple(self.lead)}")
-        rest, nats = self.inner, []
+        remaining, nats = self.inner, []
         for i, value in enumerate(x.reshape(-1, len(self.weights)).split(1, 1)):
-            nats.append(self._softmax(rest, i).log_prob(value))
-            rest = self._given_value(rest, i, value)
+            nats.append(self._softmax(remaining, i).log_prob(value))
+            remaining = self._given_value(remaining, i, value)
         return torch.stack(nats).sum(0).view(self.lead)
 
     def sample(self, noise: Tensor) -> Tensor:
         """Uniform noise (..., C) in [0, 1) -> integers (..., C)."""
-        rest, values = self.inner, []
+        remaining, values = self.inner, []
         for i, uniform in enumerate(noise.reshape(-1, len(self.weights)).split(1, 1)):
-            values.append(self._softmax(rest, i).sample(uniform))
-            rest = self._given_value(rest, i, values[i])
+            values.append(self._softmax(remaining, i).sample(uniform))
+            remaining = self._given_value(remaining, i, values[i])
         return torch.cat(values, 1).view(noise.shape)
 
     def tempered(self, temperature: float) -> ChainPixels:
@@ -107,24 +109,24 @@ class ConditionalCategoricalPixels:
         return ChainPixels(self._logits, len(self.weights), temperature)
 
     def mean(self) -> Tensor:
-        """Expected level (..., C) of every channel, given those before, each at the level nearest to its mean."""
+        """Expected level (..., C) of every channel, given that earlier ones are at the level nearest to their mean."""
         return self.tempered(1).mean()
 
     def _logits(self, before: list[Tensor]) -> Tensor:
         """Logits (..., K) of the next value."""
-        rest = self.inner
+        remaining = self.inner
         for j, value in enumerate(before):
-            rest = self._given_value(rest, j, value.reshape(-1, 1))
-        return self._softmax(rest, len(before)).logits.view(*self.lead, self.levels)
+            remaining = self._given_value(remaining, j, value.reshape(-1, 1))
+        return self._softmax(remaining, len(before)).logits.view(*self.lead, self.levels)
 
-    def _softmax(self, rest: Tensor, i: int) -> CategoricalPixels:
+    def _softmax(self, remaining: Tensor, i: int) -> CategoricalPixels:
         """Hidden layers of channels i, i+1, … -> the distribution of channel i."""
         weight, bias = self.weights[i], self.biases[i]
-        with torch.autocast(rest.device.type, enabled=False):  # bfloat16 would leave the logits 8 bits
-            return CategoricalPixels(torch.addmm(bias, rest[:, : self.hidden].relu().to(weight.dtype), weight))
+        with torch.autocast(remaining.device.type, enabled=False):  # in bfloat16 the logits would have 8 bits
+            return CategoricalPixels(torch.addmm(bias, remaining[:, : self.hidden].relu().to(weight.dtype), weight))
 
-    def _given_value(self, rest: Tensor, i: int, value: Tensor) -> Tensor:
+    def _given_value(self, remaining: Tensor, i: int, value: Tensor) -> Tensor:
         """Hidden layers of channels i, i+1, … -> those of channels i+1, … given value i (N, 1)."""
         if i == len(self.tables):
-            return rest
-        return rest[:, self.hidden :] + F.embedding(value.reshape(-1).long(), self.tables[i])
+            return remaining
+        return remaining[:, self.hidden :] + F.embedding(value.reshape(-1).long(), self.tables[i])

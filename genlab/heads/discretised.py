@@ -5,15 +5,16 @@ the tails. With a = (x - mu + d) / s, b = (x - mu - d) / s and d = 1 / (K - 1), 
 
     log P = logsigmoid(a) + logsigmoid(-b) + log(1 - e^-(a - b)).
 
-For x = 0 only the first term counts, and for x = K - 1 only the second; which case it is, the integers decide, not a
-comparison of floats. This is sigmoid(a) - sigmoid(b) without its cancellation. So it sums to 1, and needs neither the
-official code's approximation in the tails (wrong by up to 2 nats) nor its clamps.
+For x = 0 only the first term is used, and for x = K - 1 only the second. The case is chosen by comparing integers, not
+floats. The formula is sigmoid(a) - sigmoid(b) without cancellation. So it sums to 1, and needs neither the official
+code's approximation in the tails (wrong by up to 2 nats) nor its clamps.
 
-Ours counts in levels (2 d is one level). There x +- 1/2 has no rounding, and the upper edge of a level equals the lower
-edge of the next to the bit. The three terms take one logarithm, and the backward pass is our own and finite everywhere.
+Ours computes in units of a level (2 d). In these units x +- 1/2 is exact, and the upper edge of a level equals the
+lower edge of the next level to the bit. The three terms take one logarithm. We write the backward pass ourselves, and
+it is finite everywhere.
 
-N pixels are the last dimension, so that every parameter of all pixels is contiguous. Numbers are float32 or float64,
-also under autocast.
+The N pixels are the last dimension, so that each parameter is contiguous over all pixels. Numbers are float32 or
+float64, also under autocast.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def small_batches(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def pixels_last(x: Tensor, lead: tuple[int, ...], channels: int, dtype: torch.dtype) -> Tensor:
-    """Integers x (*lead, c) -> (c, N) of this dtype. ValueError for another shape."""
+    """Integers x (*lead, c) -> (c, N) of this dtype. Raises ValueError for another shape."""
     if x.shape != (*lead, channels):
         raise ValueError(f"values {tuple(x.shape)} do not match {channels} at each of {tuple(lead)}")
     return x.reshape(-1, channels).T.to(dtype)
@@ -60,7 +61,7 @@ def scaled(x: Tensor, levels: int) -> Tensor:
 
 def log_mass(x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
     """log P, nats, of levels x (whole numbers in a float tensor), broadcast against mean and log s on [-1, 1]."""
-    mean, log_s, _ = torch.broadcast_tensors(mean, log_s, x)  # x itself stays small
+    mean, log_s, _ = torch.broadcast_tensors(mean, log_s, x)  # x itself is not expanded
     return _LogMass.apply(x, mean, log_s, levels)  # type: ignore[no-any-return]
 
 
@@ -76,7 +77,7 @@ def nearest(value: Tensor, levels: int) -> Tensor:
 
 
 def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
-    """Expected level: the sum of P(x > v) over the K - 1 levels v, one term in memory at a time."""
+    """Expected level: the sum of P(x > v) over the K - 1 lowest levels v, one term in memory at a time."""
     half = (levels - 1) / 2
     rate = (-math.log(half) - log_s.clamp(FLOOR, CEILING)).exp()
     terms: Iterable[Tensor] = (torch.sigmoid((half * mean + (half - v - 0.5)) * rate) for v in range(levels - 1))
@@ -84,14 +85,14 @@ def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
 
 
 class _LogMass(torch.autograd.Function):
-    """log P by one logarithm, with r = a - b and sigmoid(a) = e^min(a, 0) / (1 + e^-|a|)."""
+    """log P with one logarithm: r = a - b, sigmoid(a) = e^min(a, 0) / (1 + e^-|a|)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:  # type: ignore[no-untyped-def, override]
         half = (levels - 1) / 2
         rate = log_s.clamp(FLOOR, CEILING).add_(math.log(half)).neg_().exp_()  # 2 d / s
         a = torch.sub(x + (0.5 - half), mean, alpha=half).mul_(rate)
-        b = torch.sub(x - (0.5 + half), mean, alpha=half).mul_(rate)  # to the bit the a of the level below
+        b = torch.sub(x - (0.5 + half), mean, alpha=half).mul_(rate)  # equal to the bit to `a` of the level below
         below, above = (x < levels - 1).to(a.dtype), (x > 0).to(a.dtype)  # 1 unless x is the highest, the lowest level
         inside = torch.expm1(-rate).neg_()  # 1 - e^-r, precise also for small r
         ctx.save_for_backward(a, b, rate, inside, below, above, log_s)

@@ -1,11 +1,11 @@
 """Gaussian heads: a normal variable rounded to the nearest of K levels. The outermost levels take the tails.
 
-They are the decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), and differ in their
-standard deviation:
+They are typical decoders of latent variable models (Kingma & Welling 2014, arXiv:1312.6114, app. C.2), and differ in
+their standard deviation:
 
-    GaussianFixed      a constant of the config: squared error, in nats
-    GaussianLearned    one number, or one a channel, learnt (the sigma-VAE, Rybkin et al. 2021, arXiv:2006.13202)
-    GaussianFull       one for every value, by the net
+    GaussianFixed      a constant of the config; the loss is about a squared error, in nats
+    GaussianLearned    one learnt number, or one per channel (the sigma-VAE, Rybkin et al. 2021, arXiv:2006.13202)
+    GaussianFull       one for every value, computed by the net
 
 Ours are probabilities of integers, never densities: the mass of the normal distribution between the edges of a level,
 
@@ -39,10 +39,11 @@ START = math.log(0.4)  # initial log s if it is learnt: a broad peak in the midd
 
 
 class Gaussian(nn.Module):
-    """Features (..., D) -> c values (..., c), from one uniform number a value. The base of the three heads.
+    """Features (..., D) -> c values (..., c), each a discretised Gaussian. The base class of the three heads.
 
-    `by_net`: 1 if the net gives log s of every value, else 0. Several values a step are independent given the features,
-    which suits a decoder. A net that orders the colours of a pixel asks for c = 1.
+    A sample takes one uniform number per value. `by_net`: 1 if the net gives log s of every value, else 0. Several
+    values a step are independent given the features, which suits a decoder. A net that orders the colours of a pixel
+    has c = 1.
     """
 
     chains_colours = False
@@ -78,7 +79,10 @@ class Gaussian(nn.Module):
 
 
 class GaussianFixed(Gaussian):
-    """`sigma`: the standard deviation of every value, in units of the image's range; above 0, else RequestError."""
+    """`sigma`: the standard deviation of every value, in units of the image's range.
+
+    Raises RequestError unless above 0.
+    """
 
     log_s: Tensor
 
@@ -123,7 +127,7 @@ class GaussianPixels:
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), torch.double)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead).to(self.dtype)
 
@@ -150,8 +154,8 @@ class GaussianPixels:
     def _logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
-        every = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)
-        nats = log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
+        all_levels = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)
+        nats = log_mass(all_levels, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
         return nats.view(*self.lead, self.levels).to(self.dtype)
 
 

@@ -1,7 +1,7 @@
-"""Logistic head: one discretised logistic a value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
+"""Logistic head: one discretised logistic per value (Kingma et al. 2016, arXiv:1606.04934, app. C; the formula of
 Salimans et al. 2017, arXiv:1701.05517).
 
-Two numbers a value, mean and log scale, make one peak with a learnt width. Black and white take the mass beyond them.
+Two numbers per value, mean and log scale, define one peak with a learnt width. Black and white take the tails.
 Ours starts as a broad peak in the middle, the same for all features.
 
 N pixels; c values a step, independent given the features; K levels; D features.
@@ -21,10 +21,10 @@ CONFIGURABLE = {"head": ("Logistic",)}
 
 
 class Logistic(nn.Module):
-    """Features (..., D) -> c values (..., c), each a discretised logistic, from one uniform number a value.
+    """Features (..., D) -> c values (..., c), each a discretised logistic. A sample takes one uniform number per value.
 
     Several values a step are independent given the features, which suits a decoder. A net that orders the colours of a
-    pixel asks for c = 1. log s is at least -7, as in PixelCNN++.
+    pixel has c = 1. log s is at least -7, as in PixelCNN++.
     """
 
     chains_colours = False
@@ -59,7 +59,7 @@ class LogisticPixels:
         self.lead, self.levels = lead, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., c) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., c) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, len(self.mu), self.mu.dtype)
         return log_mass(x, self.mu, self.log_s, self.levels).sum(0).view(self.lead)
 
@@ -79,5 +79,6 @@ class LogisticPixels:
     def _logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
-        every = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
-        return log_mass(every, self.mu[i][:, None], self.log_s[i][:, None], self.levels).view(*self.lead, self.levels)
+        all_levels = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)
+        nats = log_mass(all_levels, self.mu[i][:, None], self.log_s[i][:, None], self.levels)
+        return nats.view(*self.lead, self.levels)

@@ -1,12 +1,12 @@
 """Logistic mixture head of PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, arXiv:1701.05517, sec. 2.1-2.2).
 
 A pixel is drawn from one of M components, the same for all its channels; in a component channel i is a discretised
-logistic whose mean is shifted by the channels before, mu_i + sum_{j<i} c_ij x_j, with c_ij = tanh(.) of the features.
+logistic whose mean is shifted by the earlier channels, mu_i + sum_{j<i} c_ij x_j, with c_ij = tanh(.) of the features.
 
 Ours differs from the paper. It takes any number of channels. The probability of every level is exact
 (`discretised.py`). A drawn channel is rounded to its level before the next one is conditioned on it; the official
-sampler omits that, and so does not follow the likelihood. The components start side by side over [-1, 1], the same for
-all features.
+sampler omits that, and so does not follow the likelihood. The means of the components start evenly spread over [-1, 1],
+whatever the features.
 
 Parameters are groups of M rows: the component logits; C means; C log scales; P coefficients of every channel for the
 channels after it, in the order c_10, c_20, …, c_21, …
@@ -30,7 +30,7 @@ CONFIGURABLE = {"head": ("LogisticMixture",)}
 class LogisticMixture(nn.Module):
     """Features (..., D) -> the joint distribution of the channels of a pixel (..., C).
 
-    Samples from one uniform number for the component and one for each channel. log s is at least -7, as in the paper.
+    A sample takes one uniform number for the component and one for each channel. log s is at least -7, as in the paper.
     """
 
     chains_colours = True
@@ -65,13 +65,13 @@ class LogisticMixture(nn.Module):
 
 
 class LogisticMixturePixels:
-    """A joint distribution of C values. Parameters (1 + 2C + P, M, N), on [-1, 1], in the order given above."""
+    """A joint distribution of C values. Parameters (1 + 2C + P, M, N), on [-1, 1], in the order described above."""
 
     def __init__(self, parameters: Tensor, lead: tuple[int, ...], channels: int, levels: int) -> None:
         self.parameters, self.lead, self.channels, self.levels = parameters, lead, channels, levels
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Integers x (..., C) -> nats (...,). ValueError for another shape."""
+        """Integers x (..., C) -> nats (...,). Raises ValueError for another shape."""
         x = pixels_last(x, self.lead, self.channels, self.parameters.dtype)
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         if self.channels > 1:
@@ -82,17 +82,18 @@ class LogisticMixturePixels:
     def sample(self, noise: Tensor) -> Tensor:
         """Uniform noise (..., 1 + C) in [0, 1) -> integers (..., C): the component, then one channel after another.
 
-        All channels are drawn at once. Then each is shifted as its mean is shifted by the channels before, and rounded.
+        All channels are drawn at once. Then each is shifted like its mean, which depends on the earlier channels, and
+        rounded.
         """
         uniform = noise.reshape(-1, 1 + self.channels).T.to(self.parameters.dtype)
         cdf = self.parameters[0].softmax(0).cumsum(0)
-        chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # never M: see categorical.py
+        chosen = (cdf <= uniform[0] * cdf[-1]).sum(0)  # below M: see categorical.py
         _, mu, log_s, coefficients = self._parts(self.parameters.gather(1, chosen.expand(len(self.parameters), 1, -1)))
-        rest, values = draw(uniform[1:], mu.squeeze(1), log_s.squeeze(1), self.levels), []
+        remaining, values = draw(uniform[1:], mu.squeeze(1), log_s.squeeze(1), self.levels), []
         for i in range(self.channels):
-            values.append(nearest(rest[0], self.levels))
+            values.append(nearest(remaining[0], self.levels))
             if i + 1 < self.channels:
-                rest = self._given_value(rest, coefficients.squeeze(1), i, values[i] - (self.levels - 1) / 2)
+                remaining = self._given_value(remaining, coefficients.squeeze(1), i, values[i] - (self.levels - 1) / 2)
         return torch.stack(values, -1).long().view(*noise.shape[:-1], self.channels)
 
     def tempered(self, temperature: float) -> ChainPixels:
@@ -100,27 +101,30 @@ class LogisticMixturePixels:
         return ChainPixels(self._logits, self.channels, temperature)
 
     def mean(self) -> Tensor:
-        """Expected level (..., C). In every component, each channel is given the expected channels before.
+        """Expected level (..., C). In every component, each channel is conditioned on the expected earlier channels.
 
-        Exact for the first channel; for the others as long as their components have little mass beyond black and white.
+        This is exact for the first channel. For the others it is nearly exact if their components have little mass
+        beyond black and white.
         """
-        weights, rest, log_s, coefficients = self._parts(self.parameters)
+        weights, remaining, log_s, coefficients = self._parts(self.parameters)
         means = []
         for i in range(self.channels):
-            means.append(expected(rest[0], log_s[i], self.levels))
+            means.append(expected(remaining[0], log_s[i], self.levels))
             if i + 1 < self.channels:
-                rest = self._given_value(rest, coefficients, i, scaled(means[i], self.levels))
+                remaining = self._given_value(remaining, coefficients, i, scaled(means[i], self.levels))
         return (weights.softmax(0) * torch.stack(means)).sum(1).T.reshape(*self.lead, self.channels)
 
     def _logits(self, before: list[Tensor]) -> Tensor:
-        """log p(x_i | x_<i) of every level (..., K): components weighted by their probability of the values before."""
+        """log p(x_i | x_<i) of every level (..., K): components are weighted by their probability of the earlier
+        values.
+        """
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         x = [value.reshape(-1).to(mu.dtype) for value in before]
         means = self._means(mu, coefficients, [scaled(value, self.levels) for value in x])
         for i, value in enumerate(x):
             weights = weights + log_mass(value, means[i], log_s[i], self.levels)
-        every = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
-        each = log_mass(every, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
+        all_levels = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
+        each = log_mass(all_levels, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
         return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
 
     def _parts(self, groups: Tensor) -> tuple[Tensor, ...]:
@@ -138,8 +142,8 @@ class LogisticMixturePixels:
                 means.append(mu[0])
         return means
 
-    def _given_value(self, rest: Tensor, coefficients: Tensor, i: int, value: Tensor) -> Tensor:
+    def _given_value(self, remaining: Tensor, coefficients: Tensor, i: int, value: Tensor) -> Tensor:
         """Means of channels i, i+1, … -> those of channels i+1, … given value i, (N,) or (M, N), 0 in the middle."""
         after = self.channels - 1 - i
         start = i * (2 * self.channels - 1 - i) // 2
-        return torch.addcmul(rest[1:], coefficients[start : start + after], value)
+        return torch.addcmul(remaining[1:], coefficients[start : start + after], value)

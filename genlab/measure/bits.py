@@ -5,7 +5,7 @@
 of the original data (Theis et al. 2016, arXiv:1511.01844). No other file of genlab makes this division.
 
 Every number is a mean over images. Each image is counted once, and the sum is in float64 in the order of the file. A
-result also says what it is: exact or a bound, how many draws, which split, data variant, weights and precision. The
+result also has its conditions: exact or a bound, number of draws, split, data variant, weights and precision. The
 data module fixes the batches, and the noise of a bound is a function of the seed and the batch. So any number of
 processes computes the same value for every image, and hence the same mean.
 
@@ -47,11 +47,11 @@ def log_marginal(model: Likelihood, x: Tensor, context: Tensor | None = None, *,
 
 @dataclass(frozen=True)
 class Result:
-    """The mean likelihood of a split, and what it is.
+    """The mean likelihood of a split, and the conditions of its evaluation.
 
     `standard_error` is over images, in bits/dim. `nats`: mean log-probability of an image. `n`: number of images.
-    `kind`: "exact" or "bound". `draws`: of the bound. `weights`: "ema" or "raw". `conditioning`: what the model was
-    given for each image, "none", "label" or "image"; log p(x | y) and log p(x) do not compare.
+    `kind`: "exact" or "bound". `draws`: of the bound. `weights`: "ema" or "raw". `conditioning`: the context of
+    each image, "none", "label" or "image"; log p(x | y) and log p(x) cannot be compared.
     """
 
     bits_per_dim: float
@@ -159,7 +159,7 @@ def evaluate(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Result:
-    """Likelihood of a split from `batches` (`data.Batch`), of which every process has its share.
+    """Likelihood of a split from `batches` (`data.Batch`). Every process evaluates its part of the batches.
 
     `draws` and `seed`: of a bound. `expected`: number of images of the whole split; a RunError is raised if there are
     others. `on_batch(n)` is called after every n images. `split`, `data` and `weights` are only reported.
@@ -180,13 +180,13 @@ def evaluate(
 
 def seed_for(seed: int, batch: Batch) -> None:
     """Seed torch's global generator for a batch of a split. The batch is identified by the position of its first image,
-    so the noise does not depend on the process that has it.
+    so the noise does not depend on the process that evaluates the batch.
     """
     mixed = hashlib.blake2b(f"{seed} {int(batch.index[0])}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(mixed, "big"))
 
 
 def inputs(model: object, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Images (B, C, H, W) of a batch and what the model is conditioned on (B, ...), both on the device."""
+    """Images (B, C, H, W) of a batch and the context that the model needs (B, ...) or None, on the device."""
     context = context_of(model, batch)
     return moved(batch.images, device), None if context is None else moved(context, device)

@@ -1,19 +1,19 @@
 """Evaluation of a model on every image of a split: one function for validation, the final test and `genlab eval`.
 
-Every number is a mean over all images of the split, each image counted once. What is reported depends on the model:
+Every number is a mean over all images of the split, each image counted once. The result depends on the model:
 
 - a likelihood (`core.Likelihood`): bits/dim.
-- a GAN (`core.Adversarial`): the losses and scores of both players. None of them says how good the samples are, so
+- a GAN (`core.Adversarial`): the losses and scores of both players. They do not measure the quality of samples, so
   there is no number to minimise.
 - a classifier (`core.Classifier`): cross entropy, and accuracy with its standard error over images.
-- an autoencoder (`core.Coder`): its objective, and what its L units do:
+- an autoencoder (`core.Coder`): its objective, and statistics of its L units:
 
       active, mean_activation         of the units of an image; asked_...: the target of the code for it
-      dead_units, dead_share          units that are off for every image of the split
+      dead_units, dead_share          units that are inactive for every image of the split
 
 - any other model: the mean of every term of its objective.
 
-A model with an amortised posterior (`core.Latent`) is also described by how it uses its L units:
+For a model with an amortised posterior (`core.Latent`), there are also statistics of its L latent units:
 
     rate, distortion                  nats for each image: KL(q(z | x) || p(z)), and -log p(x | z)
     active_units                      units whose posterior mean varies over images by more than 0.01 (Burda et al.
@@ -47,8 +47,8 @@ OnBatch = Callable[[int], None] | None  # called with the number of images just 
 class Evaluation:
     """The result for one split.
 
-    `value` is the number to minimise, `name` says what it is: `bits_per_dim`, or the mean objective `loss` in nats.
-    `value` is None where there is no such number (a GAN). `text` is the line for the user, `details` goes into a JSON
+    `value` is the number to minimise, and `name` its name: `bits_per_dim`, or the mean objective `loss` in nats.
+    `value` is None if there is no such number (a GAN). `text` is the line for the user, `details` goes into a JSON
     file, `terms` are the numbers that are worth a curve over training.
     """
 
@@ -66,8 +66,8 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluate the model on every image of a split in float32. Call it on every rank with the same arguments.
 
-    `weights` ("ema" or "raw") is only reported. `seed` decides the noise of models that draw any, so it is the same at
-    every call. `draws`: of a bound on the likelihood. Raises RunError if a term is not finite.
+    `weights` ("ema" or "raw") is only reported. `seed` determines the noise of models that draw any, so results are the
+    same at every call. `draws`: of a bound on the likelihood. Raises RunError if a term is not finite.
     """
     if isinstance(model, Likelihood):
         result = evaluate(
@@ -80,7 +80,7 @@ def evaluate_split(
             "bits_per_dim", result.bits_per_dim, f"bits/dim {result}", {**result.as_dict(), **usage},
             {"bits_per_dim": result.bits_per_dim, **curves},
         )  # fmt: skip
-    values, ever_on = _objective_over(model, data, split, seed, on_batch)
+    values, ever_active = _objective_over(model, data, split, seed, on_batch)
     described = {
         "n": len(data.split(split).labels), "split": split, "data": data.name, "weights": weights,
         "precision": precision_used(next(model.parameters())),
@@ -89,8 +89,8 @@ def evaluate_split(
         return _of_gan(model, values, described)
     if isinstance(model, Classifier):
         return _of_classifier(values, described)
-    if ever_on is not None:
-        return _of_coder(model, values, ever_on, described)
+    if ever_active is not None:
+        return _of_coder(model, values, ever_active, described)
     terms = _means(values)
     text = f"loss {terms['loss']:.4f} nats ({described['n']:,} images)"
     return Evaluation("loss", terms["loss"], text, {**terms, **described}, terms)
@@ -124,7 +124,7 @@ def latent_usage(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]
 
 
 def _of_gan(model: Any, values: dict[str, Tensor], described: dict[str, Any]) -> Evaluation:
-    # The losses of the two players are relative to each other, so none of them can be minimised.
+    # The loss of one player depends on the strength of the other, so neither is a number to minimise.
     terms = _means(values)
     conditioning = getattr(model, "conditioning", "none")
     listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in terms.items())
@@ -140,11 +140,11 @@ def _of_classifier(values: dict[str, Tensor], described: dict[str, Any]) -> Eval
     return Evaluation("loss", terms["loss"], text, details, terms)
 
 
-def _of_coder(model: Any, values: dict[str, Tensor], ever_on: Tensor, described: dict[str, Any]) -> Evaluation:
-    """`ever_on` (L,) bool: units that are on for at least one image."""
+def _of_coder(model: Any, values: dict[str, Tensor], ever_active: Tensor, described: dict[str, Any]) -> Evaluation:
+    """`ever_active` (L,) bool: units that are active for at least one image."""
     terms, n = _means(values), described["n"]
-    dead, units = int((~ever_on).sum()), len(ever_on)
-    terms |= {f"asked_{name}": target for name, target in model.asked.items()}
+    dead, units = int((~ever_active).sum()), len(ever_active)
+    terms |= {f"asked_{name}": target for name, target in model.targets.items()}
     terms |= {"dead_units": dead, "dead_share": dead / units}
     error = (values["reconstruction"].std() / math.sqrt(n)).item() if n > 1 else 0.0
     text = (
@@ -163,26 +163,26 @@ def _objective_over(
     model: Any, data: Any, split: str, seed: int, on_batch: OnBatch
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Terms of the objective for all images of all processes, each (N,) float64 in the order of the file; and for a
-    coder which units were ever on, (L,) bool.
+    coder the units that were active at least once, (L,) bool.
     """
     device = next(model.parameters()).device
     tallies: dict[str, Tally] = {}
-    ever_on: Tensor | None = None
+    ever_active: Tensor | None = None
     for batch in data.batches(split):
         seed_for(seed, batch)
         x, context = inputs(model, batch, device)
         for name, term in _objective(model, x, context).items():
             tallies.setdefault(name, Tally(name)).add(batch.index, term)
         if isinstance(model, Coder):
-            on = (model.encode(x, context=context).abs() > model.on).any(0).cpu()
-            ever_on = on if ever_on is None else ever_on | on
+            active = (model.encode(x, context=context).abs() > model.threshold).any(0).cpu()
+            ever_active = active if ever_active is None else ever_active | active
         if on_batch:
             on_batch(len(batch.index))
-    # A process that has no batch of its own learns from the others which terms there are.
+    # A process without a batch gets the names of the terms from the other processes.
     names: list[str] = next(filter(None, _gathered(list(tallies))), [])
     expected = len(data.split(split).labels)
     values = {name: tallies.get(name, Tally(name)).gathered(expected)[1] for name in names}
-    by_process = [on for on in _gathered(ever_on) if on is not None]
+    by_process = [units for units in _gathered(ever_active) if units is not None]
     return values, torch.stack(by_process).any(0) if by_process else None
 
 
@@ -195,10 +195,10 @@ def _objective(model: Any, x: Tensor, context: Tensor | None) -> dict[str, Tenso
     return terms
 
 
-def _gathered(own: Any) -> list[Any]:
+def _gathered(value: Any) -> list[Any]:
     """The values of all processes, in the order of the ranks."""
     if not (dist.is_available() and dist.is_initialized()):
-        return [own]
+        return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, own)
+    dist.all_gather_object(values, value)
     return values

@@ -1,4 +1,4 @@
-"""Distances between samples and real images in a feature space, and how well each set covers the other.
+"""Distances between samples and real images in a feature space, and measures of how well each set covers the other.
 
     frechet_distance     squared Fréchet distance between the Gaussians with the means and covariances of the two sets
                          (Dowson & Landau 1982; for samples: Heusel et al. 2017, arXiv:1706.08500)
@@ -14,13 +14,13 @@ The ball around an image reaches to its k-th nearest neighbour in its own set: k
 density and coverage.
 
 The features come from a classifier that genlab has trained on the same data, not from an Inception network. So these
-distances are not FID and KID: they compare models under one classifier, and not with published numbers.
+distances are not FID and KID: models can be compared under one classifier, but not with published numbers.
 
 How the number of images matters. The Fréchet distance is biased upwards by about 1/n, by a different amount for every
 model. The kernel distance is unbiased and may be below 0. Balls shrink as images are added, so the other four measures
 can only be compared at equal numbers of images. For samples from the data distribution itself, precision and recall are
 well below 1, density is 1, and coverage is 1 - 2^-k if there are as many samples as real images. This is why
-`quality.py` reports a floor beside every value: real images in the place of the samples.
+`quality.py` reports a floor beside every value, in which real images replace the samples.
 
 Why not torchmetrics. Its Fréchet distance takes the root of the eigenvalues of C_a C_b, which loses half of the digits
 when a covariance is singular (features that are linearly dependent, or fewer images than features): a set gets a
@@ -67,8 +67,8 @@ class Moments(NamedTuple):
 def measures(real: Array, samples: Array, *, seed: int = 0) -> dict[str, Estimate]:
     """Every measure of features of samples (M, D) against features of real images (N, D), by name.
 
-    `seed` decides how the images are divided into the parts of the kernel distance. Raises ValueError if a set has
-    fewer than `MIN_IMAGES` images or features that are not finite.
+    `seed` determines the random parts of the kernel distance. Raises ValueError if a set has fewer than `MIN_IMAGES`
+    images or features that are not finite.
     """
     return {
         "frechet_distance": Estimate(frechet(moments(real), moments(samples))),
@@ -98,7 +98,7 @@ def kernel_distance(x: Array, y: Array, *, seed: int = 0) -> Estimate:
     """Mean and standard error of the squared discrepancy over disjoint random parts of the sets x (N, D) and y (M, D).
 
     The value of every part is unbiased. The parts are disjoint, hence independent, so the standard error is valid. The
-    customary random subsets overlap, and their spread divided by the root of their number would shrink without end.
+    usual random subsets overlap: their spread, divided by the root of their number, tends to 0 as more are drawn.
     """
     x, y = _checked(x), _checked(y)
     random = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """A trained classifier as a feature extractor for images, and the images of a set with their features.
 
 Published work uses an Inception network trained on ImageNet. Ours is a classifier that genlab has trained on the data
-set in question (`experiment=classifier_mnist` and others), so nothing is downloaded and the features suit the images.
+set in question (`experiment=classifier_mnist` and others), so nothing is downloaded and the features fit the images.
 
 N images (N, C, H, W), D features.
 """
@@ -39,9 +39,9 @@ class FeatureSet:
 
 @dataclass
 class FeatureExtractor:
-    """A classifier, the config of the run that trained it, and where it came from.
+    """A classifier, the config of the run that trained it, and its origin.
 
-    `path` is what `classifier=` named, `checkpoint` the file that was read. `source`: the name of the data source that
+    `path`: the value of `classifier=`. `checkpoint`: the file that was read. `source`: the name of the data source that
     it was trained on. `batch_size`: images that are read at once.
     """
 
@@ -67,9 +67,9 @@ class FeatureExtractor:
         return FeatureSet(images, labels, features, predicted)
 
     def check_fits(self, spec: ImageSpec, source: str, data_name: str) -> None:
-        """RequestError unless the classifier was trained on images of this shape, alphabet and data source.
+        """Raise RequestError unless the classifier was trained on images of this shape, alphabet and data source.
 
-        `data_name`: what `data=` names on the command line, for the message.
+        `data_name`: the value of `data=` on the command line, for the message.
         """
         better = f"train one with genlab train model=classifier data={data_name}"
         if (*self.spec.shape, self.spec.levels) != (*spec.shape, spec.levels):
@@ -77,7 +77,7 @@ class FeatureExtractor:
                 f"classifier={self.path} reads images of {_size(self.spec)}, and this model draws images of "
                 f"{_size(spec)}: {better}"
             )
-        # Sources are compared, not variants: a classifier of any binarisation of the same digits will do. (The
+        # Sources are compared, not variants: a classifier of any binarisation of the same digits is accepted. (The
         # published binarisation of MNIST has no labels, so a classifier cannot be trained on it.)
         if self.source != source:
             raise RequestError(
@@ -89,7 +89,7 @@ class FeatureExtractor:
 def open_feature_extractor(
     path: str, device: torch.device, batch_size: int, trust: Sequence[str] = ()
 ) -> FeatureExtractor:
-    """The classifier of a run folder or checkpoint file, on the device. RequestError if it is no classifier."""
+    """The classifier of a run folder or checkpoint file, on the device. Raises RequestError if it is no classifier."""
     try:
         model, run = restore(path, trust=trust)
     except RequestError as error:
@@ -104,7 +104,7 @@ def open_feature_extractor(
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes and values of a model's weights. It identifies the model, wherever its file is."""
+    """SHA-256 of the names, shapes and values of a model's weights. It identifies the model, not the file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

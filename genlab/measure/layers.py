@@ -34,7 +34,7 @@ def default_layer(names: Sequence[str]) -> str:
 
 
 def check_layer(layer: str | None, names: Sequence[str], others: Sequence[str]) -> None:
-    """RequestError unless `layer` is None, one of the model's layers `names`, or one of the words `others`."""
+    """Raise RequestError unless `layer` is None, one of the model's layers `names`, or one of the words `others`."""
     if layer is not None and layer not in (*names, *others):
         raise RequestError(f"layer={layer} is not in this model: {nearest(str(layer), [*names, *others])}")
 

@@ -1,4 +1,4 @@
-"""Which model a measurement is of: the first entries of every JSON file of results."""
+"""The model that was measured: the first entries of every JSON file of results."""
 
 from __future__ import annotations
 

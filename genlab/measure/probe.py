@@ -1,8 +1,8 @@
 """A linear probe: how well a linear classifier predicts labels from frozen features.
 
 Multinomial logistic regression (scikit-learn, L-BFGS) on standardised features. The strength of its L2 penalty is
-chosen by the accuracy on validation images, and so is the layer of a network (`best_layer`). Test images are only
-counted.
+chosen by the accuracy on validation images, and so is the layer of a network (`best_layer`). Test images are used
+only for the final accuracy.
 
 N images, D features; features x (N, D) float32, labels y (N,) integers.
 """
@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from genlab.core import RequestError
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # factors of |w|^2 / 2, added to the mean cross entropy of an image in nats
-PATIENCE = 2  # the search ends after so many weaker penalties in a row that do no better on validation
+PATIENCE = 2  # the search ends after so many penalties in a row without a better validation accuracy
 MAX_ITERATIONS = 1000  # of L-BFGS for each penalty; it starts from the solution for the stronger one
 TOLERANCE = 1e-4  # of every component of the gradient of the penalised mean cross entropy
 Z95 = 1.96  # half the width of a 95 % interval in standard deviations
@@ -54,8 +54,8 @@ class Probe(NamedTuple):
 def probe(layer: str, train: Labelled, valid: Labelled, test: Labelled) -> Probe:
     """Fit a classifier to `train` with weaker and weaker penalties and keep the one with the best validation accuracy.
 
-    Of equal ones the strongest penalty is kept. `layer` is only passed on to the result. Raises RequestError if the
-    training images are all of one class.
+    If several are equal, the strongest penalty is kept. `layer` is only passed on to the result. Raises RequestError if
+    the training images are all of one class.
     """
     if len(np.unique(train.y)) < 2:
         raise RequestError(f"the {len(train.y)} labelled training images are all of one class: a probe needs two")
@@ -81,7 +81,7 @@ def probe(layer: str, train: Labelled, valid: Labelled, test: Labelled) -> Probe
 
 
 def best_layer(seeds: Sequence[Mapping[str, Probe]]) -> str:
-    """The layer with the highest validation accuracy averaged over seeds; of equal ones the first."""
+    """The layer with the highest validation accuracy averaged over seeds; the first one if several are equal."""
     return max(seeds[0], key=lambda layer: float(np.mean([probes[layer].valid for probes in seeds])))
 
 

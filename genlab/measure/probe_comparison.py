@@ -1,4 +1,4 @@
-"""Linear probes of a network's features and of four controls, which together `genlab probe` reports.
+"""Linear probes of a network's features and of four controls, for `genlab probe`.
 
     network             features of the trained network, of one layer or of the best one
     raw pixels          the pixels
@@ -6,12 +6,12 @@
     random patches      see `probe_controls.py`
     untrained network   the same network with its initial weights, its layer chosen in the same way
 
-Seeds. A seed decides which training images have a label (if not all have), the random patches, and the initial weights
-of the untrained network. Where the seed changes nothing, one classifier is fitted.
+Seeds. A seed determines which training images have a label (if not all have), the random patches, and the initial
+weights of the untrained network. Where the seed has no effect, one classifier is fitted.
 
-What needs no labels (the network, PCA, patches) has seen all training images, however few of them have a label. The
-layer and the penalty are chosen with all labels of the validation split. So accuracies with few labels compare with one
-another, but not with those of a system that has no other labels.
+Features that need no labels (the network, PCA, patches) use all training images, even if few of them have a label. The
+layer and the penalty are chosen with all labels of the validation split. So accuracies with few labels can be compared
+with each other, but not with those of a method that uses no other labels.
 
 N images, D features.
 """
@@ -90,7 +90,7 @@ class Record:
 
 
 class ProbeData:
-    """The images of a data module, and which training images have a label to learn from, for every seed.
+    """The images of a data module, and the labelled subset of the training images for every seed.
 
     `labels`: of all images by split. `subsets`: for every seed the positions of the training images with a label. They
     are `per_class` of each class, `count` in all, or all. Raises RequestError for data without classes and for subsets
@@ -155,7 +155,7 @@ class ProbeData:
         return self.with_progress("classifiers", len(features.layers), fit)
 
     def record(self, name: str, features: Callable[[int], SplitFeatures], *, random: bool) -> Record:
-        """Probe the features(seed) with every seed; with one seed where the others would change nothing.
+        """Probe features(seed) with every seed, or with one seed if the others would give the same result.
 
         `random`: True if the features themselves depend on the seed.
         """

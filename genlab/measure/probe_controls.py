@@ -1,4 +1,4 @@
-"""Features that need no training by gradient descent: the controls that a linear probe of a network is compared with.
+"""Features without training by gradient descent. They are the controls for a linear probe of a network.
 
     pixels       the values of the pixels
     components   whitened principal components of the pixels
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genlab.measure.probe import Array
 
-MIN_VARIANCE = 1e-6  # principal components with a smaller share of the variance of the first one are rounding errors
+MIN_VARIANCE = 1e-6  # components with a smaller share of the first one's variance are rounding errors
 FILTERS = 64  # random patches
 PATCH = 6  # side of a patch in pixels
 THRESHOLD = 0.25  # subtracted from every response

@@ -1,13 +1,13 @@
 """Quality of a model's samples: how closely they resemble test images in the features of a classifier.
 
 The model only has to draw images, so families with and without a likelihood can be compared in one table. Every measure
-(`feature_distances.py`) is reported for the samples and as a floor: for as many training images in the place of the
-samples. A sampler that drew from the data distribution itself would reach about the floor; only about, because the
-classifier was trained on those images.
+(`feature_distances.py`) is reported for the samples and as a floor, for as many training images instead of the samples.
+A sampler that drew from the data distribution itself would reach the floor approximately, but not exactly, because the
+classifier was trained on the images of the floor.
 
-A class-conditional model draws equally many images of each class. They are also measured by how often the classifier
-finds the class that was asked for (`label_accuracy`) and, on request, by `accuracy_score`: the test accuracy of a new
-classifier that is trained on the samples only.
+A class-conditional model draws equally many images of each class. For these, the result also has the share of samples
+that the classifier assigns to the requested class (`label_accuracy`) and, on request, by `accuracy_score`: the test
+accuracy of a new classifier that is trained on the samples only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AccuracyScore = Callable[[Split, Split], Estimate]  # (samples to train on, test
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn. `n`: images in all; `batch_size`: images drawn at once, which changes the random draws."""
+    """The options of drawing. `n`: images in all; `batch_size`: images drawn at once (it changes the draws)."""
 
     n: int
     seed: int = 0
@@ -42,7 +42,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Quality:
-    """Every measure of the samples and of the floor by name, and `details`: what they were measured with."""
+    """Every measure of the samples and of the floor by name, and `details`: the conditions of the measurement."""
 
     samples: dict[str, Estimate]
     floor: dict[str, Estimate]
@@ -89,8 +89,8 @@ def sample_quality(
 ) -> Quality:
     """Draw images and compare them with the test images of `data`. Call `check_comparable` first.
 
-    `sampler` draws the images: the model itself, or for an autoencoder what `stand_in` describes in words.
-    `accuracy_score`: also report the accuracy of a classifier that it trains on the images.
+    `sampler` draws the images. It is the model itself, or for an autoencoder the sampler that `stand_in` describes.
+    `accuracy_score`: if given, its value is reported as well.
     """
     train, test = data.split("train"), data.split("test")
     conditional = getattr(model, "conditioning", "none") == "label"
@@ -125,14 +125,14 @@ def sample_quality(
 def check_comparable(
     model: Any, extractor: FeatureExtractor, data: Any, n: int, run: dict[str, Any], ckpt: str
 ) -> None:
-    """RequestError unless n samples of the model of `ckpt=` can be compared with the training and test images.
+    """Raise RequestError unless n samples of the model of `ckpt=` can be compared with the training and test images.
 
     `data` and `run`: data module and config of the model's run. The classifier must have been trained on images of the
     same shape, alphabet and data set.
     """
     if getattr(model, "conditioning", "none") == "image":
         raise RequestError(
-            f"ckpt={ckpt} is conditioned on a second image: what it draws for one is no sample of {data.name}"
+            f"ckpt={ckpt} is conditioned on a second image, so its images are not samples of {data.name}"
         )
     extractor.check_fits(model.spec, data.source.name, run["names"]["data"])
     train_images, test_images = len(data.split("train").labels), len(data.split("test").labels)
@@ -150,7 +150,7 @@ def check_comparable(
 def draw_samples(
     sampler: Sampler, sampling: Sampling, spec: ImageSpec, labels: Tensor | None, with_progress: WithProgress
 ) -> tuple[Tensor, float]:
-    """n images (n, C, H, W) on the CPU, of the classes `labels` (n,) if given; and how many seconds that took."""
+    """n images (n, C, H, W) on the CPU, of the classes `labels` (n,) if not None; and the seconds that it took."""
     generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: the same noise for every device
     dtype = torch.uint8 if spec.levels <= 256 else torch.long
 

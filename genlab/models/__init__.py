@@ -1,4 +1,4 @@
-"""Families: each has an algorithm (likelihood, sampling, completion), and gets networks and heads as arguments."""
+"""Model families. A family defines the likelihood, sampling and completion; its networks and heads are arguments."""
 
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.autoregressive import Autoregressive

@@ -1,7 +1,7 @@
 """The ancestral loop of an autoregressive model: the values of every step are drawn given those of earlier steps.
 
-Known values are put in place after each step. A row of steps is one unit of work: its noise is drawn at once, and on a
-GPU its steps are captured as a graph if they serve every row.
+After each step, known values replace the drawn ones. The loop goes row by row: the noise of a row is drawn at once. On
+a GPU the steps of a row are captured as a CUDA graph if the same graph is valid for every row.
 
 B images, T steps of c values, S = W * C / c steps in a row, D features; Z random numbers that a head needs for a step.
 """
@@ -24,8 +24,9 @@ from genlab.system.device import moved
 class Known:
     """The known values of images, in generation order.
 
-    `values` and `mask` (B, T, c) on the model's device; `order` (B, T), 1 for a known step, on the host, which decides
-    by it what has to be done, once for all steps; `rows`: number of rows that are known in every image.
+    `values` and `mask` (B, T, c) are on the model's device. `order` (B, T) is 1 for a known step. It is on the host,
+    which uses it to plan all steps without waiting for the device. `rows`: number of rows at the top that are known in
+    every image.
     """
 
     values: Tensor
@@ -35,7 +36,7 @@ class Known:
 
     @classmethod
     def of(cls, x: Tensor, known: Tensor, spec: ImageSpec, step_channels: int) -> Known:
-        """Images x (B, C, H, W) and the mask `known` (B, H, W)."""
+        """The known values of images x (B, C, H, W), where the mask `known` (B, H, W) is True."""
         mask = to_steps(moved(known, x.device)[:, None].expand(x.shape), step_channels)
         order = to_steps(known.cpu()[:, None].expand(x.shape), step_channels)[..., 0].long()
         first_unknown = order.cummin(1).values.sum(1).min()
@@ -54,7 +55,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Generation:
-    """What both ways of generating need: net, head, context features `condition` (B, E, h, w) or None, and the draw."""
+    """The inputs of the ancestral loop and of the particle filter.
+
+    `condition`: features of the context (B, E, h, w), or None.
+    """
 
     net: Any
     head: Any
@@ -64,7 +68,7 @@ class Generation:
 
     @property
     def row_steps(self) -> int:
-        """S."""
+        """S, the number of steps in a row."""
         return self.spec.width * self.spec.channels // int(self.net.step_channels)
 
     def row_noise(self, n: int, device: torch.device) -> Tensor:
@@ -82,7 +86,7 @@ class Generation:
 
 
 def clamped(generation: Generation, known: Known) -> Tensor:
-    """The ancestral loop with known values put in place: (B, T, c)."""
+    """Run the ancestral loop; known values replace drawn ones. Returns all values (B, T, c)."""
     n, device, row_steps = len(known.values), known.values.device, generation.row_steps
     prefix = from_steps(known.values, generation.spec), known.rows
     state = generation.net.start(n, device, prefix, generation.condition)
@@ -105,15 +109,16 @@ class Row:
         self.previous: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.static: tuple[Tensor, ...] = ()
-        same = condition is None or condition.shape[2] == 1  # a context with places differs from row to row
-        self.capture = device.type == "cuda" and generation.net.rows_alike and same
-        # Threads that share a few microseconds of work mostly wait, ten times as long if another process holds a core.
+        same_condition = condition is None or condition.shape[2] == 1  # a context image differs from row to row
+        self.capture = device.type == "cuda" and generation.net.rows_alike and same_condition
+        # Steps with a few microseconds of work run on one thread: several threads would mostly wait for each other, ten
+        # times as long if another process uses one of the cores.
         self.serial_from = getattr(state, "serial_from", generation.row_steps)
 
     def __call__(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Known values (n, S, c) and the mask of them, None if there are none -> the row's values (n, S, c)."""
+        """Known values and their mask (None without known values), (n, S, c) each -> the row's values (n, S, c)."""
         noise = self.generation.row_noise(self.n, self.device)
-        if not self.capture or self.previous is None:  # the first row also warms up what the graph will record
+        if not self.capture or self.previous is None:  # the first row also warms up the kernels that the graph records
             row = self._steps(noise, values, mask, self.previous)
         else:
             mask = torch.zeros_like(values, dtype=torch.bool) if mask is None else mask  # one graph for both

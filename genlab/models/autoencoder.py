@@ -1,16 +1,17 @@
-"""Autoencoders: an encoder, a code with a constraint, a decoder; perhaps a corruption to undo.
+"""Autoencoders: an encoder, a code with a constraint, a decoder, and optionally a corruption that it learns to undo.
 
     h = code(encoder(corrupt(x))),   loss = reconstruction error of the clean x from h + penalty of h
 
-Something has to keep the code from being a copy of the image: a narrow layer (bottleneck), a penalty or a competition
-of units (`code`), or a corrupted input (`corruption`, Vincent et al. 2010, JMLR 11). With a `head` the reconstruction
-error is -ln p(x | h) in nats. Without one it is half the squared error of values in [0, 1], summed over the image; that
-is the same for a Gaussian of variance 1, up to a constant. There is no p(x), because nothing gives codes a probability.
-So an autoencoder has no bits/dim.
+The code must not simply copy the image. This is prevented by a narrow layer (bottleneck), by a penalty or a competition
+of units (`code`), or by a corrupted input (`corruption`, Vincent et al. 2010, JMLR 11).
 
-`emphasis`: weights of the reconstruction error at corrupted and at other values (Vincent et al. 2010, sec. 3.4). If a
-head gives the colours of a pixel jointly, the weights are those of pixels. Only for corruptions that leave some values
-unchanged.
+With a `head` the reconstruction error is -ln p(x | h) in nats. Without one it is half the squared error of values in
+[0, 1], summed over the image. Up to a constant, this is -ln p(x | h) for a Gaussian of variance 1. There is no p(x),
+because codes have no probability. So an autoencoder has no bits/dim.
+
+`emphasis`: two weights of the reconstruction error at corrupted and at other values (Vincent et al. 2010, sec.
+3.4). If a head models the colours of a pixel jointly, a pixel counts as corrupted if one of its colours is. It is only
+for corruptions that leave some values unchanged.
 
 Codes, penalties and reconstruction errors have the precision of the weights, also under autocast.
 
@@ -38,7 +39,7 @@ class Autoencoder(ImageModel):
     """Encoder, code and decoder.
 
     `encoder(spec=, outputs=)`, `code(units=)`, `decoder(spec=, inputs=, step_channels=, features=, tied=,
-    unit_columns=)` and `head(width=, channels=, levels=)` arrive unfinished, `corruption` finished. `latent_dim`: L.
+    unit_columns=)` and `head(width=, channels=, levels=)` are constructors; `corruption` is a module. `latent_dim`: L.
     `features`: D. `tied`: the decoder uses the encoder's weights, transposed.
     """
 
@@ -60,11 +61,11 @@ class Autoencoder(ImageModel):
         if latent_dim < 1 or features < 1:
             raise RequestError(f"an autoencoder needs latent_dim and features >= 1, got {latent_dim} and {features}")
         if len(emphasis) != 2 or min(emphasis) < 0 or max(emphasis) == 0:
-            raise RequestError(f"emphasis is two weights, of touched and of untouched values; got {list(emphasis)}")
+            raise RequestError(f"emphasis is two weights, of corrupted and of other values; got {list(emphasis)}")
         if getattr(corruption, "everywhere", True) and tuple(emphasis) != (1, 1):
             raise RequestError("emphasis weighs corrupted values: it needs model/corruption=masking or salt_pepper")
         if tied and head is not None:
-            raise RequestError("tied weights end in the image itself: they go with model/head=none")
+            raise RequestError("tied weights give the image itself, not a distribution: they need model/head=none")
         self.latent_dim, self.corruption, self.emphasis = latent_dim, corruption, tuple(emphasis)
         self.code: Any
         self.code = code(units=latent_dim)
@@ -82,14 +83,14 @@ class Autoencoder(ImageModel):
             self._check_tied()
 
     @property
-    def on(self) -> float:
+    def threshold(self) -> float:
         """A unit h of a code is active if |h| is above this."""
-        return float(self.code.on)
+        return float(self.code.threshold)
 
     @property
-    def asked(self) -> dict[str, float]:
-        """The sparsity that the config asks of the code, by the name of the measure."""
-        return dict(self.code.asked)
+    def targets(self) -> dict[str, float]:
+        """The sparsity that the config sets as a target, by the name of the measure."""
+        return dict(self.code.targets)
 
     # ---- training
 
@@ -110,7 +111,7 @@ class Autoencoder(ImageModel):
         if self.head is None or not self.training:
             with torch.no_grad():
                 terms["squared_error"] = (self._expected(decoded) - y).square().flatten(1).mean(1)
-        active = (h.abs() > self.on).to(h.dtype).mean(1) if active is None else active
+        active = (h.abs() > self.threshold).to(h.dtype).mean(1) if active is None else active
         terms |= {"active": active, "mean_activation": h.mean(1)}
         return {"loss": reconstruction + penalty, **{name: term.detach() for name, term in terms.items()}}
 
@@ -131,13 +132,14 @@ class Autoencoder(ImageModel):
         return self._expected(self._decoded(h))
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
-        """Integers (B, C, H, W) -> the integers nearest to the expected image given the code of x, or, if `corrupted`,
-        given the code of a corrupted copy.
+        """Integers (B, C, H, W) -> the integers nearest to the expected image given the code of x.
+
+        If `corrupted`: given the code of a corrupted copy.
         """
         return self.quantised(self.decode(self.encode(x, context, corrupted=corrupted)))
 
     def repair(self, x: Tensor) -> Repair:
-        """Corrupt integers (B, C, H, W) as in training and reconstruct them. Noise from torch's own generator."""
+        """Corrupt integers (B, C, H, W) as in training and reconstruct them. Noise: torch's global generator."""
         y = self.scaled(x)
         y = y if self.corruption is None else self.corruption(y)[0]
         return Repair(self.quantised(y), self.quantised(self.denoise(y)))
@@ -155,7 +157,7 @@ class Autoencoder(ImageModel):
     def draw(self, h: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Codes (B, L) -> integers (B, C, H, W) drawn from p(x | h)^(1 / temperature), step by step.
 
-        Without a head there is no such distribution: the expected image, rounded, at every temperature.
+        Without a head there is no such distribution. Then it returns the expected image, rounded, at every temperature.
         """
         if self.head is None:
             return self.quantised(self.decode(h))
@@ -167,13 +169,14 @@ class Autoencoder(ImageModel):
     def denoise(self, y: Tensor) -> Tensor:
         """r(y): corrupted images (B, C, H, W), about [0, 1] -> expected clean ones, clamped to [0, 1].
 
-        An expected image cannot lie outside; a chain that left [0, 1] would not come back.
+        Expected images lie in [0, 1]. Without clamping, a chain of denoising steps could leave this range for good.
         """
         return self.decode(self.code(self.encoder(y)).h).clamp(0, 1)
 
     def renew(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Corrupted images (B, C, H, W), about [0, 1] -> clean ones drawn from p(x | y); the expected ones without a
-        head.
+        """Corrupted images (B, C, H, W), about [0, 1] -> clean images drawn from p(x | y).
+
+        Without a head it returns the expected clean images.
         """
         if self.head is None:
             return self.denoise(y)
@@ -186,7 +189,7 @@ class Autoencoder(ImageModel):
         return self.code(self.encoder(y).to(self.dtype))
 
     def _decoded(self, h: Tensor) -> Tensor:
-        """Codes (B, L) -> what the head gets (B, T, D); without a head the expected values in [0, 1], (B, T, c)."""
+        """Codes (B, L) -> features for the head (B, T, D); without a head, expected values in [0, 1], (B, T, c)."""
         decoded = self.decoder(h, self.encoder) if self.decoder.tied else self.decoder(h)
         return decoded.to(self.dtype)
 
@@ -196,7 +199,7 @@ class Autoencoder(ImageModel):
         return from_steps(values, self.spec)
 
     def _reconstruction(self, decoded: Tensor, x: Tensor, touched: Tensor | None) -> Tensor:
-        """Output of the decoder, clean integers and the mask of corrupted values (B, C, H, W) -> the error (B,)."""
+        """Output of the decoder, clean integers and mask of corrupted values (B, C, H, W) -> the error (B,)."""
         target = to_steps(x, self.step_channels)
         if self.head is None:
             each = (target.to(decoded.dtype) / (self.spec.levels - 1) - decoded).square() / 2
@@ -210,7 +213,7 @@ class Autoencoder(ImageModel):
         return each.sum((1, 2))
 
     def _check_tied(self) -> None:
-        """RequestError unless the decoder can use the encoder's weights."""
+        """Raise RequestError unless the decoder can use the encoder's weights."""
         try:
             self.decode(torch.zeros(1, self.latent_dim))
         except (RuntimeError, ValueError) as error:

@@ -4,9 +4,9 @@ A net turns an image into features of every step that depend on earlier steps on
 step into the distribution of its values. Training and likelihood take one forward pass; sampling takes one step of the
 net's cache for each value (`ancestral.py`).
 
-Completion puts the known values in place while the others are drawn. This conditions a value on earlier ones only. So
-it is exact if the known pixels come first in the generation order, and weighted particles are used if they do not
-(`particles.py`). Sampling is completion of nothing, so there is one ancestral loop.
+Completion draws the unknown values and keeps the known ones. This conditions a value on earlier values only. So it is
+exact if the known pixels come first in the generation order. If they do not, weighted particles are used
+(`particles.py`). Sampling is completion without known pixels, so one ancestral loop does both.
 
 At a temperature T, every conditional p(x_t | x_<t) becomes p^(1/T), normalised.
 
@@ -30,9 +30,9 @@ CONFIGURABLE = {"model": ("Autoregressive",)}
 
 
 class Autoregressive(GenerativeModel):
-    """A causal net and a head, and perhaps a context part.
+    """A causal net and a head, and optionally a network for the context.
 
-    `net(spec=, context_width=, chained=)`, `head(width=, channels=, levels=)` and `context(spec=)` arrive unfinished.
+    `net(spec=, context_width=, chained=)`, `head(width=, channels=, levels=)` and `context(spec=)` are constructors.
     """
 
     exact = True
@@ -87,13 +87,13 @@ class Autoregressive(GenerativeModel):
         return self.net.filters() if isinstance(self.net, Filters) else None
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        part = Known.of(x, known, self.spec, self.net.step_channels)
+        known_values = Known.of(x, known, self.spec, self.net.step_channels)
         effective = None
         with torch.inference_mode():
             generation = Generation(self.net, self.head, self.spec, condition, draw)
-            if part.ordered:
-                steps = clamped(generation, part)
+            if known_values.ordered:
+                steps = clamped(generation, known_values)
             else:
-                steps, effective = weighted(generation, part)
+                steps, effective = weighted(generation, known_values)
         # A clone made outside of inference mode is an ordinary tensor, which the caller may change.
         return Completion(from_steps(steps, self.spec).clone(), None if effective is None else effective.clone())

@@ -1,10 +1,10 @@
-"""What the families share: the image, the device, the context and its check, and how a drawing begins.
+"""The base classes of all families: scaling of images, the check of the context, and the start of every drawing.
 
 `ImageModel` is every model of images. `GenerativeModel` also draws: its `sample` and `complete` check the context, read
 the keywords of `core.Draw`, switch gradients off and float32 products to full precision, and only then call the
 family's `_sample` and `_complete`. So no family can forget the context, and all have the same signatures.
 
-Sampling is completion of nothing: `_sample` completes images without a known pixel, unless a family has a shorter way.
+By default `_sample` completes images without known pixels. Families with a faster algorithm override it.
 
 B or n images, C channels, H x W pixels, K levels.
 """
@@ -25,7 +25,7 @@ from genlab.system.device import moved, true_float32
 
 
 class ImageModel(nn.Module):
-    """A model of integer images (B, C, H, W). `context(spec=)` is an unfinished part, or None.
+    """A model of integer images (B, C, H, W). `context(spec=)`: a constructor of the network for the context, or None.
 
     `conditioning`: what an image is conditioned on, none | label | image. `signed`: the networks see images in [-1, 1],
     else in [0, 1].
@@ -43,12 +43,12 @@ class ImageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights; losses and likelihoods have it also under autocast."""
+        """The precision of the weights. Losses and likelihoods have it also under autocast."""
         return next(self.parameters()).dtype
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ class ImageModel(nn.Module):
         return y.round().clamp(0, top).long()
 
     def _condition(self, context: Tensor | None, batch: int) -> Tensor | None:
-        """The context as the networks get it: its features (B, E, h, w) if the model has a context part, else itself.
+        """The input of the networks for a context: features (B, E, h, w), or the context itself without `self.context`.
 
-        RequestError unless it is what the model is conditioned on, one for each image.
+        Raises RequestError unless the context is of the right kind, one for each image.
         """
         context = check_context(context, self.conditioning, batch)
         if context is None:
@@ -88,22 +88,22 @@ class GenerativeModel(ImageModel, ABC):
     @torch.no_grad()
     @true_float32()
     def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
-        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the rest given it. `keywords` as of `sample`."""
+        """Keep x (B, C, H, W) where known (B, H, W) is True and draw the other values. `keywords` as in `sample`."""
         self.spec.check(x)
         draw = Draw.of(draw, **keywords)
         return self._complete(moved(x, self.device).long(), known, draw, self._condition(draw.context, len(x)))
 
     def _sample(self, n: int, draw: Draw, condition: Tensor | None) -> Tensor:
-        """n images: the completion of nothing."""
+        """Draw n images, as a completion without known pixels."""
         x = torch.zeros(n, *self.spec.shape, dtype=torch.long, device=self.device)
         known = torch.zeros(n, *self.spec.shape[1:], dtype=torch.bool)
         return self._complete(x, known, replace(draw, particles=1), condition).images
 
     @abstractmethod
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """As `complete`, of integers x on the model's device; `known` is still where the caller has it."""
+        """As `complete`. The integers x are on the model's device; `known` is on the caller's device."""
 
 
 def to_cells(y: Tensor, spec: ImageSpec) -> Tensor:
-    """Reals (B, D) -> integers (B, C, H, W). Level x has the cell [x, x + 1) / K; the outermost ones take the rest."""
+    """Reals (B, D) -> integers (B, C, H, W). Level x has the cell [x, x + 1) / K; the outermost ones take the tails."""
     return (y * spec.levels).floor().clamp(0, spec.levels - 1).long().view(-1, *spec.shape)

@@ -2,7 +2,7 @@
 
 Chains start at an image whose pixels are uniformly random levels, not at a training image: after a few hundred steps a
 chain would still resemble the image that it started from, and would be mistaken for a good sample. The autoencoder
-itself has no `sample` and no `complete`, so nobody mistakes these images for samples of the model.
+has no `sample` and no `complete` of its own, so that nobody mistakes these images for samples of the model.
 
 n or B images, C channels, H x W pixels.
 """
@@ -35,7 +35,7 @@ class ChainSampler:
 
     @property
     def completion(self) -> str:
-        """As `core.Completer.completion`: the completions are approximate, and how they are made."""
+        """As `core.Completer.completion`: a sentence that says how the approximate completions are computed."""
         return (
             f"approximate: chains of {self.steps} steps from noise that corrupt the image, {self.denoising} and "
             "put the known pixels back; not a conditional distribution of the model, which has none"
@@ -43,13 +43,16 @@ class ChainSampler:
 
     @property
     def denoising(self) -> str:
-        """How a step of the walk-back chain continues, in words."""
+        """How a step of the walk-back chain denoises the image, in words."""
         if self.model.head is None:
             return "take the expected clean image"
         return "draw a clean image from p(x | corrupted)"
 
     def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """n images (n, C, H, W), integers. RequestError for a temperature: a chain has no distribution to temper."""
+        """n images (n, C, H, W), integers.
+
+        Raises RequestError for a temperature other than 1: a chain has no distribution to temper.
+        """
         generator = _generator(Draw.of(draw, **keywords))
         x = self.noise(n, generator)
         if not self.langevin:
@@ -62,7 +65,10 @@ class ChainSampler:
         return self.model.quantised(self.model.denoise(y))
 
     def complete(self, x: Tensor, known: Tensor, draw: Draw | None = None, **keywords: Any) -> Completion:
-        """As `core.Completer.complete`, by walk-back chains without particles. RequestError for a temperature."""
+        """As `core.Completer.complete`, by walk-back chains without particles.
+
+        Raises RequestError for a temperature other than 1.
+        """
         generator = _generator(Draw.of(draw, **keywords))
         known = known[:, None].to(next(self.model.parameters()).device)
         x = x.to(known.device)
@@ -86,7 +92,7 @@ class ChainSampler:
 
 
 def _generator(draw: Draw) -> torch.Generator | None:
-    """The generator of a drawing. RequestError for a temperature other than 1."""
+    """The generator of a drawing. Raises RequestError for a temperature other than 1."""
     if draw.temperature != 1:
         raise RequestError(f"temperature={draw.temperature:g}: the chain of an autoencoder has none")
     return draw.generator

@@ -1,8 +1,8 @@
 """A classifier p(label | image). It is not a generative model; its features measure the quality of samples.
 
 A network turns an image into features, and one linear layer turns features into logits. The loss is the cross entropy
-in nats. `genlab quality` compares images in the space of the last features (`genlab/measure/quality.py`). genlab learns
-them on the data in question, so the numbers cannot be compared with those of Inception features.
+in nats. `genlab quality` compares images in the space of the last features (`genlab/measure/quality.py`). They are
+learnt on the same data set, so the numbers cannot be compared with those of Inception features.
 
 In training every image is shifted by up to `shift` pixels in both directions; its border is repeated beyond the edge.
 
@@ -24,7 +24,7 @@ CONFIGURABLE = {"model": ("ImageClassifier",)}
 
 
 class ImageClassifier(ImageModel):
-    """A network and a linear layer. `net(spec=)` arrives unfinished and has `width`, its number of features D."""
+    """A network and a linear layer. `net(spec=)` is a constructor; `width` of the network is D."""
 
     conditioning = "label"  # the objective gets the label of every image as its context
     signed = True
@@ -58,13 +58,13 @@ class ImageClassifier(ImageModel):
         return {"penultimate": self.net(self.scaled(x))}
 
     def _logits(self, h: Tensor) -> Tensor:
-        """Features (B, D) -> (B, M), in the precision of the weights, whatever the autocast."""
+        """Features (B, D) -> (B, M), in the precision of the weights also under autocast."""
         with torch.autocast(h.device.type, enabled=False):
             logits: Tensor = self.last(h.to(self.last.weight.dtype))
         return logits
 
     def _shifted(self, y: Tensor) -> Tensor:
-        """Every image shifted by a random number of pixels. Noise from torch's own generator."""
+        """Shift every image (B, C, H, W) by a random number of pixels. Noise comes from torch's global generator."""
         if not self.shift:
             return y
         n, (height, width), s = len(y), y.shape[2:], self.shift

@@ -2,7 +2,7 @@
 
 An autoencoder has no p(x). A density is fitted to the codes of the training images after training
 (`genlab/models/densities.py`; Ghosh et al. 2020, arXiv:1903.12436, do this for regularised autoencoders). The
-autoencoder itself has no `sample`, so nobody mistakes these images for samples of the model.
+autoencoder has no `sample` of its own, so that nobody mistakes these images for samples of the model.
 
 n images, C channels, H x W pixels, L units.
 """
@@ -34,11 +34,11 @@ class CodeSampler:
     to_codes: Callable[[Tensor], Tensor]
 
     def sample(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """n images (n, C, H, W), integers. The temperature is that of codes and of pixels given one (`core.Draw`)."""
+        """n images (n, C, H, W), integers. The temperature applies to codes and to pixels given a code."""
         draw = Draw.of(draw, **keywords)
         return self.model.draw(self.codes(n, draw.temperature, draw.generator), draw.generator, draw.temperature)
 
     def codes(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """n codes (n, L) for the decoder."""
+        """Draw n codes (n, L) for the decoder."""
         h = self.density.sample(n, temperature=temperature, generator=generator)
         return self.to_codes(h.to(next(self.model.parameters())))

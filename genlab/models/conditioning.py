@@ -12,7 +12,7 @@ KINDS = {"label": "a class label", "image": "a second image"}
 def check_context(context: Tensor | None, conditioning: str, batch: int) -> Tensor | None:
     """Return the context if a model of this conditioning (none | label | image) can use it for a batch of this size.
 
-    RequestError if the context is missing, if the model takes none, or if there is not one context for each image.
+    Raises RequestError if the context is missing, if the model takes none, or if there is not one for each image.
     """
     if conditioning == "none":
         if context is not None:

@@ -1,9 +1,10 @@
-"""Densities of codes, fitted after training: a Gaussian, or a mixture of Gaussians by scikit-learn's EM. Mixtures of
-images share two functions with them: k-means to start from, and covariances with a floor.
+"""Densities of codes, fitted after training: a Gaussian, or a mixture of Gaussians by scikit-learn's EM.
+
+`models/mixture.py` also uses two functions of this file: `clusters` (k-means) and `factors` (covariances with a floor).
 
 An autoencoder gives codes no probability. To draw images from it, a density is fitted to the codes of the training
-images by maximum likelihood (as Ghosh et al. 2020, arXiv:1903.12436, do for regularised autoencoders). The density
-knows neither the decoder nor which vectors can be codes.
+images by maximum likelihood (as Ghosh et al. 2020, arXiv:1903.12436, do for regularised autoencoders). The fit
+uses neither the decoder nor the range of possible codes.
 
 N codes h (N, L), M components.
 """
@@ -36,9 +37,9 @@ class Mixture:
     converged: bool = True
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """n vectors (n, L) from the density to the power 1 / temperature: a Gaussian of a scaled covariance.
+        """n vectors (n, L) from the density to the power 1 / temperature: a Gaussian with a scaled covariance.
 
-        RequestError for several components and a temperature other than 1: that power of a mixture is not a mixture.
+        Raises RequestError for several components and a temperature other than 1: a power of a mixture is no mixture.
         """
         if temperature != 1 and len(self.weights) > 1:
             raise RequestError(f"temperature={temperature:g} is for one Gaussian, not for a mixture of them")
@@ -51,7 +52,10 @@ class Mixture:
 
 
 def fit_gaussian(h: Tensor) -> Mixture:
-    """The Gaussian with mean and full covariance of codes (N, L). RequestError unless N >= 2 and all are finite."""
+    """The Gaussian with mean and full covariance of codes (N, L).
+
+    Raises RequestError unless N >= 2 and all are finite.
+    """
     _check(h, 2)
     h = h.double()
     return Mixture(torch.ones(1, dtype=torch.double), h.mean(0)[None], factors(torch.atleast_2d(h.T.cov())[None]))
@@ -61,8 +65,8 @@ def fit_mixture(h: Tensor, components: int, *, seed: int = 0) -> Mixture:
     """`components` Gaussians with full covariances, fitted to codes (N, L) by EM from k-means.
 
     Units are scaled to variance 1 for the fit, because scikit-learn adds 1e-6 to every variance. A step takes
-    components * N * L^2 operations: seconds for tens of units, minutes for hundreds. RequestError for fewer codes than
-    components.
+    components * N * L^2 operations: seconds for tens of units, minutes for hundreds. Raises RequestError for fewer
+    codes than components.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -88,16 +92,16 @@ def _check(h: Tensor, least: int) -> None:
 
 
 def factors(covariances: Tensor, floor: float = 0.0) -> Tensor:
-    """Covariances (M, L, L) -> F with F F^T = the covariance, also for singular ones, as of units that never change.
+    """Covariances (M, L, L) -> F with F F^T = the covariance, also for singular ones (units that are constant).
 
-    Eigenvalues below `floor` are raised to it. F F^T then is the most likely covariance without smaller eigenvalues.
+    Eigenvalues below `floor` are raised to it. Then F F^T is the most likely covariance without smaller eigenvalues.
     """
     values, vectors = torch.linalg.eigh(covariances)
     return vectors * values.clamp(min=floor).sqrt()[:, None, :]
 
 
 def clusters(v: Tensor, count: int, *, seed: int = 0) -> Tensor:
-    """Number of the cluster of each of the vectors (N, L), by k-means with `count` clusters: (N,)."""
+    """Vectors (N, L) -> the number of each vector's cluster (N,), by k-means with `count` clusters."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -1,4 +1,4 @@
-"""Normalizing flows: an invertible map f from pixels to independent normal numbers is a density of the pixels.
+"""Normalizing flows: an invertible map f from pixels to independent normal variables defines a density of the pixels.
 
     log p(y) = log N(f(y); 0, I) + log |det df/dy|,    P(x) = integral of p over the unit cell of x
 
@@ -30,19 +30,19 @@ from genlab.system.device import moved
 
 CONFIGURABLE = {"model": ("Flow",)}
 
-WALK = 200  # Langevin steps of a completion
+LANGEVIN_STEPS = 200  # of a completion
 
 
 class Flow(GenerativeModel):
-    """Dequantisation, a squashing to the whole line, and an invertible map.
+    """Dequantisation, a map from the range of pixels to all real numbers (`squash`), and an invertible map (`flow`).
 
     `dequantisation(shape=, levels=)`, `squash(levels=)`, `flow(shape, coupling=, context_width=)`, `coupling(net=)`,
-    `net` and `context(spec=)` arrive unfinished; genlab/flows describes them.
+    `net` and `context(spec=)` are constructors; genlab/flows describes them.
     """
 
     completion = (
-        f"approximate: {WALK} Langevin steps through the latents lead to images that nearly agree with the known "
-        "pixels, which are then put in place"
+        f"approximate: {LANGEVIN_STEPS} Langevin steps through the latents lead to images that nearly agree with the "
+        "known pixels, which are then put in place"
     )
 
     def __init__(
@@ -68,14 +68,14 @@ class Flow(GenerativeModel):
         return all(bool(part.exact) for part in (self.dequantisation, self.squash, self.flow))
 
     def networks(self) -> list[nn.Module]:
-        """The nets of all couplings, which take most of the time and can be compiled. The layers between them cannot:
-        each of them asks which dimensions it has.
+        """The nets of all couplings, which take most of the time and can be compiled. The layers between them
+        cannot, because their code reads the dimensions of tensors.
         """
         nets = (getattr(part, name, None) for part in self.modules() for name in ("net", "look"))
         return [net for net in nets if isinstance(net, nn.Module)]
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Integers (B, C, H, W) -> one draw of a log-weight, nats (B,). Noise from torch's own generator."""
+        """Integers (B, C, H, W) -> one draw of a log-weight, nats (B,). Noise comes from torch's global generator."""
         self.spec.check(x)
         y, log_weight = self.dequantisation(x.to(self.dtype))
         return log_weight + self.log_density(y, context)
@@ -109,7 +109,7 @@ class Flow(GenerativeModel):
         return features
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """z (n, D) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
+        """z (n, D) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
         draw = Draw.of(draw, **keywords)
         z = normal(n, int(self.flow.dims), device=self.device, generator=draw.generator, dtype=self.dtype)
         return draw.temperature**0.5 * z
@@ -124,7 +124,7 @@ class Flow(GenerativeModel):
         return self._image(self.prior(n, draw), condition)
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """Langevin dynamics of z; there are no particles.
+        """Langevin dynamics of z, without particles.
 
         The misfit of a value is its distance from the cell of the known one, measured after squashing, where the cells
         of black and white are half lines.
@@ -138,7 +138,11 @@ class Flow(GenerativeModel):
             return torch.where(known, (low - v).relu() + (v - high).relu(), 0)
 
         z = langevin_dynamics(
-            self.prior(len(x), draw), misfit, steps=WALK, temperature=draw.temperature, generator=draw.generator
+            self.prior(len(x), draw),
+            misfit,
+            steps=LANGEVIN_STEPS,
+            temperature=draw.temperature,
+            generator=draw.generator,
         )
         return Completion(torch.where(known, x, self._image(z, condition)), None)
 

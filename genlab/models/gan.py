@@ -1,13 +1,13 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661): images without a likelihood.
 
-    x = G(z, label), z ~ N(0, I);   a discriminator D(x, label) scores how real x is, and G learns to get high scores
+    x = G(z, label), z ~ N(0, I);   a discriminator D(x, label) scores whether x looks real; G learns to get high scores
 
 The images lie on a surface of at most L dimensions, so a given image has no probability: there is no `log_prob`. Both
-players may get a class label, each through a context part of its own. Losses: see `gan_losses.py`.
+players may get a class label, each through its own embedding. Losses: see `gan_losses.py`.
 
-Completion is a search for the z whose image is nearest to the known pixels (Yeh et al. 2017, arXiv:1607.07539). Ours
-keeps the length of z that it was drawn with, so that z stays where the generator was trained, instead of asking the
-discriminator. Without a known pixel the search has no gradient, and the result is a sample.
+Completion is a search for the z whose image is nearest to the known pixels (Yeh et al. 2017, arXiv:1607.07539). That
+paper adds the discriminator's loss to the distance. Ours keeps the length of z constant instead, so that z stays in the
+region where the generator was trained. Without known pixels the gradient is zero, and the result is a sample.
 
 The only distribution that is drawn from is that of z, so at a temperature T it is N(0, T I).
 
@@ -36,15 +36,15 @@ STARTS, SEARCH_STEPS, SEARCH_RATE = 4, 100, 0.1  # of a completion: searches per
 
 
 class GAN(GenerativeModel):
-    """Two players.
+    """A generator and a discriminator, the two players.
 
-    `generator(spec=, latent_dim=, context=)`, `discriminator(spec=, context=)` and `context(spec=)` arrive unfinished;
-    each player gets a context part of its own. `critic_steps`: turns of the discriminator for one of the generator.
+    `generator(spec=, latent_dim=, context=)`, `discriminator(spec=, context=)` and `context(spec=)` are constructors;
+    each player gets its own network for the context. `critic_steps`: turns of the discriminator per generator turn.
     `penalty`: weight of the gradient penalty of loss=wgan_gp.
     """
 
     signed = True
-    partly_trained = True  # DDP has to know that each turn gives only one player's weights a gradient
+    partly_trained = True  # tells DDP that each turn computes gradients of one player's weights only
     completion = (
         "approximate: the image nearest to the known pixels that a search over z finds, not a draw from a conditional "
         "distribution, which a GAN does not have"
@@ -80,8 +80,8 @@ class GAN(GenerativeModel):
         self.discriminator: Any = discriminator(spec=spec, context=parts[1])
 
     def turn(self, player: str, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Each (B,): "loss" of the player, and the same under the player's name. For the discriminator also its scores
-        of real and of fake images, and the gradient penalty.
+        """Each (B,): the "loss" of the player, also as "generator_loss" or "discriminator_loss". For the discriminator
+        also its scores of real and of fake images, and the gradient penalty.
         """
         label = self._condition(context, len(x))
         z = torch.randn(len(x), self.latent_dim, device=self.device, dtype=self.dtype)
@@ -102,7 +102,7 @@ class GAN(GenerativeModel):
         return {"loss": loss, "discriminator_loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}}
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """z (n, L) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
+        """z (n, L) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
         draw = Draw.of(draw, **keywords)
         z = normal(n, self.latent_dim, device=self.device, generator=draw.generator)
         return draw.temperature**0.5 * z.to(self.dtype)
@@ -113,7 +113,7 @@ class GAN(GenerativeModel):
         return (y.to(self.dtype) + 1) / 2
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """Output of the discriminator's convolutions, "block0" … each (B, D, h, w); it does not depend on the label."""
+        """Output of the discriminator's convolutions, "block0" … (B, D, h, w) each; independent of the label."""
         self._condition(context, len(x))  # so that a missing label is an error here as everywhere
         maps = self.discriminator.maps(self.scaled(x))
         return {f"block{i}": each for i, each in enumerate(maps)}
@@ -123,7 +123,7 @@ class GAN(GenerativeModel):
         return self.quantised(self.generator(self.prior(n, draw), condition))
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """G(z) for the best z of a few searches. Nothing is weighted."""
+        """G(z) for the best z of a few searches. There are no particles."""
         known = moved(known[:, None], self.device)
         z = self.prior(len(x) * STARTS, draw)
         target, mask = (tensor.repeat_interleave(STARTS, 0) for tensor in (self.scaled(x), known))
@@ -134,7 +134,7 @@ class GAN(GenerativeModel):
         return Completion(torch.where(known, x, self.quantised(nearest_images)), None)
 
     def _search(self, z: Tensor, target: Tensor, mask: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`_distance` of z (B, L) after gradient descent on it at constant length."""
+        """Minimise the distance over z (B, L) at constant length; return `_distance` of the result."""
         length = z.norm(dim=1, keepdim=True)
         z = z.clone().requires_grad_()
         adam = torch.optim.Adam([z], lr=SEARCH_RATE)

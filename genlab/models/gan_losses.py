@@ -1,4 +1,4 @@
-"""Losses of the two players of a GAN, by the discriminator's scores D(x), which are real numbers without a sigmoid.
+"""Losses of the two players of a GAN, as functions of the discriminator's scores D(x), real numbers without a sigmoid.
 
                       discriminator                                              generator
     nonsaturating     softplus(-D(real)) + softplus(D(fake))                     softplus(-D(fake))

@@ -7,14 +7,14 @@
     Cells      the mass of N(mean, diag s^2) in the cell of each integer, with the tails in the outermost cells
 
 y are values in units of the image's range: level x has the cell [x, x + 1) / K. s^2 = floor^2 + exp(2 log_std), so no
-component shrinks to a point. Each class has
+component shrinks to a point. Each class has these methods:
 
     log_density(v, at)               nats (B, M) of values v at the dimensions `at`, with the others integrated out
     complete(v, at, which, noise)    the other dimensions drawn given those, image b from component which[b]
     update(m, v, w)                  component m of an EM step, from images v (n, D) of responsibility w (n,)
 
 `update` never lowers sum_n w_n log p(v_n | m). For Diagonal and Full it finds the maximum. For LowRank and Cells it
-takes EM steps within the EM step of the mixture: over the factors, and over the places of the values in their cells.
+takes EM steps within the EM step of the mixture: over the factors, and over the positions of the values in their cells.
 `temperature` multiplies covariances, which is N^(1/T).
 
 scikit-learn's mixtures have neither cells nor low-rank covariances, and do not run on a GPU; so we have our own.
@@ -39,7 +39,7 @@ from genlab.models.densities import factors
 from genlab.system.device import cholesky, moved, solve
 
 LOG_2PI = math.log(2 * math.pi)
-INNER_STEPS = 10  # EM steps of LowRank and Cells within one of the mixture: they cost less, and more are needed
+INNER_STEPS = 10  # EM steps of LowRank and Cells in one step of the mixture: they are cheap and converge slowly
 CHUNK = 1024  # images whose cells are looked up together
 LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has a logarithm
 
@@ -47,7 +47,7 @@ LEAST = 1e-6  # exp(2 log_std) is at least this share of floor^2, so that it has
 class Gaussians(nn.Module):
     """Means and deviations of M components. `floor`: the smallest deviation, in units of the range."""
 
-    chunk = 4096  # images of an E step that are computed together
+    chunk = 4096  # images of an E step that are processed together
 
     def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
         super().__init__()
@@ -86,37 +86,37 @@ class Diagonal(Gaussians):
 
 
 class Cells(Diagonal):
-    """As Diagonal, but of integers v: the masses of their cells, which sum to 1."""
+    """As Diagonal, but v are integers, and `log_density` is the mass of their cells. Masses sum to 1."""
 
     chunk = 1 << 30  # all images, so that the table of masses is computed once
 
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
         """Integers (B, |at|) -> nats (B, M).
 
-        The mass of a level at a pixel is computed once, however many images have it. Sums start from the image of each
-        pixel's commonest level, and only differences from it are added: most pixels of digits have that level.
+        The mass of a level at a pixel is computed once for all images that have it. Sums start from the image of each
+        pixel's most frequent level, and only differences from it are added: most pixels of digits have that level.
         """
         mean, s = self.means.double()[:, at], self.deviation()[:, at] * math.sqrt(temperature)
         counts = torch.stack([self._counts(part, len(at)) for part in v.split(CHUNK)]).sum(0)
-        # On a GPU there is a row for every cell: to ask which cells are filled, the host would have to wait.
-        some = v.device.type == "cpu"
-        filled = counts.nonzero()[:, 0] if some else torch.arange(len(counts), device=v.device)
+        # On a GPU the table has a row for every cell: to learn which cells are filled, the host would have to wait.
+        sparse = v.device.type == "cpu"
+        filled = counts.nonzero()[:, 0] if sparse else torch.arange(len(counts), device=v.device)
         dim, level = filled // self.levels, filled % self.levels
         each = zip(mean, s, strict=True)
         table = torch.stack([log_mass(level, a[dim], b[dim], self.levels) for a, b in each], 1)  # (filled, M)
-        row = (counts > 0).cumsum(0) - 1 if some else filled  # row of a cell in the table
+        row = (counts > 0).cumsum(0) - 1 if sparse else filled  # row of a cell in the table
         first = self.levels * torch.arange(len(at), device=v.device)
-        usual = counts.view(len(at), -1).argmax(1)
-        common = table[row[first + usual]]  # (|at|, M)
+        frequent = counts.view(len(at), -1).argmax(1)
+        common = table[row[first + frequent]]  # (|at|, M)
         differences = (table - common[dim]).to(self.means.dtype)
         sums = []
         for part in v.split(CHUNK):
-            if not some:
+            if not sparse:
                 sums.append(F.embedding_bag(part.long() + first, differences, mode="sum"))
                 continue
-            other = part != usual
-            index, ends = row[(part.long() + first)[other]], other.sum(1).cumsum(0)
-            sums.append(F.embedding_bag(index, differences, ends - other.sum(1), mode="sum"))
+            rare = part != frequent
+            index, ends = row[(part.long() + first)[rare]], rare.sum(1).cumsum(0)
+            sums.append(F.embedding_bag(index, differences, ends - rare.sum(1), mode="sum"))
         return torch.cat(sums) + common.sum(0)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
@@ -124,7 +124,7 @@ class Cells(Diagonal):
         return super().complete((v.double() + 0.5) / self.levels, at, which, noise, temperature)
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
-        """EM over the places of values in their cells (Dempster et al. 1977, J. R. Stat. Soc. B 39, sec. 4.2).
+        """EM over the positions of values in their cells (Dempster et al. 1977, J. R. Stat. Soc. B 39, sec. 4.2).
 
         By Fisher's identity the gradient of log P gives the moments that EM needs: E[y] = mean + s^2 dlogP/dmean and
         E[((y - mean)/s)^2] = 1 + dlogP/dlog s.
@@ -143,14 +143,14 @@ class Cells(Diagonal):
             self.keep(m, mean.detach() + shift, variance * (1 + by_log_s / total) - shift.square())
 
     def _counts(self, v: Tensor, dims: int, weights: Tensor | None = None) -> Tensor:
-        """Number of occurrences of each cell, or sum of their weights (n dims,): (dims K,)."""
+        """Integers v (n, dims) -> how often each cell occurs, or the sum of its weights (n dims,): (dims K,)."""
         cells = v.long() + self.levels * torch.arange(dims, device=v.device)
         weights = cells.new_ones(()).expand(cells.numel()) if weights is None else weights
         return weights.new_zeros(self.levels * dims).index_add_(0, cells.flatten(), weights)
 
 
 class Full(Gaussians):
-    """Any covariance."""
+    """A full covariance L L', by its Cholesky factor L."""
 
     def __init__(self, components: int, dims: int, levels: int, floor: float) -> None:
         super().__init__(components, dims, levels, floor)
@@ -163,24 +163,24 @@ class Full(Gaussians):
     def log_density(self, v: Tensor, at: Tensor, temperature: float = 1.0) -> Tensor:
         """Values (B, |at|) -> nats (B, M)."""
         nats = []
-        some = at if len(at) < self.dims else None
+        order = at if len(at) < self.dims else None
         for m, mean in enumerate(self.means.double()[:, at]):
-            triangle = math.sqrt(temperature) * self._triangle(m, some)
+            triangle = math.sqrt(temperature) * self._triangle(m, order)
             z = torch.linalg.solve_triangular(triangle, (v - mean).T, upper=False)
             nats.append(-(z.square().sum(0) + len(at) * LOG_2PI) / 2 - triangle.diagonal().log().sum())
         return torch.stack(nats, 1)
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Values (B, |at|) -> values (B, D), by the rows of L for the unknown dimensions, which come last."""
+        """Values (B, |at|) -> values (B, D), by the rows of L that belong to the unknown dimensions, the last ones."""
         unknown = _others(self.dims, at)
         every, n = torch.cat([at, unknown]), len(at)
         order = None if torch.equal(every, torch.arange(self.dims, device=every.device)) else every
         drawn = torch.empty_like(noise).index_copy_(1, at, v)
-        for m, own in _members(which):
+        for m, index in _members(which):
             mean, triangle = self.means[m].double(), self._triangle(m, order)
-            z = math.sqrt(temperature) * noise[own].T  # (D, n)
-            z[:n] = torch.linalg.solve_triangular(triangle[:n, :n], (v[own] - mean[at]).T, upper=False)
-            drawn[own[:, None], unknown] = mean[unknown] + (triangle[n:] @ z).T
+            z = math.sqrt(temperature) * noise[index].T  # (D, n)
+            z[:n] = torch.linalg.solve_triangular(triangle[:n, :n], (v[index] - mean[at]).T, upper=False)
+            drawn[index[:, None], unknown] = mean[unknown] + (triangle[n:] @ z).T
         return drawn
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
@@ -216,24 +216,24 @@ class LowRank(Gaussians):
         g = f / s[..., None]  # (M, |at|, R)
         triangle = cholesky(self._inner(g))
         h = g / s[..., None]
-        seen = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
-        z = torch.linalg.solve_triangular(triangle, seen, upper=False)
+        projected = torch.einsum("bd,mdr->mrb", v, h) - torch.einsum("md,mdr->mr", mean, h)[..., None]
+        z = torch.linalg.solve_triangular(triangle, projected, upper=False)
         log_det = s.log().sum(1) + triangle.diagonal(dim1=1, dim2=2).log().sum(1)
         return -(squares(v, mean, s) - z.square().sum(1).T + len(at) * LOG_2PI) / 2 - log_det
 
     def complete(self, v: Tensor, at: Tensor, which: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Values (B, |at|) -> values (B, D): factors given the known dimensions, then the rest given the factors."""
+        """Values (B, |at|) -> values (B, D): factors given the known dimensions, then the others given factors."""
         heat, drawn = math.sqrt(temperature), torch.empty_like(noise[:, : self.dims])
-        for m, own in _members(which):
+        for m, index in _members(which):
             mean, s, f = self.means[m].double(), self.deviation()[m], self.loadings[m].double()
             g = f[at] / s[at, None]
             triangle = cholesky(self._inner(g))
-            of_values, of_factors = noise[own].split([self.dims, self.rank], 1)
-            seen = g.T @ ((v[own] - mean[at]) / (heat * s[at])).T
-            # z ~ N(A^-1 seen, A^-1) with A = L L'
-            z = torch.linalg.solve_triangular(triangle, seen, upper=False) + of_factors.T
+            of_values, of_factors = noise[index].split([self.dims, self.rank], 1)
+            projected = g.T @ ((v[index] - mean[at]) / (heat * s[at])).T
+            # z ~ N(A^-1 projected, A^-1) with A = L L'
+            z = torch.linalg.solve_triangular(triangle, projected, upper=False) + of_factors.T
             z = torch.linalg.solve_triangular(triangle.T, z, upper=True)
-            drawn[own] = mean + heat * ((f @ z).T + s * of_values)
+            drawn[index] = mean + heat * ((f @ z).T + s * of_values)
         return drawn.index_copy(1, at, v)
 
     def update(self, m: int, v: Tensor, w: Tensor) -> None:
@@ -249,8 +249,8 @@ class LowRank(Gaussians):
             crossed = v.T @ (share[:, None] * z)  # E[v z'], (D, R)
             second = torch.eye(self.rank, dtype=f.dtype, device=f.device) - back @ f + back @ crossed
             f = solve(second, crossed, left=False)
-            rest = variance - (f * crossed).sum(1)
-            s = rest.clamp(min=(1 + LEAST) * self.floor**2).sqrt()
+            residual = variance - (f * crossed).sum(1)
+            s = residual.clamp(min=(1 + LEAST) * self.floor**2).sqrt()
         self.keep(m, mean, s.square())
         self.loadings[m] = f.to(self.loadings)
 
@@ -310,7 +310,7 @@ def _others(dims: int, at: Tensor) -> Tensor:
 
 
 def _members(which: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Every component that occurs in `which` (B,), and the indices of its images."""
+    """Yield every component that occurs in `which` (B,), with the indices of its images (n,)."""
     host = which.cpu()
     for m in host.unique().tolist():
         yield m, moved((host == m).nonzero()[:, 0], which.device)

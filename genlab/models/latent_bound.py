@@ -1,13 +1,14 @@
-"""What trains a latent Gaussian model: a bound on log p(x), or the most likely z. Never what is evaluated.
+"""Training objectives of a latent Gaussian model: a bound on log p(x), or the most likely z. They are not for
+evaluation.
 
     bound      elbo: one draw of z and the KL in closed form, times `beta` (Higgins et al. 2017). beta grows from 0 over
                `warm_up` batches; a unit costs at least `free_bits` nats (Kingma et al. 2016, arXiv:1606.04934, C.8).
                iwae: the log of the mean of `train_draws` weights (Burda et al. 2016, arXiv:1509.00519).
                dreg: the same value with the doubly reparameterised gradient of the encoder (Tucker et al. 2019,
-               arXiv:1810.04152), whose signal does not vanish in noise as draws are added.
+               arXiv:1810.04152), whose signal-to-noise ratio does not fall as draws are added.
     inference  posterior: all of the above.
-               map: "guess the most likely z". The decoder gets the encoder's mean, and log p(x, z) is maximised. The
-               widths of q are fitted as well, without an effect on anything else, because evaluation needs them.
+               map: the decoder gets the encoder's mean as the most likely z, and log p(x, z) is maximised.
+               The widths of q are fitted as well, because evaluation needs them. They change no other weights.
 
 B images, L latent units, k draws. log_likelihood(z) is log p(x | z) in nats: latents (B, L) -> (B,).
 """
@@ -29,7 +30,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Bound:
-    """The keys of a latent Gaussian model's config that say how it is trained. `free_bits`: nats a unit."""
+    """The training options of a latent Gaussian model's config. `free_bits`: nats a unit, in spite of the name."""
 
     bound: str = "elbo"
     train_draws: int = 1
@@ -58,7 +59,7 @@ class Bound:
                 "beta, free_bits and warm_up change the KL of model.bound=elbo; other bounds and map have none"
             )
         if self.guesses and self.bound != "elbo":
-            raise RequestError("model.inference=map has one guess an image: it goes with model.bound=elbo")
+            raise RequestError("model.inference=map has one z for each image: it needs model.bound=elbo")
 
     @property
     def guesses(self) -> bool:
@@ -68,7 +69,7 @@ class Bound:
     def loss(
         self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, step: Tensor
     ) -> dict[str, Tensor]:
-        """Training loss for q(z | x) = N(mean, diag exp log_var), each (B, L), at batch number `step`.
+        """Training loss for q(z | x) = N(mean, diag exp log_var), (B, L) each, at batch number `step`.
 
         Nats (B,) each: "loss"; "rate", the KL of q from the prior; "distortion", -log p(x | z).
         """
@@ -82,10 +83,10 @@ class Bound:
         return {"loss": terms["loss"], "rate": kl.sum(1).detach(), "distortion": terms["distortion"]}
 
     def price(self, kl: Tensor, step: Tensor) -> Tensor:
-        """KL of every unit (B, L) -> what training pays for it (B,), nats."""
+        """KL of every unit (B, L) -> its term in the training loss (B,), nats: scaled by beta, with free bits."""
         beta = self.beta * (1.0 if not self.warm_up else (step / self.warm_up).clamp(max=1))
         if self.free_bits:
-            # A unit whose mean over the batch is below costs this constant, which has no gradient.
+            # A unit whose mean KL over the batch is below this constant costs the constant, which has no gradient.
             kl = torch.where(kl.mean(0) > self.free_bits, kl, self.free_bits)
         price: Tensor = beta * kl.sum(1)
         return price
@@ -102,21 +103,22 @@ class Bound:
         log_w = likelihood + log_normal(z) - log_normal(z, q_mean, q_log_var)
         loss = math.log(k) - log_w.logsumexp(0)
         if double and z.requires_grad:
-            # The loss gives the path through each z its share of the weights; dreg needs the square of that share.
+            # The gradient through each z has the normalised weight of z as a factor. dreg needs the square of this
+            # weight.
             share = log_w.detach().softmax(0)[..., None]
             z.register_hook(lambda gradient: share * gradient)
         return {"loss": loss, "distortion": -likelihood.mean(0).detach()}
 
 
 def elbo(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, price: Tensor) -> dict[str, Tensor]:
-    """One draw of z and a price (B,) of the KL -> "loss" and "distortion", nats (B,) each."""
+    """The ELBO of one draw of z. `price` (B,): the term of the KL. Returns "loss" and "distortion", nats (B,) each."""
     z = mean + (log_var / 2).exp() * torch.randn_like(mean)
     distortion = -log_likelihood(z)
     return {"loss": distortion + price, "distortion": distortion.detach()}
 
 
 def _most_likely(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor) -> dict[str, Tensor]:
-    """-log p(x, z) at the mean; and for the widths of q the gradient of the ELBO, which reaches nothing else."""
+    """-log p(x, z) at the mean of q. The widths of q, and no other weights, also get the gradient of the ELBO."""
     distortion = -log_likelihood(mean)
     loss = distortion - log_normal(mean)
     noise = torch.randn_like(mean)

@@ -1,19 +1,19 @@
 """Latent Gaussian models: p(x) = integral of p(x | z) N(z; 0, I), with an encoder q(z | x) (variational autoencoders;
 Kingma & Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082).
 
-Any head is the decoder's distribution p(x | z), a probability of integers, so every number is on the scale of the
-exact models. q(z | x) = N(mean(x), diag exp log_var(x)).
+Any head can be the decoder's distribution p(x | z). It gives probabilities of integers, so bits/dim can be compared
+with those of exact models. q(z | x) = N(mean(x), diag exp log_var(x)).
 
     log w = log p(x | z) + log p(z) - log q(z | x),  z ~ q(z | x),         E[w] = p(x)
 
 `log_prob` is one draw of log w. The mean of one draw is the ELBO. The log of the mean of k weights is the tighter bound
 of Burda et al. (2016, arXiv:1509.00519), which tends to log p(x). It needs log w itself: with log p(x | z) - KL(q || p)
-in its place, the result could exceed log p(x). So the KL in closed form is only used for the ELBO of one draw, where it
-gives less noise. What trains is in `latent_bound.py`.
+in its place, the result could exceed log p(x). So the KL in closed form is used only for the ELBO of one draw, where it
+reduces noise. The training objectives are in `latent_bound.py`.
 
-Completion: z is drawn by weight from particles. Half of them come from q of the image whose unknown pixels are filled
-in with their expectation, half from the prior. Then the unknown pixels are drawn from p(x | z). The result tends to the
-conditional distribution as the number of particles grows.
+Completion: z is drawn by weight from particles. Half of the particles come from q, given the image with its unknown
+pixels filled in by their expectation. The others come from the prior. Then the unknown pixels are drawn from p(x | z).
+The result tends to the conditional distribution as the number of particles grows.
 
 At a temperature T the model is p(z)^(1/T) and p(x_t | z)^(1/T) for every step t, each normalised; samples and
 completions are those of this model.
@@ -44,17 +44,17 @@ FILLS = 5  # times the unknown pixels are filled in and the image is encoded, be
 
 
 class LatentGaussian(GenerativeModel):
-    """Encoder, decoder and head, and perhaps a context part.
+    """Encoder, decoder and head, and optionally a network for the context.
 
     `encoder(spec=, outputs=)`, `decoder(spec=, inputs=, step_channels=, features=)`, `head(width=, channels=, levels=)`
-    and `context(spec=)` arrive unfinished. `features`: numbers a step that the head gets. `training`: keywords of
+    and `context(spec=)` are constructors. `features`: numbers a step that the head gets. `training`: keywords of
     `latent_bound.Bound`.
     """
 
     exact = False
     completion = "weighted"
-    measured_in, on = "nats", 0.0  # of `core.Coder`; the code is the mean of q(z | x)
-    asked: Mapping[str, float] = MappingProxyType({})
+    measured_in, threshold = "nats", 0.0  # of `core.Coder`; the code is the mean of q(z | x)
+    targets: Mapping[str, float] = MappingProxyType({})
 
     step: Tensor
 
@@ -78,7 +78,7 @@ class LatentGaussian(GenerativeModel):
         super().__init__(spec, context)
         self.latent_dim, self.bound = latent_dim, bound
         width = int(getattr(self.context, "width", 0))
-        parameters = latent_dim if bound.guesses else 2 * latent_dim  # of q that the encoder gives
+        parameters = latent_dim if bound.guesses else 2 * latent_dim  # of q, which the encoder outputs
         self.encoder: Any = encoder(spec=spec, outputs=parameters)
         jointly = declared(head, "chains_colours") or declared(head, "independent")
         self.step_channels = spec.channels if jointly else 1
@@ -90,7 +90,7 @@ class LatentGaussian(GenerativeModel):
             self.to_posterior = nn.Linear(width, parameters, bias=False)
             self.to_features = nn.Conv2d(width, spec.channels // self.step_channels * features, 1, bias=False)
         if bound.guesses:
-            self.log_var = nn.Parameter(torch.full((latent_dim,), -4.0))  # narrow, because the decoder sees no width
+            self.log_var = nn.Parameter(torch.full((latent_dim,), -4.0))  # narrow: the decoder gets only the mean
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     # ---- likelihood and latents
@@ -98,8 +98,8 @@ class LatentGaussian(GenerativeModel):
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Nats (B,) each: "loss"; "rate", the KL of q(z | x) from the prior; "distortion", -log p(x | z).
 
-        In training mode the loss is that of `bound`. In evaluation mode it is the negative ELBO, whatever trained:
-        beta 1, no free bits, one draw.
+        In training mode the loss is that of `bound`. In evaluation mode it is always the negative ELBO: beta 1,
+        no free bits, one draw.
         """
         condition = self._condition(context, len(x))
         mean, log_var = self._posterior(x, condition)
@@ -127,7 +127,7 @@ class LatentGaussian(GenerativeModel):
         return self._posterior(x, self._condition(context, len(x)))
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
-        """Integers (B, C, H, W) -> the mean of q(z | x), (B, L). Nothing is ever corrupted."""
+        """Integers (B, C, H, W) -> the mean of q(z | x), (B, L). `corrupted` has no effect."""
         return self.posterior(x, context)[0]
 
     def decode(self, h: Tensor, context: Tensor | None = None) -> Tensor:
@@ -149,7 +149,7 @@ class LatentGaussian(GenerativeModel):
     # ---- drawing
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """z (n, L) from N(0, T I) at temperature T. `keywords` of `Draw.of`."""
+        """z (n, L) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
         draw = Draw.of(draw, **keywords)
         z = normal(n, self.latent_dim, device=self.device, generator=draw.generator)
         return math.sqrt(draw.temperature) * z.to(self.dtype)
@@ -159,7 +159,7 @@ class LatentGaussian(GenerativeModel):
         return self._pixels(self.prior(n, draw), condition, draw)
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """z by weight from `draw.particles` of them, then pixels given z."""
+        """Draw one of `draw.particles` particles z by weight, then pixels given z."""
         b, p, t = len(x), draw.particles, draw.temperature
         where = moved(known, self.device)[:, None].expand_as(x)
         mean, log_var = self._filled(x, where, condition)
@@ -181,7 +181,10 @@ class LatentGaussian(GenerativeModel):
         return Completion(torch.where(where, x, drawn), 1 / weights.square().sum(1))
 
     def _filled(self, x: Tensor, where: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """q(z | x) of images whose unknown values are filled in with their expectation, again and again, from z = 0."""
+        """Mean and log-variance of q(z | x), (B, L) each, for images whose unknown values are filled in.
+
+        They are filled in with their expectation given the mean of q, several times, starting from z = 0.
+        """
         y = self.scaled(x)
         z = y.new_zeros(len(x), self.latent_dim)
         for _ in range(FILLS):
@@ -229,7 +232,7 @@ class LatentGaussian(GenerativeModel):
     def _log_likelihood(self, x: Tensor, z: Tensor, condition: Tensor | None, temperature: float = 1.0) -> Tensor:
         """log p of every step of images (B, C, H, W) given z, nats (k B, T).
 
-        `z` (k B, L): k latents for each image; the first ones of all images, then the second ones, ….
+        `z` (k B, L): k latents for each image; the first one of every image, then the second ones, ….
         """
         k = len(z) // len(x)
         if k > 1:

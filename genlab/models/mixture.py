@@ -1,23 +1,23 @@
 """Mixtures of Gaussians: p(x) = sum_z p(x | z) p(z), z one of M components (McLachlan & Peel 2000).
 
-What the Gaussians describe (`pixels`):
+The Gaussians describe one of two kinds of values (`pixels`):
 
     discretised   cells of integers: p(x | z) is the mass of N(mean, diag s^2) in the cells of x, with the tails in the
                   outermost cells. `log_prob` is exact, and the probabilities of all images sum to 1. Only for diagonal
-                  covariances: the mass of a full one in a cell of 784 sides is an integral that nobody can compute.
+                  covariances: the mass of a full one in a cell of 784 sides is an integral that cannot be computed.
     dequantised   x + u, u uniform in [0, 1): `log_prob` is the density of x + u in units of a level, for one draw of u.
-                  Its mean over u is the mass of a unit cell, so it is a bound like any other. Mass outside the cells is
-                  lost in the likelihood; samples put it at black and white.
+                  Its mean over u is the mass of a unit cell, so it is a bound. Mass outside the cells of the K
+                  levels is lost in the likelihood; samples there become black or white.
 
 How they are trained (`fit`): `em` (Dempster et al. 1977) takes steps on all training images, as a `core.Fitted`. All
 steps use one draw of u, so that no step lowers the log-likelihood of the training images. `gradient` trains on batches
-as any other model. Both start from k-means: of components that differ at random one soon explains all images, and the
-gradients of the others vanish.
+as any other model. Both start from k-means. If the components started at random, one would soon explain all images,
+and the gradients of the others would vanish.
 
-Completion weights the components by the known pixels and draws the rest from the conditional of one of them: exact for
-discretised pixels. The density of dequantised ones depends on the places of the known values in their cells. So
-`particles` draws of u are weighted by the density of what is known, and one is taken; it tends to the conditional as
-the number of particles grows.
+Completion weights the components by the known pixels, draws one, and draws the unknown pixels from its conditional. It
+is exact for discretised pixels. The density of dequantised pixels depends on the positions of the known values in their
+cells. So `particles` draws of u are weighted by the density of the known values, and one is drawn. The result tends to
+the conditional as the number of particles grows.
 
 At a temperature T, first z is tempered, then x given z: the component is drawn from p(z)^(1/T), normalised, and the
 Gaussian is N(.; mean, covariance)^(1/T), whose covariance is T times as large. This is ancestral tempering. The power
@@ -45,7 +45,7 @@ from genlab.system.device import moved
 CONFIGURABLE = {"model": ("GaussianMixture",)}
 
 COVARIANCES, PIXELS, FITS = ("diagonal", "full", "low_rank"), ("discretised", "dequantised"), ("em", "gradient")
-LEAST = 1e-12  # smaller responsibilities change no sum in float64, and are left out of it
+LEAST = 1e-12  # smaller responsibilities change no sum in float64 and are left out
 
 
 class GaussianMixture(GenerativeModel):
@@ -92,11 +92,11 @@ class GaussianMixture(GenerativeModel):
 
     @property
     def completion(self) -> str:
-        """Exact, or weighted draws of u for the known pixels."""
+        """Discretised pixels: "exact". Dequantised pixels: "weighted", by draws of u for the known pixels."""
         return "exact" if self.exact else "weighted"
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Integer images (B, C, H, W) -> nats (B,): exact, or for one draw of u."""
+        """Integer images (B, C, H, W) -> nats (B,): exact, or one draw of u."""
         check_context(context, self.conditioning, len(x))
         self.spec.check(x)
         return self._log_joint(self._values(x)).logsumexp(1) - self._log_cells
@@ -106,7 +106,7 @@ class GaussianMixture(GenerativeModel):
         return {"loss": -self.log_prob(x, context)}
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """The "responsibilities" p(z | x) (B, M); of dequantised pixels, for the middle of their cells."""
+        """The "responsibilities" p(z | x) (B, M); dequantised pixels are at the middle of their cells."""
         check_context(context, self.conditioning, len(x))
         self.spec.check(x)
         values = x.flatten(1) if self.exact else (x.flatten(1).double() + 0.5) / self.spec.levels
@@ -120,7 +120,7 @@ class GaussianMixture(GenerativeModel):
     # ---- fitting
 
     def check_images(self, n: int) -> None:
-        """RequestError for fewer training images than components."""
+        """Raise RequestError for fewer training images than components."""
         if n < len(self.logits):
             raise RequestError(
                 f"model.components={len(self.logits)}: there are only {n} training images to start from; give "
@@ -150,20 +150,20 @@ class GaussianMixture(GenerativeModel):
     def _maximise(self, values: Tensor, responsibilities: Tensor) -> None:
         """The M step: values (N, D), responsibilities (N, M)."""
         totals = responsibilities.sum(0)
-        # The images of every component are counted at once, so that the host waits for the device once. A component
-        # without images stays as it is.
-        some = responsibilities.T > LEAST
-        counts, sums = torch.stack([some.sum(1).double(), totals]).tolist()
-        parts = some.nonzero()[:, 1].split([int(count) for count in counts])
-        for m, (own, total) in enumerate(zip(parts, sums, strict=True)):
+        # The images of all components are counted together, so that the host waits for the device only once. A
+        # component without images is not changed.
+        significant = responsibilities.T > LEAST
+        counts, sums = torch.stack([significant.sum(1).double(), totals]).tolist()
+        parts = significant.nonzero()[:, 1].split([int(count) for count in counts])
+        for m, (members, total) in enumerate(zip(parts, sums, strict=True)):
             if total > LEAST:
-                self.gaussians.update(m, values[own], responsibilities[own, m])
+                self.gaussians.update(m, values[members], responsibilities[members, m])
         self.logits.copy_(totals.clamp(min=LEAST).log())
 
     # ---- drawing
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """Mask by mask, because images with the same mask share the marginals of the Gaussians."""
+        """Images with the same mask are completed together, because they share the marginals of the Gaussians."""
         device, particles = self.device, 1 if self.exact else draw.particles
         values = x.flatten(1)
         fixed = known.cpu()[:, None].expand(x.shape).flatten(1)
@@ -176,17 +176,17 @@ class GaussianMixture(GenerativeModel):
         masks, which_mask = fixed.unique(dim=0, return_inverse=True)
         for i, mask in enumerate(masks):
             parts = (which_mask == i).nonzero()[:, 0], mask.nonzero()[:, 0], mask
-            own, at, mask = (moved(part, device) for part in parts)
-            v = values[own][:, None, at] + u[own][:, :, at]  # (n, P, |at|)
+            members, at, mask = (moved(part, device) for part in parts)
+            v = values[members][:, None, at] + u[members][:, :, at]  # (n, P, |at|)
             v = v if self.exact else v / self.spec.levels
-            log_joint = self._log_joint(v.flatten(0, 1), at, draw.temperature).view(len(own), particles, -1)
+            log_joint = self._log_joint(v.flatten(0, 1), at, draw.temperature).view(len(members), particles, -1)
             weights = log_joint.logsumexp(2).softmax(1)
-            effective[own] = weights.square().sum(1).reciprocal()
-            particle = pick(weights, choice[own, 0])
-            rows = torch.arange(len(own), device=device)
-            component = pick(log_joint[rows, particle].softmax(1), choice[own, 1])
-            drawn = self.gaussians.complete(v[rows, particle], at, component, noise[own], draw.temperature)
-            out[own] = torch.where(mask, values[own], to_cells(drawn, self.spec).flatten(1))
+            effective[members] = weights.square().sum(1).reciprocal()
+            particle = pick(weights, choice[members, 0])
+            rows = torch.arange(len(members), device=device)
+            component = pick(log_joint[rows, particle].softmax(1), choice[members, 1])
+            drawn = self.gaussians.complete(v[rows, particle], at, component, noise[members], draw.temperature)
+            out[members] = torch.where(mask, values[members], to_cells(drawn, self.spec).flatten(1))
         return Completion(out.view(x.shape), None if self.exact else effective)
 
     # ---- parts
@@ -200,7 +200,7 @@ class GaussianMixture(GenerativeModel):
         return log_joint + self.gaussians.log_density(values, at, temperature) if len(at) else log_joint
 
     def _values(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images -> what the Gaussians describe, (B, D): the integers, or x + u in units of the range."""
+        """Images -> the values that the Gaussians describe, (B, D): integers, or x + u in units of the range."""
         if self.exact:
             return x.flatten(1)
         # Without a generator every call draws new noise: averaging exp(log_prob) over calls tightens the bound.

@@ -1,8 +1,8 @@
-"""Mixture density networks: p(x | y) = sum_z p(x | z, y) p(z | y), all of it by a net of y (Bishop 1994, NCRG/94/004).
+"""Mixture density networks: p(x | y) = sum_z p(x | z, y) p(z | y), from a net of y (Bishop 1994, NCRG/94/004).
 
-A net trained by squared error predicts the mean of x given y, which may be far from every x: if one y has several
-answers, the mean is none of them. Here the net gives the weights, means and deviations of M Gaussians instead, which
-can approximate any density as M grows. M = 1 is least squares with a deviation for every y and value.
+A net trained by squared error predicts the mean of x given y, which may be far from every x: if several values of x are
+likely given y, the mean may be an unlikely one. Here the net gives the weights, means and deviations of M Gaussians
+instead, which can approximate any density as M grows. M = 1 is least squares with a learnt deviation.
 
 The values of x are independent given z and y, and their probabilities are masses of the cells of integers, as in
 `mixture.py` with `pixels=discretised`. So `log_prob` is exact. Completions are too: the components are weighted by the
@@ -30,7 +30,7 @@ CONFIGURABLE = {"model": ("MixtureDensity",)}
 
 
 class MixtureDensity(GenerativeModel):
-    """`net(spec=, outputs=)`, which gets second images in [0, 1], arrives unfinished. `components`: M.
+    """`net(spec=, outputs=)` is a constructor; the net gets second images in [0, 1]. `components`: M.
 
     `floor`: the smallest standard deviation, in units of the range.
     """
@@ -44,12 +44,12 @@ class MixtureDensity(GenerativeModel):
     ) -> None:
         super().__init__(spec)
         if spec.context is None:
-            raise RequestError("model=mixture_density needs a second image to look at: add data/context=half_mean")
+            raise RequestError("model=mixture_density needs a second image as its context: add data/context=half_mean")
         if components < 1 or not 0 < floor < math.inf:
             raise RequestError(f"a mixture needs components >= 1 and a floor above 0, got {components} and {floor}")
         self.second, self.components, self.floor = spec.context, components, floor
         self.net = net(spec=spec.context, outputs=components * (1 + 2 * spec.dims))
-        # Added to the output of the net, so that it starts with equal components, side by side over the range.
+        # Added to the output of the net, so that training starts with equal weights and means spread over the range.
         self.logits = nn.Parameter(torch.zeros(components))
         middle = (torch.arange(components) + 0.5) / components
         self.means = nn.Parameter(middle[:, None].repeat(1, spec.dims))
@@ -61,7 +61,7 @@ class MixtureDensity(GenerativeModel):
         Means and deviations are in units of the range, in which level x has the cell [x, x + 1) / K.
         """
         second = self._condition(context, batch)
-        assert second is not None  # `_condition` has refused a missing context
+        assert second is not None  # `_condition` raises an error for a missing context
         return self._mixture(second)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -14,14 +14,14 @@ from genlab.system.device import moved
 def uniform(
     *shape: int, device: torch.device, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float
 ) -> Tensor:
-    """Uniform numbers in [0, 1) on `device`; by torch's own generator of the device if there is no other."""
-    home = device if generator is None else generator.device
-    return moved(torch.rand(shape, generator=generator, device=home, dtype=dtype), device)
+    """Uniform numbers in [0, 1) on `device`; from torch's global generator of the device without a `generator`."""
+    source = device if generator is None else generator.device
+    return moved(torch.rand(shape, generator=generator, device=source, dtype=dtype), device)
 
 
 def normal(
     *shape: int, device: torch.device, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float
 ) -> Tensor:
-    """Numbers of N(0, 1) on `device`; by torch's own generator of the device if there is no other."""
-    home = device if generator is None else generator.device
-    return moved(torch.randn(shape, generator=generator, device=home, dtype=dtype), device)
+    """Numbers of N(0, 1) on `device`; from torch's global generator of the device without a `generator`."""
+    source = device if generator is None else generator.device
+    return moved(torch.randn(shape, generator=generator, device=source, dtype=dtype), device)

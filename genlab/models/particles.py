@@ -1,9 +1,9 @@
 """Completion by weighted particles, where known pixels come after unknown ones (a particle filter, Gordon et al. 1993).
 
-A known value that is put in place influences later values, but not earlier ones. So several copies of an image, the
-particles, are generated side by side. At a known step each copy is weighted by the probability that it gave to the
-known values. If few copies carry most of the weight, all are drawn anew by weight; in the end one is drawn. The result
-tends to the exact conditional distribution as the number of particles grows.
+A known value that replaces a drawn one influences later values, but not earlier ones. So several copies of an image,
+the particles, are generated side by side. At a known step each copy is weighted by the probability that it gave to the
+known values. If few copies carry most of the weight, all copies are resampled by weight. At the end one copy is drawn.
+The result tends to the exact conditional distribution as the number of particles grows.
 
 Resampling is systematic: one uniform number for all copies of an image (Kitagawa 1996).
 
@@ -22,7 +22,10 @@ from genlab.system.device import moved
 
 
 def weighted(generation: Generation, known: Known) -> tuple[Tensor, Tensor]:
-    """Completed values (B, T, c) and the smallest effective number of particles of each image (B,), float64."""
+    """Run the particle filter.
+
+    Returns the completed values (B, T, c), and the smallest effective number of particles of each image (B,), float64.
+    """
     net, head, draw = generation.net, generation.head, generation.draw
     batch, particles, device = len(known.values), draw.particles, known.values.device
     out, mask = (tensor.repeat_interleave(particles, 0) for tensor in (known.values, known.mask))
@@ -43,9 +46,9 @@ def weighted(generation: Generation, known: Known) -> tuple[Tensor, Tensor]:
             log_w += torch.where(counts[t], pixels.log_prob(previous).double(), 0).view(batch, particles)
             effective = log_w.softmax(1).square().sum(1).reciprocal()
             smallest = torch.minimum(smallest, effective)
-            few = effective < particles / 2
-            if few.any():  # the host waits for the device here, which costs less than copying the state for nothing
-                index = _resample(log_w, few, draw.generator)
+            degenerate = effective < particles / 2
+            if degenerate.any():  # the host waits here, which costs less than copying the state at every step
+                index = _resample(log_w, degenerate, draw.generator)
                 out, previous = out[index], previous[index]
                 state.reorder(index)
     chosen = _pick(log_w.softmax(1), 1, draw.generator)[:, 0]
@@ -53,7 +56,7 @@ def weighted(generation: Generation, known: Known) -> tuple[Tensor, Tensor]:
 
 
 def _resample(log_w: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw the particles of the images `which` (B,) anew and reset their weights (B, P). Returns indices (B P,)."""
+    """Resample the particles of the images `which` (B,) and reset their weights (B, P). Returns indices (B P,)."""
     batch, particles = log_w.shape
     keep = torch.arange(particles, device=log_w.device).expand(batch, -1)
     chosen = torch.where(which[:, None], _pick(log_w.softmax(1), particles, generator), keep)

@@ -1,17 +1,17 @@
-"""Probabilistic PCA: the latent Gaussian model whose integral is known (Tipping & Bishop 1999, J. R. Stat. Soc. B 61).
+"""Probabilistic PCA: a latent Gaussian model in closed form (Tipping & Bishop 1999, J. R. Stat. Soc. B 61).
 
     z ~ N(0, I),  y | z ~ N(W z + mu, s^2 I),      so      y ~ N(mu, W W' + s^2 I)
 
 of dequantised images y = (x + u) / K, u uniform in [0, 1). With `inference=exact` the density of y is in closed form,
 by the L x L matrix M = W'W + s^2 I. With `inference=encoder` it is bounded like that of any latent Gaussian model, by a
-linear encoder q(z | y) with one width for each unit. So a bound can be compared with the truth.
+linear encoder q(z | y) with one width for each unit. So a bound can be compared with the exact value.
 
     log P(x) >= E_u log p(x + u),   p(x + u) = p(y) K^-D
 
 `log_prob` is one draw of u (and of z): a log-weight whose exponential has the mean P(x), the mass of a unit cell. Mass
 outside the cells of the K levels is lost, so the P(x) of all images sum to less than 1. The maximum of the exact
-likelihood spans the principal components, and s^2 is the mean of the variances left out. There the best encoder's bound
-is tight if W is turned so that W'W is diagonal, which gradient ascent on the ELBO does by itself (Lucas et al. 2019,
+likelihood spans the principal components, and s^2 is the mean of the variances left out. At this maximum the best
+encoder's bound is tight if W'W is diagonal. Gradient ascent on the ELBO finds such a W (Lucas et al. 2019,
 arXiv:1911.02469).
 
 At a temperature T both covariances, of z and of y given z, are multiplied by T. So y follows p(y)^(1/T).
@@ -39,7 +39,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class PPCA(GenerativeModel):
-    """`latent_dim`: L. `inference`: exact | encoder, the density or its bound; it trains, and `log_prob` draws it."""
+    """`latent_dim`: L. `inference`: exact | encoder: training and `log_prob` use the density, or its bound."""
 
     exact = False
     completion = "exact"
@@ -126,13 +126,13 @@ class PPCA(GenerativeModel):
     # ---- drawing
 
     def _sample(self, n: int, draw: Draw, condition: Tensor | None) -> Tensor:
-        """z, then y given z, then the cell that y is in."""
+        """Draw z, then y given z, and round y down to its level."""
         z, noise = (self._normal(draw, n, size) for size in (self.latent_dim, self.spec.dims))
         y = self.mean + math.sqrt(draw.temperature) * (z @ self.loadings.T + self.log_sigma.exp() * noise)
         return to_cells(y, self.spec)
 
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
-        """y of the known values is drawn in their cells, then z from its Gaussian given that, then the rest of y."""
+        """Draw y of the known values uniformly in their cells, then z given these, then the other values of y."""
         heat = math.sqrt(draw.temperature)
         where = moved(known, self.device)[:, None].expand_as(x).flatten(1)
         u = uniform(*where.shape, device=self.device, generator=draw.generator).to(self.dtype)
@@ -147,8 +147,8 @@ class PPCA(GenerativeModel):
         noise = self._normal(draw, len(x), self.latent_dim).double()[..., None]
         spread = torch.linalg.solve_triangular(root.mT, noise, upper=True)
         z = (torch.cholesky_solve(pull, root) + heat * spread)[..., 0].to(self.dtype)
-        rest = self._normal(draw, *where.shape)
-        drawn = to_cells(self.mean + z @ self.loadings.T + heat * self.log_sigma.exp() * rest, self.spec)
+        noise_of_y = self._normal(draw, *where.shape)
+        drawn = to_cells(self.mean + z @ self.loadings.T + heat * self.log_sigma.exp() * noise_of_y, self.spec)
         return Completion(torch.where(where.view_as(x), x, drawn), None)
 
     # ---- parts

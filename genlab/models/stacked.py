@@ -1,12 +1,12 @@
 """Layer-wise pretraining: each layer is trained on the clean code of the one below, then all layers together.
 
 Stacked denoising autoencoders (Vincent et al. 2010, JMLR 11, sec. 3.5; the greedy idea is Bengio et al. 2007, NIPS 19).
-Layer l of the encoder and its mirror image in the decoder are trained for `pretrain_steps` batches. They learn to undo
-a corruption of the output of the layers below for a clean image; those layers do not change meanwhile. The steps that
-are left train the whole autoencoder.
+Layer l of the encoder and its mirror image in the decoder are trained for `pretrain_steps` batches. The input is
+the output of the layers below for a clean image; it is corrupted, and the two layers learn to undo the corruption. The
+layers below do not change meanwhile. The remaining steps train the whole autoencoder.
 
-All of this is one run with one learning-rate schedule. The layer that is trained follows from the number of batches
-seen, a buffer of the model, so a resumed run continues with the right one. In evaluation mode the objective is that of
+All of this is one run with one learning-rate schedule. Which layer is trained depends on the number of batches so
+far, a buffer of the model, so a resumed run continues with the right layer. In evaluation mode the objective is that of
 the whole autoencoder.
 
 B images.
@@ -31,7 +31,7 @@ CONFIGURABLE = {"model": ("StackedAutoencoder",)}
 class StackedAutoencoder(Autoencoder):
     """An autoencoder of mirrored linear layers that is pretrained layer by layer. No head: squared error throughout."""
 
-    partly_trained = True  # DDP has to know that some steps give some weights no gradient
+    partly_trained = True  # tells DDP that some steps compute no gradients of some weights
 
     step: Tensor
 
@@ -51,7 +51,7 @@ class StackedAutoencoder(Autoencoder):
         self._step = Mirror()  # of `step`: the host chooses the layer and should not wait for the device
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
-        """As of `Autoencoder`. While a layer is pretrained, each (B,): "reconstruction", half the squared error of the
+        """As in `Autoencoder`. While a layer is pretrained, each (B,): "reconstruction", half the squared error of the
         layer's input; "loss", the same plus, for the last layer, the penalty of the code; "layer", its number.
         """
         check_context(context, self.conditioning, len(x))
@@ -72,8 +72,8 @@ class StackedAutoencoder(Autoencoder):
             code = a.relu()
         else:
             code, penalty, _ = self.code(a)
-        up = self.decoder.layers[self.depth - 1 - layer]
-        weight = F.normalize(up.weight, dim=0) if self.decoder.unit_columns else up.weight
-        reconstruction = (F.linear(code, weight, up.bias) - h).square().sum(1) / 2
+        mirror = self.decoder.layers[self.depth - 1 - layer]
+        weight = F.normalize(mirror.weight, dim=0) if self.decoder.unit_columns else mirror.weight
+        reconstruction = (F.linear(code, weight, mirror.bias) - h).square().sum(1) / 2
         number = torch.full_like(penalty, layer)
         return {"loss": reconstruction + penalty, "reconstruction": reconstruction.detach(), "layer": number}

@@ -1,4 +1,4 @@
-"""The ranks as Lightning sees them: the numbers are known, so that Lightning starts nothing and guesses nothing."""
+"""A description of the ranks for Lightning, so that Lightning neither starts processes nor guesses their numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from genlab.processes.rank_info import RankInfo
 
 
 def environment() -> ClusterEnvironment:
-    """Lightning's view of this process, in place of its guess at who has started it."""
+    """The description of this process for Lightning, which would otherwise guess how the process was started."""
     return RankEnvironment(this_rank()) if world_size() > 1 else LightningEnvironment()
 
 
 class RankEnvironment(ClusterEnvironment):
-    """`group.join` has made the process group before Lightning needs it, so address and port are not used."""
+    """The ranks of one run. Address and port are not used, because `group.join` has made the process group."""
 
     creates_processes_externally = True
     main_address = ""
@@ -25,7 +25,7 @@ class RankEnvironment(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """False: Lightning must not choose this by itself."""
+        """False: Lightning must not choose this environment by itself."""
         return False
 
     def world_size(self) -> int:
@@ -45,7 +45,7 @@ class RankEnvironment(ClusterEnvironment):
         return self.info.rank // self.info.local_world_size
 
     def set_world_size(self, size: int) -> None:
-        """Nothing: Lightning computes the size again, but it is known."""
+        """Do nothing: Lightning calls this with the size that it computes, but the size is known."""
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing, for the same reason."""
+        """Do nothing, for the same reason."""

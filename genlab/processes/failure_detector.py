@@ -1,8 +1,8 @@
 """Failure detector: a connection from rank zero to every other rank, for as long as they work together.
 
-torchrun and srun start the ranks, but do not tell the others when one fails. These then wait: gloo for half an hour,
-NCCL for ten minutes. Here a rank that fails sends a message, and a rank that is killed is noticed at once, because the
-operating system closes its connection. Rank zero prints one sentence for all, and every rank ends.
+torchrun and srun start the ranks, but when one rank fails, the others are not notified. They wait: gloo for half an
+hour, NCCL for ten minutes. Here a rank that fails sends a message. A rank that is killed is noticed at once, because
+the operating system closes its connection. Rank zero prints one sentence for all ranks, and every rank ends.
 
 The ranks find one another without torch's rendezvous, which needs a free port that all ranks know beforehand: rank
 zero listens on one of the ports of `rank_info.ports`, and the others try them. So no file is written, and the ranks of
@@ -29,21 +29,21 @@ from torch.distributed import TCPStore
 from genlab.core import RequestError, RunError
 from genlab.processes.rank_info import RankInfo, ports
 
-MEET = 600.0  # seconds until all ranks must have connected: imports from a slow disk take minutes
-GRACE = 10.0  # seconds that a rank has to end by itself after another has failed
-ECHO = 2.0  # seconds to wait before an unexpected error is reported: another rank's failure may have caused it
+CONNECT_SECONDS = 600.0  # seconds until all ranks must have connected: imports from a slow disk take minutes
+GRACE_SECONDS = 10.0  # time for a rank to end by itself after another has failed
+DELAY_SECONDS = 2.0  # before an unexpected error is reported, because another rank's failure may have caused it
 
 
 class FailureDetector:
-    """One on every rank. The constructor returns when the rank is connected; on rank zero, when all are.
+    """There is one on every rank. Its constructor returns when the rank is connected; on rank zero, when all are.
 
     `store` is a key-value store that all ranks share.
     """
 
-    def __init__(self, info: RankInfo, env: Mapping[str, str], timeout: float = MEET) -> None:
+    def __init__(self, info: RankInfo, env: Mapping[str, str], timeout: float = CONNECT_SECONDS) -> None:
         self.info = info
         self.status: int | None = None  # the exit status of this rank, once the job has failed
-        self.over = threading.Event()  # the failure has been reported
+        self.over = threading.Event()  # set once a failure has been reported
         self._lock = threading.Lock()
         self._connections: dict[int, Any] = {}  # sockets by rank; on all other ranks only rank zero's
         candidates = list(ports(info.key, env.get("MASTER_PORT") if info.starter == "srun" else None))
@@ -53,31 +53,34 @@ class FailureDetector:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def report_failure(self, error: BaseException) -> bool:
-        """Tell all ranks that this one has failed. True if this rank must print why. Exit with `status` afterwards."""
+        """Report to all ranks that this one has failed. Returns True if this rank must print the reason.
+
+        The caller must then exit with `status`.
+        """
         expected = isinstance(error, (RequestError, RunError))
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "number", 0)
         status = 128 + number if number else 2 if isinstance(error, RequestError) else 1
         sentence = " ".join(str(error).split()) if expected else f"unexpected {type(error).__name__}: {error}"
         if self.info.rank == 0:
             if not expected:
-                self.over.wait(ECHO)
+                self.over.wait(DELAY_SECONDS)
             first = self._end(status, None)
         else:
             self._send(0, {"failed": sentence, "status": status, "expected": expected})
-            self.over.wait(GRACE)
+            self.over.wait(GRACE_SECONDS)
             first = False
         self.status = self.status or status
         atexit.register(_exit_now, self.status)
         return first
 
     def report_done(self) -> None:
-        """Tell the others that the work is done, so that the end of this rank is not taken for a failure."""
+        """Report to the others that the work is done, so that they do not take the end of this rank for a failure."""
         for rank in self._connections:
             self._send(rank, {"done": True})
         atexit.register(_exit_now, 0)
 
     def _end(self, status: int, sentence: str | None) -> bool:
-        """On rank zero: end all ranks. False if they had been told to end before; only the first failure counts.
+        """On rank zero: end all ranks. Returns False if they are ending already: only the first failure counts.
 
         The sentence is printed at once, because torchrun is about to end this process.
         """
@@ -93,7 +96,7 @@ class FailureDetector:
         return True
 
     def _listen(self) -> None:
-        """In a thread: handle what arrives until the job is over; then end this process if it does not end itself."""
+        """In a thread: handle messages until the job is over, then end this process if it does not end by itself."""
         with selectors.DefaultSelector() as selector:
             for rank, connection in self._connections.items():
                 selector.register(connection, selectors.EVENT_READ, rank)
@@ -102,7 +105,7 @@ class FailureDetector:
                     self._handle(key.data, key.fileobj)
                     selector.unregister(key.fileobj)  # a rank sends one message at most
         if self.over.is_set():
-            time.sleep(GRACE)
+            time.sleep(GRACE_SECONDS)
             _exit_now(self.status or 1)
 
     def _handle(self, rank: int, connection: Any) -> None:
@@ -115,8 +118,8 @@ class FailureDetector:
             self.over.set()
         elif self.info.rank == 0:
             sentence = message.get("failed") or self._lost(rank)
-            if message and not message["expected"]:  # most often caused by another rank: give that one time to report
-                threading.Timer(ECHO / 2, self._end, (message["status"], sentence)).start()
+            if message and not message["expected"]:  # often caused by another rank, which may report first
+                threading.Timer(DELAY_SECONDS / 2, self._end, (message["status"], sentence)).start()
             else:
                 self._end(message.get("status", 1), sentence)
         else:
@@ -129,7 +132,7 @@ class FailureDetector:
         return f"rank {rank} of {self.info.world_size} is gone: it was killed, most often for want of memory"
 
     def _send(self, rank: int, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # nobody is left to tell
+        with contextlib.suppress(OSError):  # the other rank has ended
             self._connections[rank].sendall(json.dumps(message).encode() + b"\n")
 
     def _wait_for_others(self, candidates: list[int], deadline: float) -> TCPStore:
@@ -145,12 +148,12 @@ class FailureDetector:
                     missing = sorted(set(range(1, self.info.world_size)) - set(self._connections))
                     raise RunError(
                         f"{len(self._connections) + 1} of {self.info.world_size} processes have met, and rank "
-                        f"{missing[0]} has not come: see what it has said, and whether the machines reach one another"
+                        f"{missing[0]} has not come: see its output, and check that the machines reach one another"
                     ) from None
                 connection.settimeout(5)
                 hello = _read(connection)
                 if hello.get("key") != self.info.key:
-                    connection.close()  # a rank of another step, or a stranger
+                    connection.close()  # a rank of another step, or another program
                     continue
                 self._connections[hello["rank"]] = connection
                 self._send(hello["rank"], {"store": store.port})
@@ -172,8 +175,8 @@ class FailureDetector:
                     connection.close()
             time.sleep(0.1)
         raise RunError(
-            f"rank {self.info.rank} of {self.info.world_size} has not found rank 0 at {self.info.address}: see what "
-            "that one has said, and whether the machines reach one another"
+            f"rank {self.info.rank} of {self.info.world_size} has not found rank 0 at {self.info.address}: see "
+            "its output, and check that the machines reach one another"
         )
 
 

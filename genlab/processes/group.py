@@ -1,7 +1,7 @@
-"""The group of ranks that this process belongs to: who is in it, joining it, and failing together.
+"""The group of ranks that this process belongs to: its members, how to join it, and how all ranks fail together.
 
-The ranks were started by `launch.ranks`, by torchrun or by srun (`rank_info.py`). A process that stands alone is a
-group of one, and then everything here returns at once.
+The ranks were started by `launch.ranks`, by torchrun or by srun (`rank_info.py`). A process without
+others is a group of one, and then every function here returns at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def this_rank() -> RankInfo:
 
 
 def world_size() -> int:
-    """Number of ranks of the group; 1 if this process stands alone."""
+    """Number of ranks of the group; 1 for a single process."""
     return this_rank().world_size
 
 
@@ -43,7 +43,7 @@ def local_world_size() -> int:
 
 
 def run_verb(verb: str, work: Callable[[], T]) -> T:
-    """Do a verb's work. As a rank of torchrun or srun: if any rank fails, all end, and one sentence is printed."""
+    """Run `work` of a verb. Under torchrun or srun, if any rank fails, all ranks end, and one sentence is printed."""
     if world_size() == 1 or "GENLAB_PARENT" in os.environ:
         return work()
     if verb not in DISTRIBUTED:
@@ -69,7 +69,7 @@ def detect_failures() -> FailureDetector:
 
 
 def join(accelerator: str) -> None:
-    """Make the process group of torch.distributed; tensors on GPUs talk through NCCL, tensors on CPUs through gloo."""
+    """Make the process group of torch.distributed, with NCCL for tensors on GPUs and gloo for tensors on CPUs."""
     if world_size() == 1 or dist.is_initialized():
         return
     info = this_rank()

@@ -1,11 +1,11 @@
 """Start the ranks of one job on this machine, one process per device, and wait for them.
 
-The user's command line is never run again. A job is a function of genlab named by `module:function` with JSON
-arguments; each rank is `python -m genlab.processes.rank JOB ARGUMENTS`. So sweeps (-m) work, and no rank makes a
-folder of its own.
+The ranks do not repeat the user's command line. A job is a function of genlab, named `module:function`, with JSON
+arguments; each rank is `python -m genlab.processes.rank JOB ARGUMENTS`. So sweeps (-m) work, and no rank makes its own
+folder.
 
 The processes are started here and not by torchrun's agent, because the agent adds a page of output to the one sentence
-in which a failed run explains itself. The rendezvous is torchrun's own: a store that the parent holds.
+of a failed run. The ranks find each other as with torchrun: through a key-value store of the parent process.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ERRORS = {"RequestError": RequestError, "RunError": RunError, "Interrupted": Int
 
 
 def cores() -> int:
-    """Number of cores that this process may use: those of its allocation, where it has one."""
+    """Number of CPU cores that this process may use, for example those of its SLURM allocation."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_cores(devices: int, accelerator: str) -> None:
-    """RequestError if more CPU ranks are to be started here than there are cores; each holds the model and the data."""
+    """Raise RequestError for more CPU ranks than cores: each rank has a copy of the model and of the data."""
     if accelerator != "cpu" or world_size() > 1 or devices <= cores() or os.environ.get("GENLAB_OVERSUBSCRIBE") == "1":
         return
     raise RequestError(
@@ -58,18 +58,18 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
     store = dist.TCPStore(LOCAL, 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": LOCAL, "MASTER_PORT": store.port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,  # the parent holds the store: no rank has to find a free port
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # the parent has the store, so no rank needs a free port
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, cores() // n),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "GENLAB_PARENT": os.getpid(),
-        "PYTHONSAFEPATH": 1,  # -m would put the current folder, which may be a stranger's, before Python's own modules
+        "PYTHONSAFEPATH": 1,  # otherwise -m imports from the current folder first, which may hold untrusted files
     }  # fmt: skip
     command = [sys.executable, "-m", "genlab.processes.rank", job, json.dumps(arguments)]
     started: list[subprocess.Popen] = []
     try:
         for rank in range(n):
-            own = {**common, "RANK": rank, "LOCAL_RANK": rank}
-            env = {**os.environ, **{key: str(value) for key, value in own.items()}}
+            variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
+            env = {**os.environ, **{key: str(value) for key, value in variables.items()}}
             # In a session of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on once.
             # The rank unblocks signals once it can handle them. It inherits the lock on the run's folder.
             with signals.held():
@@ -81,35 +81,35 @@ def ranks(n: int, job: str, **arguments: Any) -> None:
     finally:
         ended = {rank: process.poll() for rank, process in enumerate(started)}
         for process in started:
-            process.kill()  # the others wait for a rank that is gone
+            process.kill()  # the remaining ranks would wait for the one that has ended
             process.wait()
     killed = next((rank for rank, status in ended.items() if status and status < 0), None)
-    if killed is not None:  # out of memory, most often; the others then failed because of it
+    if killed is not None:  # most often for lack of memory; then the other ranks fail as well
         raise RunError(f"rank {killed} of {n} was killed by {signal.Signals(-started[killed].returncode).name}")
     if store.check(["error"]):
         kind, sentence, trace = json.loads(store.get("error"))
         print(trace, end="", file=sys.stderr)
-        raise Interrupted(sentence, signals.asked) if kind == "Interrupted" else ERRORS[kind](sentence)
+        raise Interrupted(sentence, signals.received) if kind == "Interrupted" else ERRORS[kind](sentence)
     if any(ended.values()):
         raise RunError(f"a rank stopped with status {max(filter(None, ended.values()))}")
 
 
 def report_failure(error: Exception) -> None:
-    """Tell the parent why this rank failed. Only the first report counts: the other ranks fail because of it."""
+    """Report to the parent why this rank failed. Only the first report counts: other ranks fail as a consequence."""
     if os.getppid() != int(os.environ["GENLAB_PARENT"]):
-        return  # nobody is left to tell
+        return  # the parent has ended
     store = dist.TCPStore(LOCAL, int(os.environ["MASTER_PORT"]), is_master=False)
     if store.add("failures", 1) > 1:
         return
-    known = explained(error)  # a full disk or too little memory has a sentence of its own
-    kind = next((name for name in ("RequestError", "Interrupted") if isinstance(known, ERRORS[name])), "RunError")
-    sentence = f"{type(error).__name__}: {error}" if known is None else str(known)
-    trace = "" if known and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
+    failure = explained(error)  # a full disk, for example, has its own sentence
+    kind = next((name for name in ("RequestError", "Interrupted") if isinstance(failure, ERRORS[name])), "RunError")
+    sentence = f"{type(error).__name__}: {error}" if failure is None else str(failure)
+    trace = "" if failure and not os.environ.get("GENLAB_DEBUG") else "".join(traceback.format_exception(error))
     store.set("error", json.dumps([kind, sentence, trace]))
 
 
 def stop_with_parent() -> None:
-    """Send this rank SIGTERM, after which it saves and stops, when the process that started it is gone."""
+    """Send SIGTERM to this rank once its parent process has ended. The rank then saves and stops."""
     parent = int(os.environ.get("GENLAB_PARENT", 0))
 
     def watch() -> None:
@@ -123,7 +123,7 @@ def stop_with_parent() -> None:
 
 @contextmanager
 def _passing_on_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
-    """Pass every signal on to the processes, and note it here."""
+    """Pass every signal on to the processes, and note it in this process."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can have handlers
         return
@@ -136,8 +136,8 @@ def _passing_on_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
 
     handled = [number for number in signals.ENDING if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in handled}
-    if signals.asked:  # one came while they were being started
-        pass_on(signals.asked, None)
+    if signals.received:  # a signal came while the processes were being started
+        pass_on(signals.received, None)
     try:
         yield
     finally:

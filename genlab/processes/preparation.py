@@ -1,6 +1,6 @@
-"""From a config to what a run needs: the plan for this machine, the data and the freshly initialised model.
+"""Prepare a run from its config: the plan for this machine, the data and the newly initialised model.
 
-Whatever can be known to be wrong is refused here with a RequestError, before a folder is made or a process started.
+Every error that can be found beforehand is raised here as a RequestError, before a folder is made or a process started.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from genlab.train.run import check_train
 
 @dataclass
 class Prepared:
-    """Data module, model and, of a run that is resumed, the content of its last checkpoint.
+    """Data module, model and, for a run that is resumed, the content of its last checkpoint.
 
-    The checkpoint is as large as model and optimiser together, so whoever uses it takes it out (`take_checkpoint`).
+    The checkpoint is as large as model and optimiser together, so its user removes it from here (`take_checkpoint`).
     """
 
     data: Any
@@ -39,13 +39,13 @@ class Prepared:
     checkpoint: dict[str, Any] | None = None
 
     def take_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint; None afterwards."""
+        """Return the checkpoint and drop the reference to it."""
         checkpoint, self.checkpoint = self.checkpoint, None
         return checkpoint
 
 
 def check_config(config: DictConfig) -> Plan:
-    """The plan for this machine. RequestError for everything in the config that cannot work."""
+    """The plan for this machine. Raises RequestError for everything in the config that cannot work."""
     check_sections(config)
     check_seed(config)
     plan = Plan.of(config.trainer)
@@ -84,7 +84,7 @@ def prepare(config: DictConfig, init: str | None = None) -> Prepared:
 
 
 def check_adversarial(config: DictConfig, model: nn.Module) -> None:
-    """RequestError for settings that only a GAN has, and for those that a GAN cannot be trained with."""
+    """Raise RequestError for a GAN's settings with another model, and for settings that fit no GAN."""
     name, lr = model_name(model), config.optim.get("discriminator_lr")
     if not isinstance(model, Adversarial):
         if lr is not None:
@@ -100,9 +100,9 @@ def check_adversarial(config: DictConfig, model: nn.Module) -> None:
 
 
 def check_conditioning(data: Any, model: nn.Module) -> None:
-    """RequestError for data whose task is p(image | context) with a model that does not use the context.
+    """Raise RequestError for data whose task is p(image | context) with a model that does not use the context.
 
-    The opposite case is refused when the model is built: it asks for a context that the data does not have.
+    The opposite case is an error when the model is built: it needs a context that the data does not have.
     """
     context = getattr(data, "context", None)
     if context is None or getattr(model, "conditioning", "none") == context.kind:
@@ -110,5 +110,5 @@ def check_conditioning(data: Any, model: nn.Module) -> None:
     choice, what = context.name.rstrip("0123456789"), {"label": "label", "image": "second image"}[context.kind]
     raise RequestError(
         f"data/context={choice} gives every image a {what} to be conditioned on, which {model_name(model)} does "
-        f"not look at: add model/context={context.kind}"
+        f"not use: add model/context={context.kind}"
     )

@@ -11,8 +11,8 @@ from genlab.system import output, signals
 
 
 def main() -> int:
-    """Call the function; on failure tell the parent why and exit with status 2 or 1."""
-    with signals.patiently():  # before torch is imported, which takes seconds
+    """Call the function. On failure, report the reason to the parent, and return the exit status 2 or 1."""
+    with signals.patiently():  # before the import of torch, which takes seconds
         signals.release()
         output.steady()
         from genlab.core import Interrupted, RequestError

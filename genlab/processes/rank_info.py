@@ -1,9 +1,9 @@
-"""Rank of this process and size of its group, read from the environment variables of whoever started it.
+"""Rank of this process and size of its group, read from the environment variables that its launcher sets.
 
 torchrun and `launch.ranks` set RANK and WORLD_SIZE. srun sets SLURM_STEP_…: the variables of the *step*, the tasks that
 one srun has started. The variables of the *job* (SLURM_NTASKS, SLURM_PROCID) do not help: a batch script has them too,
-and is one process whatever it asked for. Lightning's SLURMEnvironment reads those of the job, so ours replaces it.
-Everything here is a function of the environment, so it can be tested without a cluster.
+although it is a single process. Lightning's SLURMEnvironment reads the variables of the job, so ours replaces it. Every
+function here depends on the environment only, so it can be tested without a cluster.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RankInfo:
 
 
 def rank_info(env: Mapping[str, str]) -> RankInfo:
-    """What the variables say. RequestError if machines have different numbers of tasks."""
+    """Read the variables `env`. Raises RequestError if machines have different numbers of tasks."""
     if "RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:
         world_size = int(env["WORLD_SIZE"])
         address = env.get("MASTER_ADDR", LOCAL)
@@ -92,7 +92,7 @@ def first_host(nodes: str) -> str:
 def ports(key: str, preferred: str | None = None, tries: int = 16) -> Iterator[int]:
     """The ports on which the ranks of a step meet: equal on every rank of a step, different for every step.
 
-    Rank zero listens on the first that is free. The others ask at each port whether it belongs to their step.
+    Rank zero listens on the first free port. The others try the ports until rank zero of their step answers.
     """
     if preferred:
         yield int(preferred)

@@ -1,6 +1,6 @@
-"""Go on with a run in its folder, as if it had never stopped.
+"""Resume a run in its folder, as if it had never stopped.
 
-What may change is how long, on what and how the run goes on (`CHANGEABLE`); what is trained on which data may not.
+The settings in `CHANGEABLE` may change: the length of training, the hardware, the optimiser. Model and data may not.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ CHANGEABLE = "trainer.*, train.*, optim.*, " + ", ".join(KEYS) + " and logger"
 def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
     """Continue from last.ckpt, or begin anew if there is none yet. Returns the content of results.json.
 
-    The packages that the config may name are given by `trust=` among the `overrides`: a run folder of somebody else
-    cannot trust itself. A refusal (RequestError) leaves the folder as it was, byte for byte: everything is built and
-    checked first.
+    Packages that the config may use are named by `trust=` among the `overrides`, because a run folder may come from
+    somebody else. Everything is built and checked first: a RequestError leaves the folder unchanged, byte for byte.
     """
     folder = Path(folder)
     file = folder / "config.yaml"
@@ -68,7 +67,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
 
 
 def run_config(file: Path) -> DictConfig:
-    """The config of a run, as values alone. RequestError if it is not the config of a run."""
+    """The config of a run, as plain values. Raises RequestError if it is not the config of a run."""
     config = untrusted.config_file(file)
     for section in ("model", "data", "optim", "trainer", "logger", "train", "names"):
         if not isinstance(config.get(section), dict):
@@ -91,8 +90,8 @@ def apply_override(config: DictConfig, override: str) -> None:
     section, _, name = key.rpartition(".")
     if not equals or not name or not (section in SECTIONS or key in (*KEYS, "logger.kind")):
         raise RequestError(
-            f"{override}: a resumed run can only change {CHANGEABLE}; for the rest start a new run, from its weights "
-            "with genlab train init=RUN"
+            f"{override}: a resumed run can only change {CHANGEABLE}; for other changes start a new run from its "
+            "weights with genlab train init=RUN"
         )
     node = config[section] if section else config
     if name not in node:
@@ -118,7 +117,7 @@ def _prepare(folder: Path, config: DictConfig, plan: Plan) -> Prepared:
 
 
 def _check_unfinished(folder: Path, checkpoint: dict[str, Any] | None, config: DictConfig, plan: Plan) -> None:
-    """RequestError when there is nothing left to do."""
+    """Raise RequestError if the run is finished."""
     if checkpoint is None:
         return
     step = checkpoint["genlab"]["step"]
@@ -134,7 +133,7 @@ def _check_unfinished(folder: Path, checkpoint: dict[str, Any] | None, config: D
 
 @contextmanager
 def _described_by(file: Path) -> Iterator[None]:
-    """Turn what a config that somebody has edited can cause into one sentence."""
+    """Turn errors that an edited config can cause into one sentence."""
     try:
         yield
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -1,11 +1,11 @@
-"""The files that say what a run is: written when a run begins, added to when it is resumed.
+"""The files that describe a run. They are written when a run begins, and updated when it is resumed.
 
     config.yaml     the resolved config
     command.txt     the command lines, the first one and one for each time the run was resumed
     versions.txt    versions of the packages that began the run
 
-A folder that holds config.yaml is a run. What training adds (checkpoints, metrics.csv, results.json, pictures) is
-written elsewhere.
+A folder with a config.yaml is a run. Other modules write the results of training (checkpoints, metrics.csv,
+results.json, pictures).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from genlab.processes.run_lock import locked
 from genlab.system.atomic import atomically, write_text
 from genlab.train import provenance
 
-RECORDS = ("config.yaml", "command.txt", "results.json", "metrics.csv")  # what resuming may change before it trains
+RECORDS = ("config.yaml", "command.txt", "results.json", "metrics.csv")  # resuming may change them before training
 
 
 def new_folder(folder: Path, or_next: bool) -> Path:
@@ -44,7 +44,8 @@ def new_folder(folder: Path, or_next: bool) -> Path:
 def open_folder(folder: Path, config: DictConfig, command: str, lock: ExitStack, or_next: bool) -> Path:
     """Make the folder of a new run, lock it until `lock` is closed, and write its records. Returns the folder.
 
-    RequestError if the folder holds a run already, is in use or cannot be written; nothing new is left in that case.
+    Raises RequestError if the folder holds a run already, is in use or cannot be written; nothing new is left in that
+    case.
     """
     created: list[Path] = []
     try:
@@ -77,12 +78,12 @@ def open_folder(folder: Path, config: DictConfig, command: str, lock: ExitStack,
 
 
 def read_records(folder: Path) -> dict[str, bytes]:
-    """The content of those `RECORDS` that there are, by file name, for `restore_records`."""
+    """The content of the existing files of `RECORDS`, by file name, for `restore_records`."""
     return {name: path.read_bytes() for name in RECORDS if (path := folder / name).is_file()}
 
 
 def record_resume(folder: Path, config: DictConfig, changed: bool, command: str) -> None:
-    """Add the command, write the config if it was `changed`, and remove the results, which are no longer the run's."""
+    """Add the command, write the config if it was `changed`, and remove the outdated results."""
     try:
         past = folder / "command.txt"
         write_text(past, (past.read_text(encoding="utf-8") if past.exists() else "") + command + "\n")
@@ -94,7 +95,7 @@ def record_resume(folder: Path, config: DictConfig, changed: bool, command: str)
 
 
 def restore_records(folder: Path, before: dict[str, bytes]) -> None:
-    """Put back what `read_records` returned, after ranks or a logger have refused to go on."""
+    """Restore the files that `read_records` returned, after a rank or a logger has raised an error."""
     for name, content in before.items():
         path = folder / name
         if not path.exists() or path.read_bytes() != content:

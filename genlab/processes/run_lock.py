@@ -1,10 +1,11 @@
 """Lock on a run folder: only one process, with the ranks it has started, may write in it.
 
-The lock is a flock on the file .lock in the folder. The kernel releases it when its owner ends, in whatever way; Linux
-supports it over NFS too. The file exists while the run does, and a file that a killed run has left locks nothing.
+The lock is a flock on the file .lock in the folder. The kernel releases it when its owner ends, also when it is killed.
+Linux supports it over NFS, too. The file exists while the run does. The file of a killed run remains, but is not
+locked.
 
-The library filelock is not used: it leaves its file in the folder, its descriptor cannot be handed on to ranks, and
-where flock is missing, the lock that it uses instead outlives a killed process.
+The library filelock is not used: it leaves its file in the folder, ranks cannot inherit its descriptor, and
+without flock it uses a lock that a killed process leaves behind.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from genlab.core import RequestError
 
 NAME = ".lock"
-# Errors of file systems without locks (some mounts of Lustre): there the user has to take care.
+# Errors of file systems without locks (some mounts of Lustre). There only the user can prevent two runs in one folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 _held: list[int] = []
@@ -35,7 +36,7 @@ def lock_descriptors() -> tuple[int, ...]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on an existing run folder. RequestError if another process holds it."""
+    """Hold the lock on an existing run folder. Raises RequestError if another process holds it."""
     path = folder / NAME
     descriptor = _lock(path, folder)
     if descriptor is None:
@@ -51,7 +52,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, folder: Path) -> int | None:
-    """A descriptor of the lock file, locked; None where the file system has no locks. RequestError if it is taken."""
+    """A descriptor of the lock file, locked; None where the file system has no locks.
+
+    Raises RequestError if it is taken.
+    """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

@@ -1,9 +1,9 @@
 """`genlab train -m`: many runs, with Hydra's own launcher and sweeper, joblib, submitit or Optuna; then one table.
 
-Each job is an ordinary run in its own folder, with the command that would repeat it alone. A job that fails is named in
-the table and does not stop the others. A job whose folder holds its run already resumes it, or does nothing if it is
-finished; so a sweep, or a SLURM job, can be started again. A signal ends the whole sweep: the runs in progress save,
-the others are not started.
+Each job is an ordinary run in its own folder, which also holds the command that repeats this run alone. A job that
+fails is listed in the table and does not stop the others. A job whose folder holds its run already resumes the run, or
+does nothing if it is finished; so a sweep, or a SLURM job, can be started again. A signal ends the whole sweep: the
+runs in progress save, the others are not started.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from genlab.train.plan import Plan
 
 
 def run(request: Request) -> int:
-    """Check every value of the sweep, hand over to Hydra, show the table. Exit status 1 if a job failed."""
+    """Check every value of the sweep, let Hydra run the jobs, show the table. Returns exit status 1 if a job failed."""
     if group.world_size() > 1:
         raise RequestError("-m starts its runs itself: call it once, without torchrun or srun, and set trainer.devices")
     config = sweep_overrides.check(request)
     folder = Path(config.hydra.sweep.dir)
-    asked = next((word for word in request.overrides if word.startswith("hydra.sweep.dir=")), None)
-    named = asked is not None
-    if asked == "hydra.sweep.dir=":
+    assignment = next((word for word in request.overrides if word.startswith("hydra.sweep.dir=")), None)
+    named = assignment is not None
+    if assignment == "hydra.sweep.dir=":
         raise RequestError("hydra.sweep.dir= must name a folder")
     total = _number(request, config)
     if named and folder.exists():
@@ -58,13 +58,13 @@ def run(request: Request) -> int:
     if limit is not None:
         print(f"a job may take {limit} minutes (hydra.launcher.timeout_min)", file=sys.stderr)
     launcher = _launcher(config)
-    # joblib kills workers when their parent is interrupted, so they are told in another way, and waited for.
+    # joblib kills workers when their parent is interrupted. So they are asked to stop through a file, and waited for.
     on_first = functools.partial(sweep_workers.request_stop, folder) if launcher == "joblib" else None
     (folder / sweep_workers.STOP).unlink(missing_ok=True)
     try:
         with signal_listener(on_first) as first_signal:
             try:
-                _hand_over(request, folder)
+                _run_hydra(request, folder)
             except BaseException as error:
                 if not first_signal():
                     raise
@@ -88,7 +88,7 @@ def run(request: Request) -> int:
 
 
 def job(config: DictConfig) -> float | None:
-    """One run of the sweep; the validation value for the sweeper to minimise, infinite for a run that failed."""
+    """Do one run of the sweep. Returns the validation value that the sweeper minimises, infinity if the run failed."""
     settings = HydraConfig.get()
     folder, launcher = Path(settings.runtime.output_dir), _launcher(OmegaConf.create({"hydra": settings}))
     if launcher == "joblib":
@@ -108,7 +108,7 @@ def job(config: DictConfig) -> float | None:
             return sweep_table.objective(results["valid"])
         except (Exception, signals.Stopped) as error:
             if first_signal() and launcher == "joblib":
-                return None  # its parent has received it as well, or is gone
+                return None  # the parent has received the signal as well, or has ended
             if first_signal() and launcher == "submitit":
                 if first_signal() != signal.SIGUSR2 or not callable(requeue):
                     print(f"[{folder.name}] {error}", file=sys.stderr)
@@ -120,7 +120,7 @@ def job(config: DictConfig) -> float | None:
 
 
 def _results(task: DictConfig, folder: Path, command: str) -> dict[str, Any]:
-    """Begin, resume or skip the run, as the folder stands. Returns the content of results.json."""
+    """Begin, resume or skip the run, depending on its folder. Returns the content of results.json."""
     if group.world_size() > 1:
         group.join(Plan.of(task.trainer).accelerator)
     status = group.from_rank_zero(lambda: _status(folder, task))
@@ -138,16 +138,19 @@ def _results(task: DictConfig, folder: Path, command: str) -> dict[str, Any]:
 
 
 def _status(folder: Path, task: DictConfig) -> str:
-    """How the run stands: "new", "begun" or "finished". RequestError if the folder holds another run than `task`."""
+    """The state of the run: "new", "begun" or "finished".
+
+    Raises RequestError if the folder holds another run than `task`.
+    """
     file = folder / "config.yaml"
     if not file.is_file():
-        for name in (FAILED, "command.txt"):  # of a job that failed before it was a run
+        for name in (FAILED, "command.txt"):  # of a job that failed before its run began
             (folder / name).unlink(missing_ok=True)
         return "new"
     existing = OmegaConf.create(untrusted.config_file(file))
-    asked = OmegaConf.create(OmegaConf.to_yaml(task, resolve=True))
-    if existing != asked:
-        key = next(key for key in {**asked, **existing} if asked.get(key) != existing.get(key))  # type: ignore[dict-item]
+    requested = OmegaConf.create(OmegaConf.to_yaml(task, resolve=True))
+    if existing != requested:
+        key = next(key for key in {**requested, **existing} if requested.get(key) != existing.get(key))  # type: ignore[dict-item]
         raise RequestError(f"{folder} holds another run (its {key} differs): give another hydra.sweep.dir")
     return "finished" if (folder / "results.json").is_file() else "begun"
 
@@ -168,16 +171,16 @@ def _failed(folder: Path, words: list[str], error: BaseException, launcher: str)
 
 
 def _requeue(handler: Any) -> BaseException:
-    """Have submitit queue this job again: it has run out of time, and has saved. Returns why submitit did not."""
+    """Let submitit queue this job again, which has saved at its time limit. Returns the reason if it does not."""
     try:
         handler(signal.SIGUSR2, None)
-    except Exception as error:  # too often
+    except Exception as error:  # the job was queued too often
         return RunError(f"{error} Everything is saved; the same command with the same hydra.sweep.dir goes on")
     return RunError("submitit has not queued the job again")
 
 
-def _hand_over(request: Request, folder: Path) -> None:
-    """Let Hydra run the sweep; an error that it would print is raised."""
+def _run_hydra(request: Request, folder: Path) -> None:
+    """Let Hydra run the sweep. Errors that Hydra would print are raised."""
     words = [word for word in request.overrides if not word.startswith("hydra.sweep.dir=")]
     GlobalHydra.instance().clear()
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -210,7 +213,7 @@ def _new_folder(folder: Path, named: bool) -> Path:
 
 
 def _check_same_sweep(request: Request, config: DictConfig, folder: Path) -> None:
-    """RequestError, before anything starts, if the runs in the folder are not those of this sweep."""
+    """Raise RequestError if the runs in the folder are not those of this sweep. It is called before a job starts."""
     if not folder.is_dir():
         raise RequestError(f"hydra.sweep.dir={folder} is not a folder")
     existing = sweep_table.runs(folder)
@@ -231,20 +234,20 @@ def _check_same_sweep(request: Request, config: DictConfig, folder: Path) -> Non
 
 
 def _number(request: Request, config: DictConfig) -> int:
-    """Number of runs that were asked for."""
+    """Number of runs of the sweep."""
     if sweep_overrides.is_search(config):
         return int(config.hydra.sweeper.n_trials)
     return sweep_overrides.number(request)
 
 
 def _launcher(config: Any) -> str:
-    """What runs the jobs: "joblib", "submitit", or "basic" (one after the other in this process)."""
+    """The launcher of the jobs: "joblib", "submitit", or "basic" (one after the other in this process)."""
     target = str(config.hydra.launcher.get("_target_", ""))
     return next((name for name in ("joblib", "submitit") if name in target), "basic")
 
 
 def _left_to_slurm(folder: Path, number: int) -> Interrupted:
-    """What to raise when a signal ends the waiting for jobs that are in SLURM."""
+    """The error if a signal stops this process while it waits for jobs in SLURM."""
     names = sorted({path.name.split("_")[0] for path in (folder / ".submitit").glob("[0-9]*")})
     return Interrupted(
         f"no longer waiting; the jobs go on in SLURM (scancel {' '.join(names)} ends them), and the same command with "

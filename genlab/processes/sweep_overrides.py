@@ -1,7 +1,7 @@
-"""Read the overrides of `genlab train -m`: which values each key takes, which jobs that makes, and what cannot work.
+"""Read and check the overrides of `genlab train -m`: the values of each key, and the jobs of the sweep.
 
-Hydra's sweepers would find most errors by themselves, but some only after hours and in a traceback. So every override
-is read here first, and a wrong one is refused with one sentence before a folder exists.
+Hydra's sweepers find most errors themselves, but some only after hours and with a traceback. So every override is
+checked here first. A wrong one raises an error with one sentence, before a folder exists.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_RUNS = 10_000  # of one sweep
 
 
 def check(request: Request) -> DictConfig:
-    """The config of the first job, its `hydra` section included. RequestError for overrides that cannot work."""
+    """The config of the first job, its `hydra` section included. Raises RequestError for overrides that cannot work."""
     parsed = request.parse(request.overrides)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
     for following, o in enumerate(parsed, 1):
         key = o.get_key_element()
-        # Hydra takes the last override of a key, and would drop the values of an earlier one without saying so.
+        # Hydra takes the last override of a key, and silently drops the values of earlier ones.
         if o.is_sweep_override() and any(later.get_key_element() == key for later in parsed[following:]):
             raise RequestError(f"{key} is given twice: give all its values at once, {key}=a,b")
         if key in swept and (key.split(".")[0].split("/")[0] in ("hydra", "sweep")):
@@ -71,14 +71,14 @@ def jobs(request: Request) -> list[list[str]] | None:
 def _covering_jobs(request: Request, parsed: list[Override]) -> list[list[str]]:
     """The fewest jobs, as lists of overrides, in which every value of every key occurs at least once."""
     choices = [_assignments(request, o) for o in parsed]
-    # The numbers of a range are alike, so checking its two ends is enough.
+    # For a range, it is enough to check its two ends.
     choices = [w[:1] + w[-1:] if o.is_range_sweep() else w for o, w in zip(parsed, choices, strict=True)]
     most = max((len(values) for values in choices), default=0)
     return [[values[min(i, len(values) - 1)] for values in choices if values] for i in range(max(most, 1))]
 
 
 def _assignments(request: Request, o: Override) -> list[str]:
-    """`key=value` for each value of one override; of an interval, for its two ends."""
+    """`key=value` for each value of one override; for an interval, only for its two ends."""
     if not o.is_sweep_override():
         return [str(o.input_line)]
     value: Any = o.value()
@@ -110,7 +110,7 @@ def _check_range(o: Override, value: RangeSweep) -> None:
 
 
 def number(request: Request) -> int:
-    """How many jobs a grid has."""
+    """The number of jobs in a grid."""
     return math.prod(len(_assignments(request, o)) for o in request.parse(request.overrides))
 
 
@@ -121,13 +121,13 @@ def is_search(config: DictConfig) -> bool:
 
 def _parameters(request: Request, config: DictConfig) -> list[Override]:
     """The keys that the sweeper's own yaml sweeps over, without those that the command line sets."""
-    own: Any = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
+    params: Any = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     overridden = {o.get_key_element() for o in request.parse(request.overrides)}
-    return request.parse([f"{key}={value}" for key, value in own.items() if key not in overridden])
+    return request.parse([f"{key}={value}" for key, value in params.items() if key not in overridden])
 
 
 def _check_launcher_and_sweeper(config: DictConfig) -> None:
-    """RequestError for settings with which Hydra's launchers and sweepers would fail."""
+    """Raise RequestError for settings with which Hydra's launchers and sweepers would fail."""
     sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
     for key, node, name in (
         ("sweeper.n_trials", sweeper, "n_trials"),

@@ -1,8 +1,8 @@
 """The results of a sweep: one row for each run, on the screen and in sweep.csv.
 
-The table is sorted by the validation value, so that a model is not chosen by its test value, which stands beside it.
-Runs without a validation value (a GAN has none) follow in the order of their numbers, then runs that are not finished,
-then runs that failed.
+The table is sorted by the validation value, so that users choose a model by this value and not by the test value beside
+it. Runs without a validation value (a GAN has none) follow in the order of their numbers, then runs that are not
+finished, then runs that failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def report(folder: Path) -> list[dict[str, Any]]:
 
 
 def objective(details: dict[str, Any]) -> float | None:
-    """The number that runs are compared by: bits/dim of a likelihood, else the loss; None where there is neither."""
+    """The number by which runs are compared: bits/dim of a likelihood, else the loss; None if there is neither."""
     return details.get("bits_per_dim", details.get("loss"))
 
 

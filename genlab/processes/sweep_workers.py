@@ -1,10 +1,10 @@
-"""The processes of a sweep: how they are told to stop, and which GPUs they use.
+"""The processes of a sweep: how they are stopped, and which GPUs they use.
 
-Training has signal handlers of its own, which save. The sweep must notice a signal as well, whichever handler is set:
-Python also writes the number of every signal to a file descriptor (`signal.set_wakeup_fd`), and that is read here.
+Training has its own signal handlers, which save. The sweep must notice a signal as well, whichever handler is set. So
+it reads the file descriptor to which Python writes the number of every signal (`signal.set_wakeup_fd`).
 
-Workers of joblib are told to stop through a file in the sweep's folder, because joblib kills all workers when one of
-them ends on its own.
+Workers of joblib are asked to stop through a file in the sweep's folder, because joblib kills all workers when one of
+them ends by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from genlab.train.plan import Plan
 
 STOP = ".stopping"
 _initialised: list[bool] = []  # not empty in a worker that has begun
-_gpu_lock: list[Any] = []  # the lock on this worker's GPUs, for as long as it lives
+_gpu_lock: list[Any] = []  # the lock on this worker's GPUs, kept until the worker ends
 
 
 @contextmanager
@@ -75,13 +75,13 @@ def signal_listener(on_first: Callable[[], object] | None = None) -> Iterator[Ca
 
 
 def request_stop(folder: Path) -> None:
-    """Tell the workers of the sweep in `folder` to save and stop, and to begin nothing new."""
+    """Ask the workers of the sweep in `folder` to save and stop, and to begin no other job."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOP).touch()
 
 
 def stop_requested(folder: Path) -> bool:
-    """True once the workers of the sweep in `folder` have been told to stop."""
+    """True once the workers of the sweep in `folder` have been asked to stop."""
     return (folder / STOP).exists()
 
 
@@ -98,7 +98,7 @@ def initialise_worker(folder: Path) -> None:
         while os.getppid() == parent and not stop_requested(folder):
             time.sleep(0.2)
         if not stop_requested(folder):
-            request_stop(folder)  # its parent was killed: the other workers may not have noticed
+            request_stop(folder)  # the parent was killed, which other workers may not have noticed
         os.kill(os.getpid(), signal.SIGTERM)
 
     # Between two jobs nothing can be lost. The worker must stay alive, or joblib ends the others.
@@ -107,7 +107,8 @@ def initialise_worker(folder: Path) -> None:
 
 
 def reserve_gpus(trainer: Mapping[str, Any], number: int) -> None:
-    """Give this worker GPUs that no other worker has, before CUDA is used. If there are too few, they are shared.
+    """Reserve GPUs for this worker that no other worker uses, before CUDA is used. If there are too few, they are
+    shared.
 
     `number`: the number of the worker's first job, which decides the GPUs that it shares.
     """
@@ -115,9 +116,9 @@ def reserve_gpus(trainer: Mapping[str, Any], number: int) -> None:
     if plan.accelerator != "gpu" or _gpu_lock:
         return
     groups = gpu_groups(visible_gpus(), plan.devices)
-    for mine in groups:
-        # A lock decides, not the number of the job: a quick worker takes several jobs, out of order.
-        name = f"genlab-{os.getuid()}-{os.getppid()}-gpu-{mine.replace('/', '_')}.lock"
+    for gpus in groups:
+        # A lock is needed: the numbers of jobs do not tell workers apart, because one worker may do several jobs.
+        name = f"genlab-{os.getuid()}-{os.getppid()}-gpu-{gpus.replace('/', '_')}.lock"
         file = open(Path(tempfile.gettempdir(), name), "w")  # noqa: SIM115 (kept open)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,9 +127,9 @@ def reserve_gpus(trainer: Mapping[str, Any], number: int) -> None:
             continue
         break
     else:
-        mine, file = groups[number % len(groups)], None
+        gpus, file = groups[number % len(groups)], None
     _gpu_lock.append(file)
-    os.environ["CUDA_VISIBLE_DEVICES"] = mine
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
 
 
 def visible_gpus() -> list[str]:

@@ -1,7 +1,7 @@
 """A run from its config to results.json: in this process, or on several ranks.
 
-The folder is the run. Once it holds config.yaml, `work(folder)` trains on from wherever the folder stands. `run` makes
-a new folder; `resume.run` checks an existing one; both then call `start`.
+Once the folder of a run has a config.yaml, `work(folder)` trains from its last checkpoint, or from the start. `run`
+makes a new folder; `resume.run` checks an existing one; both then call `start`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from genlab.viz import pictures
 
 
 def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
-    """Train what `config` says in a new `folder`. Returns the content of results.json.
+    """Train by `config` in a new `folder`. Returns the content of results.json.
 
-    `config` is resolved and has no hydra section. RequestError for whatever can be known to be wrong beforehand; then
-    nothing has been written. `or_next`: if the folder exists, take the next free name (nobody has chosen this one).
+    `config` is resolved and has no hydra section. Raises RequestError if the request cannot work; then nothing has been
+    written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
     """
     plan = check_config(config)
     folder = Path(folder)
@@ -59,7 +59,7 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -
 
 
 def start(folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Bring the run in `folder` to its end, in this process or in several that are started for it."""
+    """Train and evaluate the run in `folder`, in this process or in several that are started here."""
     if group.world_size() > 1 or plan.processes == 1:
         return work(folder, prepared, trust)
     if prepared is not None:
@@ -69,9 +69,10 @@ def start(folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Seq
 
 
 def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Train from where the folder stands, then evaluate the best weights once on test; called on every rank.
+    """Train from the last checkpoint of the folder, if any, then evaluate the best weights once on the test split.
 
-    `trust` comes from the command line, never out of the folder. Interrupted if a signal ends it.
+    It is called on every rank. `trust` is from the command line, never from the folder. Raises Interrupted if a signal
+    ends it.
     """
     folder = Path(folder)
     resume = f"`genlab resume {shlex.quote(f'run={folder}')}`"
@@ -81,14 +82,12 @@ def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[s
             return _work(folder, prepared, trust, resume)
         except signals.Stopped as stop:
             if results.exists():  # it is written once the test is done
-                then = (
-                    f"{results.name} is complete, and `genlab show ckpt={folder}` draws what is missing of the pictures"
-                )
+                advice = f"{results.name} is complete, and `genlab show ckpt={folder}` draws the missing pictures"
             elif last.exists():
-                then = f"{resume} goes on from the last checkpoint, also with a test that is not done"
+                advice = f"{resume} goes on from the last checkpoint, also with a test that is not done"
             else:
-                then = f"nothing had been saved; {resume} begins anew"
-            raise Interrupted(f"{stop} at once; {then}", stop.number) from None
+                advice = f"nothing had been saved; {resume} begins anew"
+            raise Interrupted(f"{stop} at once; {advice}", stop.number) from None
 
 
 def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume: str) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume:
 def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult) -> dict[str, Any]:
     """Evaluate the best weights on the whole test split; rank zero writes results.json, draws and prints."""
     best = folder / "checkpoints" / "best.ckpt"
-    model, _ = restore(best, weights="ema", trust=config.trust)  # raw where none were averaged, and then it says so
+    model, _ = restore(best, weights="ema", trust=config.trust)  # or raw, if none were averaged
     weights: str = model.weights  # type: ignore[assignment]
     device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
     with torch.no_grad():

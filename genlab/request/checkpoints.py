@@ -1,4 +1,4 @@
-"""From `ckpt=` to a model that is ready to use, and to the data set that it was trained on."""
+"""Open the model of `ckpt=`, and the data set that it was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from genlab.system.device import choose_device
 def open_model(config: DictConfig, capability: type, does: str, *others: type) -> tuple[Any, dict[str, Any], ImageSpec]:
     """(model of `ckpt=` on its device, config of its run, spec of its images).
 
-    `capability` is the protocol of `core.py` that the verb needs, and `does` says in words what the verb does with it.
+    `capability`: the protocol of `core.py` that the verb needs. `does`: a phrase for messages of what the verb does.
     `others` are classes of models without it that the verb can handle as well. Raises RequestError for any other model,
     and RunError for a model that computes NaN or infinity.
     """
@@ -37,11 +37,11 @@ def open_model(config: DictConfig, capability: type, does: str, *others: type) -
 def open_data(
     config: DictConfig, run: dict[str, Any], *, splits: Sequence[str] | None = None, warn: bool = True
 ) -> Any:
-    """The data module of a checkpoint's run, read from where the data is on this machine (`data.root`, `data.path`).
+    """The data module of a checkpoint's run, with the data's place on this machine (`data.root`, `data.path`).
 
     The images may differ from those of the run in the `splits` (by default `split`, or all for a verb without it). The
-    differences are in the attribute `others` (see `fingerprint.differences`). If `warn`, they are also told on standard
-    error. Raises RequestError for data of another shape or number of levels.
+    differences are in the attribute `others` (see `fingerprint.differences`). If `warn`, they are also printed to
+    standard error. Raises RequestError for data of another shape or number of levels.
     """
     settings = dict(run["data"])
     # A folder of another machine is replaced by the default one: a checkpoint must not make folders on this machine.
@@ -72,14 +72,14 @@ def open_data(
 
 
 def check_split(config: DictConfig) -> None:
-    """RequestError unless `split=` names a split of a data set."""
+    """Raise RequestError unless `split=` names a split of a data set."""
     if config.split not in SPLITS:
         raise RequestError(f"split={config.split} does not exist: {nearest(str(config.split), SPLITS)}")
 
 
 @torch.no_grad()
 def _check_finite_outputs(model: Any, ckpt: object) -> None:
-    """RunError for a model that computes NaN or infinity for one image of noise: its samples would mean nothing."""
+    """Raise RunError for a model that computes NaN or infinity for one image of noise: its samples would be useless."""
     spec: ImageSpec = model.spec
     device = next(model.parameters()).device
     x = torch.randint(spec.levels, (1, *spec.shape), generator=torch.Generator().manual_seed(0)).to(device)

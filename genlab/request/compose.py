@@ -1,13 +1,12 @@
-"""From words on the command line to a config: Hydra's composition, with the request checked first.
+"""Compose a config from the words on the command line, by Hydra. The request is checked first.
 
-Hydra answers a wrong request with a paragraph or a traceback. Here every override is checked before Hydra gets it.
-Unknown groups, choices and keys are answered with the nearest valid one, however they are spelled (`key=`, `+key=`,
-`++key=`, `~key`; `overrides.py`). Values are compared with the kind that is expected (`values.py`). Settings of Hydra
-itself, below `hydra.`, are left to Hydra.
+For a wrong request, Hydra prints a paragraph or a traceback. Here every override is checked before Hydra gets it. For
+an unknown group, choice or key, in every form (`key=`, `+key=`, `++key=`, `~key`; `overrides.py`), the message names
+the nearest valid one. Values must be of the expected kind (`values.py`). Settings of Hydra itself, below `hydra.`, are
+not checked.
 
-The command line wins over an experiment: its values over the experiment's values, its choices over the experiment's
-choices. If an experiment has values for one model and the command line chooses another model, nobody can say what is
-meant, and the request is refused.
+Values and choices on the command line override those of an experiment. If an experiment has values for one model and
+the command line chooses another model, the request is ambiguous, and a RequestError is raised.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Request:
                 self.overrides.append(quoted(word))
 
     def config(self) -> DictConfig:
-        """The config of the verb, with Hydra's own section under `hydra`. RequestError if a value is missing."""
+        """The config of the verb, with Hydra's own section under `hydra`. Raises RequestError if a value is missing."""
         if self.sweep:
             raise RequestError(f"genlab {self.verb} runs once: -m is for genlab train")
         config = self.check(self.overrides)
@@ -105,7 +104,7 @@ class Request:
         return config
 
     def parse(self, overrides: list[str]) -> list[Override]:
-        """The overrides as Hydra parses them. RequestError for one that it cannot parse."""
+        """The overrides as Hydra parses them. Raises RequestError for one that it cannot parse."""
         return parse(overrides)
 
     def compose_arguments(self) -> list[str]:
@@ -114,7 +113,7 @@ class Request:
         return [f"hydra.searchpath=[{extra}]"] if extra else []
 
     def _check_experiment(self, chosen: list[Override], keys: set[str]) -> None:
-        """RequestError if an experiment and a choice on the command line do not go together.
+        """Raise RequestError if an experiment and a choice on the command line do not go together.
 
         That is the case if the experiment has values for another model or optimiser than the chosen one, or sets a
         value of the trainer that the chosen trainer also sets. Values that the command line gives as well (`keys`)
@@ -153,7 +152,7 @@ class Request:
     def _check_values(
         self, defaults: DictConfig, base: DictConfig, config: DictConfig, choices: dict[str, list[str]]
     ) -> None:
-        """RequestError if a section is missing, a key is unknown, or a value is not of the expected kind.
+        """Raise RequestError if a section is missing, a key is unknown, or a value is not of the expected kind.
 
         `defaults`: the config of the verb without overrides. `base`: with its choices only. `config`: with everything.
         """
@@ -182,7 +181,7 @@ class Request:
         try:
             with initialize_config_dir(config_dir=str(self.folders[0]), version_base="1.3"):
                 config = compose(self.verb, [*overrides, *self.compose_arguments()], return_hydra_config=True)
-        except Exception as error:  # Hydra raises half a dozen types, and nothing but reading the request is done here
+        except Exception as error:  # Hydra raises half a dozen types; only the request can cause them here
             refusal = re.match(r"Could not override '(\w+)/(\w+)'", str(error))
             if refusal:
                 group, part = refusal.groups()
@@ -193,7 +192,7 @@ class Request:
 
 
 def check_trust(config: DictConfig, parsed: list[Override]) -> None:
-    """RequestError if a file sets `trust`. Which packages may run code is decided on the command line alone."""
+    """Raise RequestError if a file sets `trust`. Only the command line may name the packages that may run code."""
     try:
         trust = trusted(config.get("trust"))
     except OmegaConfBaseException as error:
@@ -225,7 +224,7 @@ def split_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
 
 
 def check_sections(config: DictConfig) -> None:
-    """RequestError if a value under `train` or `trainer` is not of the kind of genlab's default.
+    """Raise RequestError if a value under `train` or `trainer` is not of the kind of genlab's default.
 
     For the config of a run folder, which was not composed here. It may lack keys that are newer than the run.
     """

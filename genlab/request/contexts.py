@@ -1,7 +1,7 @@
-"""What images are conditioned on: `label=` and `context=` of the verbs that draw images, checked against the model.
+"""Contexts of images to draw: `label=` and `context=` of the verbs that draw images, checked against the model.
 
-The checkpoint says how the second images of its run were made (`data.context`), so a whole picture can be turned into
-a context in the same way. It also says what the classes are called.
+The config in the checkpoint describes how second images are made (`data.context`), so a whole picture can be turned
+into a context in the same way. The checkpoint also has the names of the classes.
 
 n images, C' x h x w a second image.
 """
@@ -37,7 +37,7 @@ class Contexts:
 
     `spec`: of the images. `context`: labels (n,), second images (n, C', h, w) or None. `columns`: of a grid with one
     row per class, otherwise None. `text`: how the verb's output describes the contexts. `maker`: turns a whole image
-    into a second image, if the model is given one.
+    into a second image, for a model that is conditioned on one.
     """
 
     spec: ImageSpec
@@ -54,8 +54,8 @@ class Contexts:
     def grid(self, images: Tensor) -> tuple[Tensor, ImageSpec]:
         """Drawn images (n, C, H, W) as a grid shows them, and their spec there.
 
-        If the model is given a second image, that image is put first, and every drawn image is shown as part of a
-        whole picture (for example, a right half is shown beside the left half that was given).
+        For a model that is conditioned on a second image, that image is put first, and every drawn image is shown in a
+        whole picture: for example, a drawn right half beside its left half.
         """
         if self.maker is None or self.context is None:
             return images, self.spec
@@ -67,10 +67,10 @@ class Contexts:
 def read_contexts(
     config: DictConfig, model: nn.Module, run: dict[str, Any], *, label_required: bool, n: int | None = None
 ) -> Contexts:
-    """The contexts that `label=` and `context=` ask for, of `n` images (None: as many as `n=` says).
+    """The contexts that `label=` and `context=` describe, for `n` images (None: the number `n=`).
 
     Without `label=`, the images of a class-conditional model go through its classes in turn, unless `label_required`.
-    RequestError if the model does not take such a context, needs one that is not given, or the value is wrong.
+    Raises RequestError if the model does not take such a context, needs one that is not given, or the value is wrong.
     """
     spec: ImageSpec = model.spec  # type: ignore[assignment]
     n = config.n if n is None else n
@@ -109,7 +109,7 @@ class Classes:
     def number(self, label: object) -> int:
         """The number (from 0) of the class with this name, or if there is no such name, with this number.
 
-        RequestError if there is no such class.
+        Raises RequestError if there is no such class.
         """
         text = str(label)
         if text in self.names:
@@ -158,10 +158,10 @@ def _labels(label: int | str | None, n: int, spec: ImageSpec, classes: Classes) 
 def _second_image(config: DictConfig, run: dict[str, Any], spec: ImageSpec, n: int, subject: str) -> Contexts:
     """The second image of `context=`, for every image; `subject` is how messages begin."""
     if not run["data"].get("context"):
-        raise RequestError(f"{subject} whose making its run does not describe: sample(context=…) in Python takes one")
+        raise RequestError(f"{subject}, and its run does not describe how to make one: use sample(context=…) in Python")
     maker = build_data(run["data"]["context"], config.trust, role="context")
     if not isinstance(maker, SecondImage) or spec.context is None:
-        raise RequestError("ckpt: data.context of the run is not what makes second images")
+        raise RequestError("ckpt: data.context of the run does not make second images")
     whole = maker.whole(spec)
     if config.context is None:
         raise RequestError(

@@ -1,8 +1,8 @@
-"""Whether a user's folder of configs (`--config-dir`) is safe. It is checked before Hydra composes anything from it.
+"""Check that a user's folder of configs (`--config-dir`) is safe, before Hydra composes anything from it.
 
 The settings of Hydra itself can run code: they name callbacks, launchers, sweepers and loggers, and they set
 environment variables. So no file of such a folder may contain `hydra` in its path, its package directive, its defaults
-or its keys. Its defaults may not contain an interpolation either, because that could produce any text. All of this is
+or its keys. Its defaults may not contain an interpolation either, because it could produce any text. All of this is
 allowed on the command line, and `trust=[hydra]` on the command line allows it in the files.
 """
 
@@ -22,7 +22,7 @@ PACKAGE = re.compile(r"^\s*#\s*@package\s+(.*)$", re.MULTILINE)
 
 
 def check_folder(folder: Path) -> None:
-    """RequestError if a file in the folder could make Hydra run code."""
+    """Raise RequestError if a file in the folder could make Hydra run code."""
     for count, path in enumerate(_files(folder)):
         if count == MOST_FILES:
             raise RequestError(

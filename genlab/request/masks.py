@@ -22,7 +22,7 @@ KINDS = ("top", "left", "box", "random")
 
 
 def known_mask(text: str, spec: ImageSpec, generator: torch.Generator) -> Tensor:
-    """The mask (H, W) bool that `text` describes. RequestError for a text that describes none."""
+    """The mask (H, W) bool that `text` describes. Raises RequestError for a text that describes none."""
     height, width = spec.height, spec.width
     if Path(text).suffix.lower() in EXTENSIONS:
         return _from_picture(Path(text), spec)

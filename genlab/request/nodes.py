@@ -1,4 +1,4 @@
-"""Small questions about a composed config: its keys, its plain values, the section of a key."""
+"""Small functions on a composed config: its keys, its plain values, the section of a key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
 def plain_values(config: DictConfig) -> dict[str, Any]:
     """The config as plain values, resolved and without Hydra's section; a missing value is "???".
 
-    RequestError if an interpolation cannot be resolved.
+    Raises RequestError if an interpolation cannot be resolved.
     """
     try:
         plain: Any = OmegaConf.to_container(without_hydra(config), resolve=True)

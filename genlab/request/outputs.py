@@ -1,4 +1,4 @@
-"""The files that `out=` names: checked before any work is done, and written whole or not at all."""
+"""The files that `out=` names. They are checked before any work is done, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from genlab.viz import save_grid
 
 
 def writable(key: str, value: str, *suffixes: str) -> Path:
-    """The path that config key `key` names. RequestError unless its ending is one of `suffixes`, its folder exists
-    and files can be written there.
+    """The path that config key `key` names. Raises RequestError unless its ending is one of `suffixes`, its folder
+    exists and files can be written there.
     """
     path = Path(str(value)).expanduser()
     if path.suffix.lower() not in suffixes:
@@ -28,7 +28,7 @@ def writable(key: str, value: str, *suffixes: str) -> Path:
     try:
         if path.is_dir():
             raise OSError
-        # Permission bits do not tell whether a file system can be written to. Writing a file does.
+        # Permission bits do not show if a file system is read-only. Writing a file does.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise RequestError(f"{key}={value}: cannot write there") from error

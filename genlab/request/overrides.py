@@ -1,7 +1,7 @@
 """The words of a command line one by one: `key=value`, `group=choice`, `+key=`, `++key=`, `~key`.
 
-Hydra parses them. Here each is checked against the choices and keys that there are, and a wrong one is answered with
-the nearest right one.
+Hydra parses them. Here each is checked against the existing choices and keys. For a wrong one, the message names the
+nearest right one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def quoted(word: str) -> str:
 
 
 def parse(words: list[str]) -> list[Override]:
-    """The overrides that words stand for, as Hydra parses them. RequestError for a word that it cannot parse."""
+    """The overrides that words stand for, as Hydra parses them. Raises RequestError for a word that it cannot parse."""
     parsed = []
     for word in words:
         try:
@@ -57,13 +57,13 @@ def of_hydra(o: Override) -> bool:
 
 
 def check_choice(o: Override, verb: str, choices: Mapping[str, list[str]], all_groups: Mapping[str, list[str]]) -> None:
-    """RequestError for a group that the verb does not have, or a choice that its group does not have.
+    """Raise RequestError for a group that the verb does not have, or a choice that its group does not have.
 
     `choices`: the groups of this verb, and the names to choose from in each. `all_groups`: the same of all verbs.
     """
     group = o.key_or_group
     if group in all_groups.keys() - choices.keys() and not of_hydra(o):
-        raise RequestError(f"{o.input_line}: {group} is nothing that genlab {verb} lets you choose")
+        raise RequestError(f"{o.input_line}: genlab {verb} has no choice of {group}")
     if o.package is not None and not of_hydra(o):
         raise RequestError(f"{o.input_line}: genlab {verb} has one {group}: give {group}=…")
     if group not in choices or o.is_delete():
@@ -76,13 +76,13 @@ def check_choice(o: Override, verb: str, choices: Mapping[str, list[str]], all_g
 
 
 def check_key(o: Override, verb: str, config: DictConfig, valid: set[str]) -> None:
-    """RequestError for a key that does not exist, and for one that cannot be added or taken away.
+    """Raise RequestError for a key that does not exist, and for one that cannot be added or taken away.
 
     `config`: composed of the choices that were made. `valid`: its keys and the verb's groups.
     """
     key = o.key_or_group
     if key.split(".")[0] == "names":
-        raise RequestError(f"{o.input_line}: genlab fills in the names itself; say model=, data= or experiment=")
+        raise RequestError(f"{o.input_line}: genlab fills in the names itself; give model=, data= or experiment=")
     if o.is_delete():
         if key not in valid:
             raise RequestError(f"~{key}: genlab {verb} has no key {key!r}: {nearest_key(key, valid)}")
@@ -90,7 +90,7 @@ def check_key(o: Override, verb: str, config: DictConfig, valid: set[str]) -> No
     value, group = o.value(), key.replace(".", "/")
     adds = o.is_add() or o.is_force_add()
     if adds and key not in valid and "_target_" in (section_of(config, key) or ()):
-        return  # an argument for a constructor, which itself refuses what it does not take
+        return  # an argument of a constructor, which raises an error if it does not take it
     if key not in valid:
         raise RequestError(f"genlab {verb} has no key {key!r}: {nearest_key(key, valid)}")
     if o.is_add():

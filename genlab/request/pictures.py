@@ -21,7 +21,7 @@ OPAQUE = 128  # from this alpha on, a pixel counts as known; some programs write
 def read_picture(path: Path, *, key: str = "image") -> tuple[Tensor, Tensor]:
     """(colours (1 or 3, H, W) uint8, opaque (H, W) bool) of the picture file that the config key `key` names.
 
-    RequestError for a file that is no picture, damaged or too large.
+    Raises RequestError for a file that is no picture, damaged or too large.
     """
     argument = f"{key}={path}"
     try:
@@ -50,7 +50,7 @@ def partial_image(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
     """A picture file -> (image (C, H, W) integers in 0..K-1, known (H, W) bool).
 
     Transparent pixels are unknown. A picture smaller than the model's images is taken as their top left part.
-    RequestError for a picture that is larger, or in colour if the model's images are grey.
+    Raises RequestError for a picture that is larger, or in colour if the model's images are grey.
     """
     argument, (colours, opaque) = f"image={path}", read_picture(path)
     height, width = opaque.shape
@@ -81,7 +81,7 @@ def whole_image(path: Path, spec: ImageSpec) -> Tensor:
 def context_image(path: Path, spec: ImageSpec, whole: ImageSpec) -> tuple[Tensor, bool]:
     """A picture file for `context=` -> (integers, True if it is a whole image from which the context is to be made).
 
-    The picture is either a context, as `spec` describes it, or a whole image, as `whole` does. Its size tells which.
+    The picture is either a context, as `spec` describes it, or a whole image, as `whole` does. They differ in size.
     If both have the same size and contexts are grey, a picture in colour is a whole image.
     """
     argument, (colours, opaque) = f"context={path}", read_picture(path, key="context")

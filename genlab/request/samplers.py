@@ -1,8 +1,8 @@
-"""Which object draws the images of a request: the model itself, or for an autoencoder what its user asks for.
+"""Choose the object that draws the images of a request: the model itself, or for an autoencoder the sampler requested.
 
 An autoencoder has no p(x), so it neither samples nor completes by itself. `code=` fits a density to the codes of its
 training images (`genlab/models/code_sampler.py`). `chain=` repeats denoising (`genlab/models/chain_sampler.py`).
-Completion by an autoencoder is such a chain as well. The verb's output says which one it was.
+Completion by an autoencoder is such a chain as well. The verb's output names the sampler.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from genlab.request.numbers import check_at_least
 from genlab.request.progress import with_progress
 
 CODES, CHAINS = ("gaussian", "gmm"), ("walkback", "langevin")
-COMPONENTS, STEPS = 10, 200  # where the request does not say how many
+COMPONENTS, STEPS = 10, 200  # the defaults
 
 
 def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sampler, str | None]:
     """(the model, None) if it draws images itself; for an autoencoder (a sampler, a description of it in words).
 
-    RequestError for keys of autoencoders with another model, and for a choice that is not possible.
+    Raises RequestError for keys of autoencoders with another model, and for a choice that is not possible.
     """
     if isinstance(model, Sampler):
         for key in ("code", "components", "chain", "steps"):
@@ -45,20 +45,21 @@ def sampler_of(config: DictConfig, model: Any, run: dict[str, Any]) -> tuple[Sam
 
 
 def check_data_is_read(config: DictConfig, model: Any) -> None:
-    """RequestError for `data.…` in a request to draw images that reads no data: only `code=` does."""
+    """Raise RequestError for `data.…` in a request to draw images that reads no data: only `code=` does."""
     for key, value in config.data.items():
         if value is not None and isinstance(model, Sampler):
             raise RequestError(
                 f"data.{key}={value}: {model_name(model)} draws images by itself, this is for autoencoders"
             )
         if value is not None and config.chain is not None and config.code is None:
-            raise RequestError(f"data.{key}={value}: chain={config.chain} starts from noise, only code= looks at data")
+            raise RequestError(f"data.{key}={value}: chain={config.chain} starts from noise, only code= reads data")
 
 
 def completer_of(config: DictConfig, model: Any) -> Completer:
     """The model if it completes images, else chains of a denoising autoencoder.
 
-    RequestError for any other model, and for `particles=`, `steps=` or `temperature=` where they have no meaning.
+    Raises RequestError for any other model, and for `particles=`, `steps=` or `temperature=` where they have no
+    meaning.
     """
     if isinstance(model, Completer):
         if config.steps is not None:
@@ -81,13 +82,13 @@ def completer_of(config: DictConfig, model: Any) -> Completer:
 
 
 def _check_choice(config: DictConfig, model: Autoencoder) -> None:
-    """RequestError unless the request names exactly one way of sampling, and this autoencoder can do it."""
+    """Raise RequestError unless the request names exactly one way of sampling, and this autoencoder can do it."""
     code, chain = config.code, config.chain
     denoises = model.corruption is not None
     if code is None and chain is None:
         also = ", and chain=walkback|langevin iterates its denoising" if denoises else ""
         raise RequestError(
-            "an autoencoder says nothing about how probable a code is: sample code=gaussian|gmm fits a density to the "
+            "an autoencoder has no probability of codes: sample code=gaussian|gmm fits a density to the "
             f"codes of its training images{also}"
         )
     if code is not None and chain is not None:
@@ -107,25 +108,25 @@ def _check_choice(config: DictConfig, model: Autoencoder) -> None:
         )
     if chain == "langevin" and not isinstance(model.corruption, Gaussian):
         raise RequestError(
-            "chain=langevin needs the score, which only gaussian corruption teaches; this autoencoder was trained with "
-            f"{_corruption_name(model)}: use chain=walkback"
+            "chain=langevin needs the score, which is learnt only with gaussian corruption; this autoencoder was "
+            f"trained with {_corruption_name(model)}: use chain=walkback"
         )
 
 
 def _chain_sampler(config: DictConfig, model: Autoencoder) -> tuple[ChainSampler, str]:
     sampler = ChainSampler(model, _steps(config), langevin=config.chain == "langevin")
     if sampler.langevin:
-        how = (
+        method = (
             f"{sampler.steps} Langevin steps of {STEP} sigma^2 from noise with the learnt score (r(y) - y) / sigma^2 "
             f"of images with noise of sigma={model.corruption.sigma:g}, shown denoised"  # type: ignore[union-attr]
         )
     else:
-        how = (
+        method = (
             f"walk-back chains of {sampler.steps} steps from noise: corrupt by {_corruption_name(model)}, "
             f"{sampler.denoising}, again"
         )
     caution = "not a distribution the model has: it has none, and nothing says that the chains have settled"
-    return sampler, f"{how}; {caution}"
+    return sampler, f"{method}; {caution}"
 
 
 def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -> tuple[CodeSampler, str]:
@@ -158,7 +159,7 @@ def _code_sampler(config: DictConfig, model: Autoencoder, run: dict[str, Any]) -
     notes += [] if density.converged else ["EM had not converged"]
     notes += [limits] if limits else []
     active = (h != 0).double().mean().item()
-    if active < 1:  # sparse codes: tell whether the codes that are drawn are as sparse
+    if active < 1:  # sparse codes: report if the drawn codes are as sparse
         trial = sampler.codes(1000, generator=torch.Generator().manual_seed(config.seed))
         notes.append(f"{(trial != 0).double().mean().item():.0%} of the units on, {active:.0%} in training images")
     notes.append("the expected image rounded" if model.head is None else "pixels drawn from p(x | code)")

@@ -55,16 +55,16 @@ def composed(request: Request) -> DictConfig:
 def load(model: nn.Module, init: str, trust: Sequence[str]) -> None:
     """Load the weights of the run or checkpoint `init` into `model`: the averaged weights if there are any.
 
-    RequestError if the two models do not have the same weights by name and shape.
+    Raises RequestError if the two models do not have the same weights by name and shape.
     """
     source, _ = restore(Path(init), trust=trust)
-    state, own = source.state_dict(), model.state_dict()
-    for key in [*own, *state]:
-        here, there = (tuple(part[key].shape) if key in part else "absent" for part in (own, state))
-        if here != there:
+    state, expected = source.state_dict(), model.state_dict()
+    for key in [*expected, *state]:
+        shape, run_shape = (tuple(part[key].shape) if key in part else "absent" for part in (expected, state))
+        if shape != run_shape:
             raise RequestError(
-                f"init={init} does not fit: {key} is {there} there and {here} in the model that is asked for; "
-                "name neither model= nor data of another shape to keep its model"
+                f"init={init} does not fit: {key} is {run_shape} there and {shape} in the requested model; "
+                "to keep the model of that run, give neither model= nor data of another shape"
             )
     model.load_state_dict(state)
 

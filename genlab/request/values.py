@@ -2,7 +2,7 @@
 
 The composed config is compared with the same config before any value was changed. `KINDS` lists the keys whose default
 is null and the keys that accept more than one kind of value. Keys beside a `_target_` are arguments of a constructor:
-others may be added and any may be left out, because the constructor itself refuses what it does not know. Arguments of
+others may be added and any may be left out, because the constructor itself checks them. Arguments of
 a class of another package are not checked.
 """
 
@@ -49,7 +49,8 @@ KINDS = {
 
 
 def check_values(default: Mapping[str, Any], config: Mapping[str, Any], within: str = "") -> None:
-    """RequestError for a value of `config` that is not of the kind of its `default`, an unknown key or a missing key.
+    """Raise RequestError for a value of `config` that is not of the kind of its `default`, an unknown key or a missing
+    key.
 
     `config` holds plain values. `within`: the section that both are, with a dot at its end.
     """
@@ -79,7 +80,7 @@ def check_values(default: Mapping[str, Any], config: Mapping[str, Any], within: 
 
 
 def check_value(key: str, value: Any, default: Any) -> None:
-    """RequestError unless `value` is of the kind that `key` accepts. The kind is that of its default or in `KINDS`."""
+    """Raise RequestError unless `key` accepts this kind of `value`. The kind is that of its default or in `KINDS`."""
     if isinstance(default, (list, tuple)):
         if value is None and key.startswith(("model.", "data.")):
             return
@@ -89,7 +90,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
                 f"{key}={format_value(value)}: expected a list, like the default {format_value(default)}"
             )
         if not all(_fits(each, kind) for each in value):
-            raise RequestError(f"{key}={format_value(value)}: expected a list of which each is {kind.what}")
+            raise RequestError(f"{key}={format_value(value)}: expected a list in which each value is {kind.what}")
     else:
         accepted = _kind(key, default)
         if accepted is not None and not _fits(value, accepted):
@@ -99,7 +100,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
 
 
 def check_finite(key: str, value: Any) -> None:
-    """RequestError for a number in `value`, at any depth, that is not finite or is too large for a torch integer."""
+    """Raise RequestError for a number in `value`, at any depth, that is not finite or too large for a torch integer."""
     if isinstance(value, Mapping):
         for name, each in value.items():
             check_finite(f"{key}.{name}", each)

@@ -1,1 +1,1 @@
-"""The machine below genlab: devices, signals, standard output, files written whole, and messages for failures."""
+"""The interface to the machine: devices, signals, standard output, complete files, and messages for failures."""

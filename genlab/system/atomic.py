@@ -60,7 +60,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all. ValueError for numbers that JSON cannot express (NaN, infinity)."""
+    """Write a JSON file, whole or not at all.
+
+    Raises ValueError for numbers that JSON cannot express (NaN, infinity).
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

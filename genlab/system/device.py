@@ -22,7 +22,10 @@ from genlab.core import RequestError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one. RequestError for one that is not there."""
+    """The device of `device=auto|cpu|cuda`; `auto` is a GPU if there is one.
+
+    Raises RequestError for one that is not there.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise RequestError(f"device={name} is not known: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -89,7 +92,7 @@ def _or_nan(result: Tensor, failed: Tensor) -> Tensor:
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """While it lasts, products of float32 numbers are computed in float32, whatever was set before.
+    """Inside the block, products of float32 numbers are computed in float32, whatever was set before.
 
     So there is no TF32 in cuBLAS and cuDNN, and no TF32 or bfloat16 in oneDNN. Autocast is not affected. Can also be
     used as a decorator.

@@ -1,4 +1,4 @@
-"""Turn an error into one sentence, and tell an expected failure from a bug.
+"""Turn an error into one sentence, and distinguish expected failures from bugs.
 
 RequestError and RunError have a sentence for the user already, even if a library has wrapped them in an error of its
 own. A full or read-only disk, a file that may not be opened and too little memory are not bugs: here they become a
@@ -44,9 +44,9 @@ def explained(error: BaseException) -> RequestError | RunError | None:
 
 def sentence(error: BaseException) -> str:
     """The message for the user: one line."""
-    known = explained(error)
-    if known is not None:
-        return shortened(str(known))
+    failure = explained(error)
+    if failure is not None:
+        return shortened(str(failure))
     return shortened(f"unexpected {type(error).__name__}: {str(error) or 'no message'} (GENLAB_DEBUG=1 shows where)")
 
 

@@ -1,9 +1,9 @@
 """Standard output and standard error that cannot stop the work.
 
-The reader may go away (`| head -1`), a descriptor may be closed (`2>&-`), the terminal may be gone or know only ASCII,
-and the disk behind `> file` may be full. In each case Python would raise an error in the middle of a run, or end a
-finished run with an exit status of its own. Here output that cannot be written is dropped, and a character that cannot
-be encoded becomes "?".
+The reader may go away (`| head -1`), a descriptor may be closed (`2>&-`), the terminal may be gone or support only
+ASCII, and the disk behind `> file` may be full. In each case Python would raise an error in the middle of a run, or end
+a finished run with an exit status of its own. Here output that cannot be written is dropped, and a character that
+cannot be encoded becomes "?".
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def steady() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # It is closed. The next file to be opened would get its number, and then everything that is printed.
+            # It is closed. The next file to be opened would get its number, and printed text would go into that file.
             os.open(os.devnull, os.O_RDWR)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)

@@ -1,4 +1,4 @@
-"""How long work reports its progress without knowing who shows it.
+"""The interface by which long work reports its progress.
 
 A function that works through many images takes an argument `with_progress` and calls `with_progress(title, total,
 work)`. That calls `work(advance)` and returns its result; `work` calls `advance(n)` whenever n more images are done.

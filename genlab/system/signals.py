@@ -5,9 +5,9 @@ terminal that closes sends HUP, a limit on CPU time sends XCPU, and Ctrl-C sends
 that the caller ignores stays ignored, so `nohup` works. SIGQUIT is not handled, so that a user can end a process that
 does not respond.
 
-A process is *patient* while it works in a run folder. Then a signal is only noted in `asked`, and training stops at the
-next point where it can save. Elsewhere nothing would be lost, so `Stopped` is raised at once. A second Ctrl-C always
-raises it at once.
+A process is *patient* while it works in a run folder. Then a signal is only noted in `received`, and training stops at
+the next point where it can save. Elsewhere nothing would be lost, so `Stopped` is raised at once. A second Ctrl-C
+always raises it at once.
 
 Only the standard library is imported here, so that the handlers are installed before torch is imported, which takes
 seconds.
@@ -24,7 +24,7 @@ from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
-asked = 0  # the signal that has asked a patient process to stop; 0 if none has
+received = 0  # the signal that a patient process has received; 0 if none
 _patient = False
 
 
@@ -58,14 +58,14 @@ def install() -> dict[int, Any]:
 
 def note(number: int) -> None:
     """Act as if this process had received the signal while it was patient."""
-    global asked
-    asked = number
+    global received
+    received = number
 
 
 @contextmanager
 def patiently() -> Iterator[None]:
-    """While it lasts, a signal is noted in `asked` and does not end the work."""
-    global asked, _patient
+    """Inside the block, a signal is noted in `received` and does not end the work."""
+    global received, _patient
     outer, before = _patient, install()
     _patient = True
     try:
@@ -75,7 +75,7 @@ def patiently() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if not outer:
-            asked = 0
+            received = 0
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def impatiently() -> Iterator[None]:
     outer = _patient
     _patient = False
     try:
-        if asked:
-            raise Stopped(asked)
+        if received:
+            raise Stopped(received)
         yield
     finally:
         _patient = outer
@@ -108,8 +108,8 @@ def release() -> None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
-    global asked
-    again = asked == number == signal.SIGINT
-    if not _patient or again:
+    global received
+    repeated = received == number == signal.SIGINT
+    if not _patient or repeated:
         raise Stopped(number)
-    asked = number
+    received = number

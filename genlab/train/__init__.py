@@ -1,1 +1,1 @@
-"""Training: the learner, its callbacks, checkpoints and loggers, around Lightning's loop."""
+"""Training with Lightning's loop: the learner, its callbacks, checkpoints and loggers."""

@@ -1,9 +1,9 @@
-"""The classification accuracy score (Ravuri & Vinyals 2019, arXiv:1905.10887): what samples teach about real images.
+"""The classification accuracy score (Ravuri & Vinyals 2019, arXiv:1905.10887) of labelled samples.
 
 A new classifier is trained on labelled samples only and tested on real images. A model that draws too few kinds of a
 class, or images of other classes, loses accuracy. Ravuri & Vinyals train a ResNet-50 on ImageNet. Ours trains the model
 of a given classifier with all settings of its run, so the score can be compared with the accuracy of that classifier,
-and with the score of real training images in the place of the samples. A tenth of the samples is the validation split.
+and with the score of real training images instead of samples. A tenth of the samples is the validation split.
 
 n images (n, C, H, W).
 """
@@ -56,7 +56,7 @@ def accuracy_score(
     device: torch.device,
     trust: Sequence[str] = (),
 ) -> Estimate:
-    """Test accuracy of a new classifier that is built and trained as the config `run` says, and its standard error.
+    """Test accuracy, with its standard error, of a new classifier that is built and trained by the config `run`.
 
     `train`: samples (n, C, H, W) with labels (n,); `test`: real images. `spec`: the images and their classes. `trust`:
     packages other than genlab that the config may use.

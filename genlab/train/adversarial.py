@@ -1,13 +1,13 @@
-"""Training of two players (`core.Adversarial`): the learner, whose optimiser steps are turns.
+"""Training of the two players of a GAN (`core.Adversarial`). An optimiser step is a turn of one player.
 
-`critic_steps` turns of the discriminator are followed by one of the generator, each on a batch of its own. There are
+`critic_steps` turns of the discriminator are followed by one of the generator, each on its own batch. There are
 two time scales (Heusel et al. 2017, arXiv:1706.08500): the discriminator's learning rate is `optim.discriminator_lr`,
-the generator's `optim.lr`. The two Adams are two groups of weights of one optimiser: Adam passes over weights without a
-gradient, and over their moments, so the player that does not have its turn is left exactly as it was.
+the generator's `optim.lr`. The two players are two groups of weights of one optimiser. Adam skips weights without a
+gradient and their moments, so the weights of the other player do not change.
 
-A turn is an ordinary optimiser step, so what `Learner` promises holds here too: randomness, resuming, skipped steps,
-signals, several ranks. There are three differences. The loss is not in bits/dim. Only the generator's weights are
-averaged, after its own turns. Of the discriminator, the newest weights are evaluated.
+A turn is an ordinary optimiser step, so everything else is as in `Learner`: randomness, resuming, skipped steps,
+signals, several ranks. There are two differences. The loss is not in bits/dim. Only the generator's weights are
+averaged, after its own turns; the discriminator is evaluated with its newest weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from genlab.train.learner import Learner, step_seed
 class AdversarialLearner(Learner):
     """Trains a `core.Adversarial`; everything else as `Learner`."""
 
-    player = "discriminator"  # whose turn it is
+    player = "discriminator"  # the player of the current turn
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Mean loss of the player whose turn it is; all batches of an optimiser step are one turn."""
         if not self._batches:
             cycle = self.model.critic_steps + 1
             self.player = "generator" if self.global_step % cycle == cycle - 1 else "discriminator"
-            # The other player's gradients would not be used, and cost a third of the backward pass.
+            # The other player's gradients are not needed, and would cost a third of the backward pass.
             self.model.generator.requires_grad_(self.player == "generator")
             self.model.discriminator.requires_grad_(self.player == "discriminator")
         return super().training_step(batch, batch_idx)
@@ -54,7 +54,7 @@ class AdversarialLearner(Learner):
         ema.update(average.discriminator, self.model.discriminator, 0.0)
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        """One optimiser with the weights of both players, in groups of their own."""
+        """One optimiser, with a group of weights for each player."""
         generator, discriminator = self.model.generator.parameters(), self.model.discriminator.parameters()
         return self.optim.optimizer(generator, fused=fused, discriminator=discriminator)
 

@@ -1,4 +1,4 @@
-"""What happens every so many optimiser steps, in the order of the list given to the Trainer:
+"""Callbacks that act every so many optimiser steps, in the order of the list that the Trainer gets:
 
     Log -> Validation -> Pictures -> Progress -> Checkpoints
 
@@ -32,15 +32,17 @@ class Periodic(pl.Callback):
         self.seconds = 0.0
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """True if it acts at the end of optimiser step `step` = 1, 2, …: every so often, and at the last one."""
+        """True if the callback acts at the end of optimiser step `step` = 1, 2, …: at multiples of `every` and at the
+        last.
+        """
         return self.every > 0 and (step % self.every == 0 or step == learner.max_steps)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """What happens at such a step; called on every rank."""
+        """The action at such a step. It is called on every rank."""
         raise NotImplementedError
 
     def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Lightning calls this after every batch; with gradient accumulation only some of them end a step."""
+        """Lightning calls this after every batch. With gradient accumulation, not every batch ends a step."""
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self.due(trainer, learner, step):
             start = time.perf_counter()
@@ -63,10 +65,11 @@ class Log(Periodic):
 
 
 class Validation(Periodic):
-    """Evaluate the averaged weights on the whole validation split, keep the best, stop when nothing improves.
+    """Evaluate the averaged weights on the whole validation split, keep the best, stop without improvement.
 
-    Where a model has no number to compare, the newest weights count as the best. It acts at the last step too, so that
-    a best checkpoint always exists. `patience`: stop after so many validations without a new best; None: never.
+    If a model has no number to compare (a GAN), the newest weights count as the best. The callback acts at the last
+    step too, so that a best checkpoint always exists. `patience`: stop after so many validations without a new best;
+    None: never.
     """
 
     def __init__(self, every: int, best: Path, patience: int | None = None) -> None:
@@ -114,7 +117,7 @@ class Pictures(Periodic):
         self.folder, self.count, self.draw = folder, count, draw
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Write samples/step=000500.png, completions/… and reconstructions/…, whichever the model can make."""
+        """Write samples/step=000500.png, completions/… and reconstructions/…, as far as the model can."""
         with learner.evaluation_model() as model:
             grids: dict[str, Grid] = {}
             if isinstance(model, Sampler):
@@ -133,7 +136,7 @@ class Pictures(Periodic):
         """`count` images at the same noise every time.
 
         A class-conditional model goes through its classes. A model that is conditioned on images gets those of the
-        first validation images, and each is shown before the sample that was drawn for it.
+        first validation images, and each is drawn beside its sample.
         """
         context = self._context(model, learner, data)
         if context is not None and context.ndim == 1:
@@ -157,11 +160,11 @@ class Pictures(Periodic):
     def _reconstructions(self, model: Any, learner: Learner, data: Any) -> Grid:
         """Up to `count` pairs of an image and its reconstruction, with the same noise every time.
 
-        Of a model that is trained on corrupted images, triples: the image, a corrupted copy, the denoised copy.
+        A model that is trained on corrupted images gets triples: the image, a corrupted copy, the denoised copy.
         """
         x = data.first("valid", self.count).images.to(learner.device)
         context = self._context(model, learner, data)
-        torch.manual_seed(learner.seed)  # every training step sets its own
+        torch.manual_seed(learner.seed)  # does not affect training: every training step sets its own seed
         corrupted = isinstance(model, Denoiser) and model.corruption is not None
         columns = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x, context=context)])]
         return torch.stack(columns, 1).flatten(0, 1), learner.spec, 4 * len(columns)
@@ -173,7 +176,7 @@ class Pictures(Periodic):
 
 
 class Checkpoints(Periodic):
-    """Writes last.ckpt every so often, at the end, and when a signal asks to stop, after the step in progress."""
+    """Write last.ckpt every so many steps, at the last step, and after the step in which a signal asks to stop."""
 
     def __init__(self, every: int, last: Path) -> None:
         super().__init__(every)
@@ -184,16 +187,16 @@ class Checkpoints(Periodic):
         signals.install()
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
-        """Hand a signal to the learner, before the ranks agree on whether to stop after this step."""
-        learner.signal = signals.asked
+        """Pass a signal on to the learner, before the ranks agree on whether to stop after this step."""
+        learner.signal = signals.received
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
-        """True also whenever training stops at this step, for whichever reason."""
+        """True also if training stops at this step for any reason."""
         stopping = step == learner.max_steps or trainer.should_stop or learner.interrupted
         return super().due(trainer, learner, step) or bool(stopping)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Write the metrics, then the checkpoint, which relies on the row of its own step being in the file."""
+        """Write the metrics, then the checkpoint: a run that resumes from it needs the row of its step."""
         if learner.interrupted:
             trainer.should_stop = True
         for logger in trainer.loggers:

@@ -1,7 +1,7 @@
 """Checkpoint files: written complete or not at all, and checked before a run is resumed from one.
 
-They hold tensors and primitives only and are read by `build/untrusted.py`: a checkpoint from a stranger can compute but
-cannot execute code.
+They hold tensors and primitives only and are read by `build/untrusted.py`: a checkpoint from an unknown source can use
+the models of genlab, but cannot execute code of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from genlab.system.atomic import atomically
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU. RequestError if the file is none."""
+    """The content of a checkpoint, on the CPU. Raises RequestError if the file is not a checkpoint."""
     return untrusted.checkpoint(path)
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:
-    """RequestError for a checkpoint whose state is not of the kind that a run writes."""
+    """Raise RequestError if an entry of a checkpoint is missing or has a type that a run never writes."""
     card, callbacks = state["genlab"], state.get("callbacks")
     validation = callbacks.get("Validation") if isinstance(callbacks, dict) else None
     wrong = [name for name in ("step", "bad_steps", "updates") if not is_count(card.get(name))]
@@ -54,7 +54,7 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
 
 
 def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
-    """RequestError for moments (averages of gradients) from a checkpoint that have other shapes than the weights."""
+    """Raise RequestError if moments (averages of gradients) of a checkpoint have other shapes than the weights."""
     for weight, kept in optimizer.state.items():
         for name, value in kept.items():
             shapes = {(), tuple(weight.shape)} if name == "step" else {tuple(weight.shape)}
@@ -63,7 +63,7 @@ def check_moments(optimizer: torch.optim.Optimizer, path: Any) -> None:
 
 
 def _is_optimizer(part: Any) -> bool:
-    """True for moments by the number of a weight, and groups of such numbers."""
+    """True for the state of an optimiser: moments by the number of a weight, and groups of such numbers."""
     moments, groups = (part.get("state"), part.get("param_groups")) if isinstance(part, dict) else (None, None)
     if not isinstance(moments, dict) or not isinstance(groups, list):
         return False
@@ -92,7 +92,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, complete or absent, without pickled objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically. RunError if it fails, for example on a full disk; the previous checkpoint stays."""
+        """Write atomically. Raises RunError if it fails, for example on a full disk; the previous checkpoint stays."""
         try:
             with atomically(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)

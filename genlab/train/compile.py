@@ -1,4 +1,4 @@
-"""`compile=true`: which parts of a model torch.compile gets."""
+"""`compile=true`: choose the networks of a model and compile them with torch.compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = ("net", "encoder", "decoder", "generator", "discriminator")
 
 
 def networks(model: Any) -> list[nn.Module]:
-    """The parts in which a model spends its time: what its method `networks` lists, else its attributes in `PARTS`."""
+    """The networks of a model: those that its method `networks` lists, else its attributes in `PARTS`."""
     if hasattr(model, "networks"):
         return list(model.networks())
     parts = (getattr(model, name, None) for name in PARTS)
@@ -18,6 +18,6 @@ def networks(model: Any) -> list[nn.Module]:
 
 
 def compile_networks(model: Any) -> None:
-    """Compile them in place: torch.compile(net) would rename the weights."""
+    """Compile the networks in place. (torch.compile(net) would rename the weights.)"""
     for net in networks(model):
         net.compile()

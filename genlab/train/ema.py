@@ -1,8 +1,8 @@
-"""Exponential moving average of the weights: the copy that is validated, sampled, tested and handed on.
+"""Exponential moving average of the weights: the copy that is validated, sampled, tested and loaded.
 
     e_t = d_t e_{t-1} + (1 - d_t) w_t,    d_t = min(decay, (1 + t) / (10 + t)),    t = 1, 2, …
 
-Polyak & Juditsky 1992. The rising d_t forgets the random initial weights in the first few dozen steps, as in
+Polyak & Juditsky 1992. The small d_t of the first few dozen steps removes the random initial weights, as in
 TensorFlow's ExponentialMovingAverage with `num_updates`. Buffers (running statistics, data-dependent initialisation)
 are copied, not averaged.
 

@@ -1,8 +1,8 @@
-"""Put learner, callbacks, loggers and Trainer together and train: from the start, or on from checkpoints/last.ckpt.
+"""Put learner, callbacks, loggers and Trainer together and train, from the start or from checkpoints/last.ckpt.
 
 Lightning's own progress bar, model summary, default logger, checkpoint callback, sampler and validation loop are off.
-Each has a small counterpart here, because Lightning runs its own in an order in which a checkpoint can miss what
-happened at its step; in ours a resumed run equals an uninterrupted one to the bit.
+Each has a small counterpart here. Lightning runs its own in an order in which a checkpoint can miss events of its step.
+In our order a resumed run equals an uninterrupted one to the bit.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from genlab.train.run import Run
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training went.
+    """The result of training.
 
-    `step`: optimiser steps so far. `interrupted`: the signal that stopped it, 0 if it ran to its end. `seconds`: of
-    training over all sessions. `images_per_second`: of this session, without logging, validation, pictures and
+    `step`: optimiser steps so far. `interrupted`: the signal that stopped training, 0 if it ended by itself. `seconds`:
+    of training over all sessions. `images_per_second`: of this session, without logging, validation, pictures and
     checkpoints. `peak_memory`: bytes. `valid`: details of the best validation.
     """
 
@@ -58,14 +58,14 @@ class FitResult:
     valid: dict[str, Any]
 
 
-@true_float32()  # precision=32 is 32 bits, on a GPU too; bf16-mixed is asked for by its name
+@true_float32()  # precision=32 means full float32 on a GPU, too, without TF32
 def fit(
     run: Run, *, draw: Callable[..., Any] | None = None, environment: ClusterEnvironment | None = None
 ) -> FitResult:
-    """Train, the same on every rank. RunError when too many steps are not finite.
+    """Train; call it on every rank with the same arguments. Raises RunError if too many steps are not finite.
 
-    `draw(path, images, spec, columns)` writes a grid of images; without it no pictures are made. `environment`: what
-    Lightning is told of the ranks; None for a single process.
+    `draw(path, images, spec, columns)` writes a grid of images; without it no pictures are made. `environment`:
+    the description of the ranks for Lightning; None for a single process.
     """
     if run.checkpoint is None and isinstance(run.model, Primed) and not run.config.get("init"):
         run.model.prime(run.data.split("train").images, seed=run.config["seed"])
@@ -80,7 +80,7 @@ def fit(
     resumed = checkpoint["genlab"] if checkpoint else None
     if checkpoint:
         if is_complete(checkpoint, train, max_steps):
-            max_steps = checkpoint["genlab"]["step"]  # a run that has nothing left to do is only loaded
+            max_steps = checkpoint["genlab"]["step"]  # a finished run is only loaded
         learner.last_good = str(run.last)
         checkpoint = adapt(checkpoint, learner, run.data, run.batch_images, fused=_fused(run.plan))
     checkpoint_io, checkpoint = PreloadedCheckpointIO(checkpoint), None
@@ -113,7 +113,7 @@ def fit(
     return FitResult(
         step=trainer.global_step,
         bad_steps=learner.guard.bad_steps,
-        interrupted=learner.interrupted or signals.asked,
+        interrupted=learner.interrupted or signals.received,
         seconds=learner.clock(),
         images_per_second=steps * run.step_images / busy,
         peak_memory=peak_memory(),
@@ -122,7 +122,7 @@ def fit(
 
 
 def check_resumable(run: Run) -> None:
-    """RequestError for anything that would keep the run from going on; nothing is written."""
+    """Raise RequestError if the run cannot be resumed. Nothing is written."""
     if run.config["logger"]["kind"] != "none":
         loggers.read_metrics(run.folder / "metrics.csv")
     if run.checkpoint is not None:
@@ -130,7 +130,7 @@ def check_resumable(run: Run) -> None:
 
 
 def learner_for(run: Run, compile: bool = True) -> Learner:
-    """The learner that trains this model as the config says. `compile`: False leaves its networks as they are."""
+    """The learner for the model and config of `run`. `compile`: False ignores `compile=true` of the config."""
     full_batch, config = uses_full_batch(run.model), run.config
     kind = FullBatchLearner if full_batch else AdversarialLearner if isinstance(run.model, Adversarial) else Learner
     learner = kind(
@@ -145,14 +145,14 @@ def learner_for(run: Run, compile: bool = True) -> Learner:
 
 
 def is_complete(checkpoint: Mapping[str, Any], train: Mapping[str, Any], max_steps: int) -> bool:
-    """True if the run of this checkpoint has had all its steps, or stopped early and would do so again."""
+    """True if the run of this checkpoint has done all its steps, or stopped early and would do so again."""
     stale, patience = checkpoint["callbacks"]["Validation"]["stale"], train["patience"]
     out_of_patience = checkpoint["genlab"]["stopped_early"] and patience is not None and stale >= patience
     return out_of_patience or checkpoint["genlab"]["step"] >= max_steps
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU's allocator if there is one, else of this process."""
+    """The largest memory in use so far, in bytes: on the GPU if there is one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -160,7 +160,7 @@ def peak_memory() -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the remarks of Lightning and PyTorch off the screen; GENLAB_DEBUG=1 shows them."""
+    """Hide the messages and warnings of Lightning and PyTorch; GENLAB_DEBUG=1 shows them."""
     if os.environ.get("GENLAB_DEBUG"):
         yield
         return
@@ -178,7 +178,7 @@ def quiet() -> Iterator[None]:
 
 
 def _hardware(run: Run, learner: Learner) -> dict[str, Any]:
-    """What the plan says, as arguments of Lightning's Trainer."""
+    """The plan as arguments of Lightning's Trainer."""
     plan = run.plan
     strategy = _strategy(plan, learner.sharded, partly=getattr(run.model, "partly_trained", False))
     return {

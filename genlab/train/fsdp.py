@@ -1,8 +1,8 @@
 """Split weights, gradients and optimiser state over the ranks: PyTorch's FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
 
 PyTorch gathers sharded weights around `forward`. genlab's models are called through the methods of `core`'s protocols,
-so those are registered too. The whole model is one unit: between steps each rank holds 1/n of everything, and during a
-step all weights of the model. (Finer units would need every network to be called through `forward`, and cached
+so these are registered as well. The whole model is one unit: between steps each rank holds 1/n of everything, and
+during a step all weights of the model. (Finer units would need every network to be called through `forward`, and cached
 sampling, one step at a time, is not.)
 """
 
@@ -31,9 +31,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Gather the weights of a sharded model for as long as the block lasts; nothing for another model.
+    """Gather the weights of a sharded model for the duration of the block. Other models do not change.
 
-    All ranks must enter the block together, since gathering takes all of them. So this is done once for a whole
+    All ranks must enter the block together, because each holds a part of the weights. So this is done once for a whole
     validation and not once for each batch: the last batches may be on some of the ranks only.
     """
     if not isinstance(model, FSDPModule):

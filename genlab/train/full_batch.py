@@ -1,8 +1,8 @@
-"""Full-batch training of a model that fits itself (`core.Fitted`), such as a mixture by EM.
+"""Full-batch training of a model with its own training steps (`core.Fitted`), such as a mixture by EM.
 
-An optimiser step of the run is one step of the model's own, on all training images at once. Everything else is as in
-any run: counted in steps, logged, validated, saved and resumed by the same callbacks. The batches that the data gives
-only count the steps. There is no gradient, so the optimiser has nothing to do. No weights are averaged, because there
+An optimiser step of the run is one `fit_step` of the model on all training images at once. Everything else is as in any
+run: the same callbacks log, validate and save it, and it can be resumed. The batches of the data module only
+count the steps. There is no gradient, so the optimiser does nothing. No weights are averaged, because there
 is no noise from batches to average out.
 """
 
@@ -24,7 +24,7 @@ def uses_full_batch(model: object) -> bool:
 
 
 def check_full_batch(data: Mapping[str, Any], plan: Plan) -> None:
-    """RequestError for settings that make no sense where every step sees all images as they are."""
+    """Raise RequestError for settings that are not possible if every step uses all images unchanged."""
     if plan.processes > 1:
         raise RequestError(
             f"trainer.devices={plan.processes}: this model is fitted to all images at once, by one process"
@@ -46,7 +46,7 @@ class FullBatchLearner(Learner):
     """Trains a `core.Fitted`; everything else as `Learner`."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        """One step of the model's own. Returns None: there is no loss to differentiate."""
+        """One `fit_step` of the model. Returns None: there is no loss to differentiate."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.guard.begin_step(self.model)
         torch.manual_seed(step_seed(self.seed, 0, batch_idx))

@@ -1,7 +1,7 @@
 """Gradient guard: an optimiser step whose loss or gradient is not finite is skipped, counted and undone.
 
-As in the code of VDVAE (Child 2021, arXiv:2011.10650), on every rank at once: the ranks agree on one small tensor per
-optimiser step, which also carries a request to stop. Ours differs in that it counts the steps, stops the run at
+This follows the code of VDVAE (Child 2021, arXiv:2011.10650). All ranks skip the same steps: they exchange one small
+tensor per optimiser step, which also carries a request to stop. Ours also counts the steps, stops the run at
 `max_bad_steps`, and names the module that produced the first non-finite number.
 
 torch.autograd.detect_anomaly is not used: it slows every step down, and it looks at the backward pass only.
@@ -20,7 +20,8 @@ from genlab.train.non_finite import first_non_finite
 
 
 class GradientGuard:
-    """`bad_steps`: steps skipped so far. `grad_norm`: norm of the newest gradient. `skip`: this step is not to be made.
+    """`bad_steps`: number of bad steps so far. `grad_norm`: norm of the newest gradient. `skip`: True if this step is
+    skipped.
 
     With fp16 an overflowing gradient is normal: the loss scaler skips the step and halves its scale. Such a step is
     skipped but does not count as `bad`.
@@ -35,12 +36,12 @@ class GradientGuard:
         self._buffers: list[Tensor] = []  # of the model, as they were before the step
 
     def begin_step(self, model: nn.Module) -> None:
-        """Before the first forward pass of an optimiser step."""
+        """Save the buffers of the model. Call it before the first forward pass of an optimiser step."""
         self.skip = self.bad = False
         self._buffers = [buffer.clone() for buffer in model.buffers()]
 
     def check(self, model: nn.Module, loss_sum: Tensor, signal: int, scaled: bool) -> int:
-        """Agree with the other ranks whether this step is sound; the step's only host sync.
+        """Decide together with the other ranks if this step is skipped. The host waits for the device only here.
 
         `loss_sum` (): of this rank. `signal`: a request to stop that this rank has received, 0 for none. `scaled`: a
         loss scaler is used. Returns the signal that any rank has received.
@@ -74,19 +75,20 @@ class GradientGuard:
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
-        """Put the buffers back: a forward pass on non-finite values may have spoilt running statistics."""
+        """Restore the buffers: a forward pass on non-finite values may have changed running statistics."""
         for buffer, before in zip(model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
     def count(self) -> bool:
-        """Count the step if it was bad. True if that makes too many of them."""
+        """Count the step if it was bad. Returns True if there are now too many bad steps."""
         self.bad_steps += self.bad
         return self.bad and self.bad_steps >= self.max_bad_steps
 
     def error(
         self, model: nn.Module, batches: Sequence[Callable[[], dict[str, Tensor]]], step: int, last_good: str | None
     ) -> RunError:
-        """One sentence: at which step, which module went first, and where the last good weights are.
+        """The error of a stopped run: the step, the first module with a non-finite number, and the last good
+        checkpoint.
 
         `batches` compute the objective of each batch of the step again. Every rank must call this.
         """
@@ -102,6 +104,6 @@ class GradientGuard:
         kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint had been written"
         return RunError(
             f"stopped at step {step}: {self.bad_steps} steps had a loss or gradient that is not finite "
-            f"(train.max_bad_steps={self.max_bad_steps}); in this one it came first out of {first}; {kept}; "
-            f"a smaller optim.lr or trainer.gradient_clip_val often helps"
+            f"(train.max_bad_steps={self.max_bad_steps}); in this step the first such number came out of {first}; "
+            f"{kept}; a smaller optim.lr or trainer.gradient_clip_val often helps"
         )

@@ -3,8 +3,7 @@
 - *Randomness* of batch b on rank r is a function of (seed, r, b) alone, set at the start of every training step. So a
   resumed run needs no stored generator, and neither validation nor sampling can change the training that follows.
 - *Non-finite steps* are skipped on every rank at once (`gradient_guard.py`).
-- *Numbers* are sums over images in float64 until they are logged (`running_sums.py`). Validation is not here but in
-  `callbacks.py`, and uses the function that also makes the final table.
+- *Metrics* are sums over images in float64 until they are logged (`running_sums.py`). Validation is in `callbacks.py`.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Learner(pl.LightningModule):
         self.signal = 0  # set by a signal handler of this process
         self.interrupted = 0  # the signal all ranks agreed on, at an optimiser step
         self.stopped_early = False
-        self.restored = False  # True once training has begun: by then a checkpoint has been taken in completely
+        self.restored = False  # True once training has begun, when a checkpoint has been loaded completely
         self.clock: Callable[[], float] = lambda: 0.0  # seconds this run has trained, over all its sessions
         self._sums = RunningSums()  # of the sound steps since the last logged row
         self._reset_step()
@@ -88,7 +87,7 @@ class Learner(pl.LightningModule):
         return self.model.objective(batch.images, context_of(self.model, batch))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss in bits/dim: a scale at which one clipping norm and learning rate suit every image size."""
+        """Mean loss in bits/dim, so that one clipping norm and learning rate suit every image size."""
         if not self._batches:
             self.guard.begin_step(self.model)
         self._batches.append((batch_idx, batch))
@@ -117,7 +116,7 @@ class Learner(pl.LightningModule):
             self.guard.clip(self.model, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then average; or, after a bad step, put everything back as it was."""
+        """Make the step and average the weights; or, if the step is skipped, restore the buffers."""
         super().optimizer_step(*args, **kwargs)
         if self.guard.skip:
             self.guard.undo(self.model)
@@ -137,13 +136,13 @@ class Learner(pl.LightningModule):
             ema.update(self.ema, self.model, ema.decay_at(self.updates, self.decay))
 
     def configure_optimizers(self) -> Any:
-        """AdamW with its schedule, stepped once per optimiser step."""
+        """AdamW and its learning-rate schedule, which advances once per optimiser step."""
         optimizer = self.make_optimizer(fused=not self._loss_is_scaled())
         scheduler = LambdaLR(optimizer, lambda step: self.optim.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        """The optimiser of the model's weights; `fused`: the precision allows a fused one."""
+        """The optimiser of the model's weights. `fused`: True if the precision allows a fused optimiser."""
         return self.optim.optimizer(self.model.parameters(), fused=fused)
 
     def _loss_is_scaled(self) -> bool:
@@ -151,9 +150,9 @@ class Learner(pl.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def on_train_start(self) -> None:
-        """Put the learning rate where the schedule has it now: a resumed run may have been given more steps.
+        """Set the learning rate by the schedule: `max_steps` of a resumed run may have changed.
 
-        Sums of a checkpoint were read before this learner was moved to its device.
+        The sums of a checkpoint move to the device here, because they were loaded before the learner was moved.
         """
         self._sums.to(self.device)
         scheduler: Any = self.lr_schedulers()
@@ -162,7 +161,7 @@ class Learner(pl.LightningModule):
             group["lr"] = base * self.optim.factor(scheduler.last_epoch, self.max_steps)
         self.restored = True
 
-    # ---- for callbacks
+    # ---- called by callbacks
 
     @contextmanager
     def evaluation_model(self) -> Iterator[nn.Module]:
@@ -210,7 +209,9 @@ class Learner(pl.LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `checkpoint["genlab"]`: what rebuilds this model, and the counters that are not tensors."""
+        """Add `checkpoint["genlab"]`: the card, which is enough to rebuild the model, and counters that are not
+        tensors.
+        """
         checkpoint["genlab"] = {
             **self.card,
             "step": self.global_step,
@@ -222,13 +223,13 @@ class Learner(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters back."""
+        """Restore the counters."""
         state = checkpoint["genlab"]
         self.guard.bad_steps, self.updates = state["bad_steps"], state["updates"]
         self._sums.load(state["sums"], self.global_rank)
 
     def configure_model(self) -> None:
-        """Split weights and their average over the ranks alike, so that averaging stays local."""
+        """Split the weights and their average over the ranks alike: then averaging needs no communication."""
         if self.sharded:
             for part in (self.model, self.ema):
                 if part is not None:

@@ -1,8 +1,8 @@
-"""metrics.csv, and the loggers that a user may add to it.
+"""metrics.csv, and the loggers that a user can add.
 
-metrics.csv has a row for each logged step, a column for each metric, and no times: a run that was killed and resumed
-leaves the same file as one that was not. Lightning's CSVLogger is not used: it cannot continue a file, nor drop the
-rows that were written after the last checkpoint.
+metrics.csv has a row for each logged step and a column for each metric. It has no times, so a run that was killed and
+resumed writes the same file as an uninterrupted one. Lightning's CSVLogger is not used: it can neither continue a file
+nor drop the rows that were written after the last checkpoint.
 
 The loggers for TensorBoard and Weights & Biases are Lightning's, imported when they are chosen.
 """
@@ -28,7 +28,7 @@ KINDS = {"csv": None, "none": None, "tensorboard": "tensorboard", "wandb": "wand
 
 
 def check(kind: str) -> None:
-    """RequestError if there is no such logger or its package is missing."""
+    """Raise RequestError if there is no such logger or its package is missing."""
     if kind not in KINDS:
         raise RequestError(f"logger={kind} is unknown; {nearest(kind, KINDS)}")
     package = KINDS[kind]
@@ -37,7 +37,7 @@ def check(kind: str) -> None:
 
 
 def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, Any]) -> list[Logger]:
-    """The loggers of a run in `folder` that has had `step` optimiser steps. `config` is sent to Weights & Biases."""
+    """The loggers of a run in `folder` that has done `step` optimiser steps. `config` is sent to Weights & Biases."""
     kind = settings["kind"]
     if kind == "none":
         return []
@@ -50,7 +50,7 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
         from pytorch_lightning.loggers import WandbLogger
 
         settings_file = folder / "wandb" / "settings"
-        if settings_file.exists():  # wandb would read it, and send the user's key to the server that it names
+        if settings_file.exists():  # wandb would send the user's key to the server that is named in it
             raise RequestError(f"{settings_file} is not of this run: genlab never writes it; delete it")
         loggers.append(
             WandbLogger(
@@ -63,7 +63,7 @@ def make(settings: dict[str, Any], folder: Path, step: int, config: dict[str, An
 
 @contextmanager
 def closing(loggers: list[Logger]) -> Iterator[None]:
-    """End the run at Weights & Biases with ours, also when ours fails: the next run of a sweep would write into it."""
+    """End the run at Weights & Biases when ours ends or fails, or the next run of a sweep would write into it."""
     status = 1
     try:
         yield
@@ -71,7 +71,7 @@ def closing(loggers: list[Logger]) -> Iterator[None]:
     finally:
         for logger in loggers:
             if type(logger).__name__ == "WandbLogger":
-                import wandb  # Lightning ends this one at the end of the process, all others itself
+                import wandb  # Lightning ends all other loggers, but this one only at the end of the process
 
                 wandb.finish(exit_code=status)
 
@@ -113,10 +113,10 @@ class MetricsFile(Logger):
         self._row.update({"step": step, **metrics})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml stands beside the file."""
+        """Do nothing: config.yaml is in the same folder."""
 
     def save(self) -> None:
-        """Write the row collected so far and flush it to the disk: the checkpoint that follows relies on it."""
+        """Write the row collected so far and flush it to the disk. The checkpoint that is written next relies on it."""
         self._append()
         with _one_sentence_error(self.path), open(self.path, "rb+") as file:
             os.fsync(file.fileno())
@@ -134,7 +134,7 @@ class MetricsFile(Logger):
         self._row = {}
 
     def _writer(self, file: Any) -> csv.DictWriter:
-        # "ignore": rows read back may still have the columns of rows that were dropped, all empty
+        # "ignore": rows from the file may have empty cells in columns that only dropped rows used
         return csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
@@ -173,10 +173,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise _damaged(path, f"it is not CSV ({error})") from error
     columns = reader.fieldnames or []
     if "step" not in columns or len(set(columns)) < len(columns):
-        raise _damaged(path, f"its first line is {lines[0][:60]!r}, without a column step of its own")
+        raise _damaged(path, f"its first line is {lines[0][:60]!r}: it has no column step, or two columns of one name")
     sound = [_is_sound(row) for row in rows]
     if not all(sound[:-1]):
-        raise _damaged(path, f"row {sound.index(False) + 1} is not a step and a number or nothing a column")
+        raise _damaged(path, f"row {sound.index(False) + 1} has no step, or something other than a number in a column")
     return rows if all(sound) else rows[:-1]
 
 

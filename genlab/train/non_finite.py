@@ -1,4 +1,4 @@
-"""Find the module that produced the first non-finite number, so that a stopped run can say more than "loss is nan"."""
+"""Find the module that produced the first non-finite number, for the error message of a stopped run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def first_non_finite(model: nn.Module, compute: Callable[[], dict[str, Tensor]]) -> str | None:
     """Dotted name of the first module whose output is not finite when `compute` is called; None if all are.
 
-    Hooks fire in the order in which modules finish, so a part is blamed before the whole that contains it.
+    Hooks are called in the order in which modules finish, so an inner module is named before the one that contains it.
     """
     culprits: list[str] = []
 
@@ -24,7 +24,7 @@ def first_non_finite(model: nn.Module, compute: Callable[[], dict[str, Tensor]])
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        with torch.compiler.set_stance("force_eager"):  # a compiled graph would run past the hooks
+        with torch.compiler.set_stance("force_eager"):  # a compiled graph does not call the hooks
             compute()
     finally:
         for hook in hooks:

@@ -1,11 +1,11 @@
-"""AdamW and its learning-rate schedule: the section `optim` of a config, as one value.
+"""AdamW and its learning-rate schedule: the section `optim` of a config.
 
 AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), by torch; the cosine is Loshchilov & Hutter 2017
 (arXiv:1608.03983) without restarts. Weight decay is applied to matrices and kernels only: pulling a bias or a gain
 towards zero does not regularise.
 
-The schedule is a function of the step, not one of torch's schedulers with a state of their own, so that a resumed run
-can be given more steps.
+The schedule is a function of the step, and not one of torch's schedulers, which have a state: so a resumed run can have
+another number of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AdamW:
     """Settings of the optimiser.
 
     `warmup`: in optimiser steps. `discriminator_lr`: learning rate of a GAN's discriminator, None for `lr`.
-    RequestError for values that make no sense.
+    Raises RequestError for values that are not possible.
     """
 
     lr: float = 1e-3
@@ -54,7 +54,7 @@ class AdamW:
     def optimizer(
         self, parameters: Iterable[Tensor], fused: bool, discriminator: Iterable[Tensor] = ()
     ) -> torch.optim.AdamW:
-        """The optimiser of `parameters` and of those of a discriminator; `fused`: the precision allows a fused one."""
+        """The optimiser of the parameters, with those of a discriminator. `fused`: True if the precision allows it."""
         groups = self._groups(parameters, self.lr) + self._groups(discriminator, self.discriminator_lr or self.lr)
         first, second = self.betas
         return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), fused=self.fused and fused)

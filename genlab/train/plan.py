@@ -1,6 +1,6 @@
 """How a run uses the hardware: the section `trainer` of a config, checked against this machine.
 
-Whatever this machine cannot do is refused here, before a folder is made or a process started.
+Settings that are not possible on this machine raise an error here, before a folder is made or a process is started.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Plan:
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any]) -> Plan:
-        """The plan for this machine. RequestError for a key that it cannot meet."""
+        """The plan for this machine. Raises RequestError for a setting that is not possible on it."""
         accelerator = _one_of("accelerator", trainer["accelerator"], ("auto", "cpu", "gpu"))
         gpus = torch.cuda.device_count()
         if accelerator == "gpu" and not gpus:
@@ -79,13 +79,13 @@ def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _precision(asked: str, accelerator: str) -> str:
-    if asked not in PRECISIONS:
-        raise RequestError(f"trainer.precision={asked} is unknown; {nearest(asked, PRECISIONS)}")
-    if asked == "fp16-mixed" and accelerator == "cpu":
+def _precision(precision: str, accelerator: str) -> str:
+    if precision not in PRECISIONS:
+        raise RequestError(f"trainer.precision={precision} is unknown; {nearest(precision, PRECISIONS)}")
+    if precision == "fp16-mixed" and accelerator == "cpu":
         raise RequestError("trainer.precision=fp16-mixed needs a GPU; on a CPU choose bf16-mixed or 32")
-    if asked != "auto":
-        return PRECISIONS[asked]
+    if precision != "auto":
+        return PRECISIONS[precision]
     if accelerator == "gpu":
         fast = torch.cuda.get_device_capability()[0] >= 8
     else:

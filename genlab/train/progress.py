@@ -18,7 +18,7 @@ from genlab.train.callbacks import Log, Periodic
 from genlab.train.learner import Learner
 
 EVERY_SECONDS = 10.0
-LABELS = {  # of those training metrics that are shown, if the model has them
+LABELS = {  # the training metrics that are shown, if the model has them
     "bits_per_dim": "bits/dim",
     "loss": "loss",
     "generator_loss": "generator",
@@ -27,16 +27,16 @@ LABELS = {  # of those training metrics that are shown, if the model has them
 
 
 class Progress(Periodic):
-    """Step, training and validation metric, images per second and time left. Only rank zero shows anything."""
+    """Show step, training metrics, images per second and time left. Only rank zero shows them."""
 
     def __init__(self, log: Log, step_images: int) -> None:
         super().__init__(every=1)
-        self.newest = log  # whose latest row is shown; Lightning itself sets an attribute `log`
+        self.logged = log  # its latest row is shown (not named `log`, which is an attribute of Lightning)
         self.step_images = step_images  # images of one optimiser step over all ranks
         self._bar: Bar | None = None
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Print what data was found, and start the clock. All checks that could refuse the run are done by now."""
+        """Print a summary of the data and start the clock. All checks of the run are done by now."""
         if trainer.is_global_zero and hasattr(trainer.datamodule, "summary"):
             print(trainer.datamodule.summary, file=sys.stderr)
         self._start = self._shown = time.perf_counter()
@@ -60,7 +60,7 @@ class Progress(Periodic):
             print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
 
     def _numbers(self) -> list[str]:
-        values = {label: self.newest.latest.get(f"train/{name}") for name, label in LABELS.items()}
+        values = {label: self.logged.latest.get(f"train/{name}") for name, label in LABELS.items()}
         return [f"{value:.4f} {label}" for label, value in values.items() if value is not None]
 
     def on_train_end(self, trainer: Any, learner: Any) -> None:
@@ -69,12 +69,12 @@ class Progress(Periodic):
             self._bar.stop()
 
     def on_exception(self, trainer: Any, learner: Any, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Stop the bar, so that the terminal works again."""
         self.on_train_end(trainer, learner)
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Seconds as text: 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,11 +1,11 @@
-"""The state that a resumed run starts from: a checkpoint, checked and adapted to what the config says now.
+"""The state that a resumed run starts from: a checkpoint, checked and adapted to the current config.
 
     averaged weights     dropped if train.ema is 0 now; started from the weights themselves if there were none
     optimiser            the moments of the checkpoint, the settings of the config
     data                 the position, in images: a batch of another size begins where the last one ended
 
-A run whose config has not changed continues from exactly what it saved. Whatever cannot be adapted is a RequestError,
-before any file is changed.
+A run whose config has not changed continues from exactly the saved state. If the state cannot be adapted, a
+RequestError is raised before any file is changed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ def read_last(folder: Path) -> dict[str, Any] | None:
         state = read(path)
         check_resumable(state, path)
     except RequestError as error:
-        again = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
-        raise RequestError(f"{error}{again}") from error
+        advice = f"; to resume from the best one instead, copy {best.name} over it" if best.exists() else ""
+        raise RequestError(f"{error}{advice}") from error
     return state
 
 
 def adapt(state: dict[str, Any], learner: Learner, data: Any, images: int, fused: bool) -> dict[str, Any]:
     """The checkpoint `state`, adapted to `learner`, whose batches have `images` images on all processes together.
 
-    `state` itself is not changed. `fused`: the precision allows a fused optimiser. RequestError if it does not fit.
+    `state` itself is not changed. `fused`: True if the precision allows a fused optimiser. Raises RequestError if it
+    does not fit.
     """
     card = dict(state["genlab"])
     weights, card["updates"] = _weights(state["state_dict"], learner, card["updates"])
@@ -74,13 +75,13 @@ class PreloadedCheckpointIO(AtomicCheckpointIO):
         self._states = [] if state is None else [state]
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return `state` and forget it: it is as large as model and optimiser together."""
+        """Return `state` and drop the reference to it, because it is as large as model and optimiser together."""
         return self._states.pop()
 
 
 def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tuple[dict[str, Tensor], int]:
     """(weights and averaged weights for the learner, number of updates that the average has seen)."""
-    wanted = learner.state_dict()
+    expected = learner.state_dict()
     averaged = any(key.startswith("ema.") for key in saved)
     kept = {key: value for key, value in saved.items() if not key.startswith("ema.")}
     if learner.ema is not None and averaged:
@@ -88,12 +89,12 @@ def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tup
     elif learner.ema is not None:
         kept |= {"ema." + key.removeprefix("model."): value.clone() for key, value in kept.items()}
         updates = 0
-    for key in [*wanted, *kept]:
-        ours, theirs = (tuple(part[key].shape) if key in part else None for part in (wanted, kept))
-        if ours != theirs:
+    for key in [*expected, *kept]:
+        shape, saved_shape = (tuple(part[key].shape) if key in part else None for part in (expected, kept))
+        if shape != saved_shape:
             raise RequestError(
-                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(theirs)} there and "
-                f"{_shape(ours)} here; a run keeps its model"
+                f"checkpoints/last.ckpt does not fit the model of config.yaml: {key} is {_shape(saved_shape)} there "
+                f"and {_shape(shape)} here; a run keeps its model"
             )
     return kept, updates
 

@@ -1,4 +1,4 @@
-"""What one run is: the model, the data, the settings, the hardware and the folder, as one value."""
+"""The parts of a run as one value: the model, the data, the settings, the hardware and the folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from genlab.train.plan import Plan
 
 @dataclass
 class Run:
-    """`model` is trained on `data` as `config` (plain dictionaries) and `plan` say, in `folder`.
+    """A run trains `model` on `data` in `folder`, with the settings `config` (plain dictionaries) and `plan`.
 
-    `card`: what goes into every checkpoint under "genlab", primitives and tensors only. `checkpoint`: the content of
+    `card`: the entries of every checkpoint under "genlab", primitives and tensors only. `checkpoint`: the content of
     last.ckpt if the run is resumed; it is as large as model and optimiser together, so `fit` takes it out.
     """
 
@@ -53,13 +53,13 @@ class Run:
         return self.batch_images * self.plan.accumulate
 
     def take_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, which this object then no longer keeps alive."""
+        """Return the checkpoint and drop the reference to it, so that its memory can be freed."""
         checkpoint, self.checkpoint = self.checkpoint, None
         return checkpoint
 
 
 def check_train(train: Mapping[str, Any]) -> None:
-    """RequestError for a `train` section of a config that makes no sense."""
+    """Raise RequestError if a setting of the section `train` of a config is not possible."""
     for key in ("log_every", "valid_every", "checkpoint_every", "max_bad_steps", "samples"):
         if not isinstance(train[key], int) or train[key] < 1:
             raise RequestError(f"train.{key}={train[key]} must be a whole number of at least 1")

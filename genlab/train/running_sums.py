@@ -1,6 +1,6 @@
 """Sums over images of the terms of the objective, in float64, from one logged row to the next.
 
-torchmetrics' MeanMetric is not used: the sums of a step are only added once the step is known to be sound, and they
+torchmetrics' MeanMetric is not used: the sums of a step are added only if the step is not skipped, and they
 are kept in checkpoints as plain numbers, summed over the ranks.
 """
 
@@ -47,8 +47,8 @@ class RunningSums:
 
     def load(self, sums: Mapping[str, list[float]], rank: int) -> None:
         """Take over what `gathered` returned: rank zero takes all of it, the other ranks zeros."""
-        own = float(rank == 0)
-        self.sums = {name: own * torch.tensor(value, dtype=torch.double) for name, value in sums.items()}
+        share = float(rank == 0)
+        self.sums = {name: share * torch.tensor(value, dtype=torch.double) for name, value in sums.items()}
 
     def to(self, device: torch.device) -> None:
         """Move the sums to a device."""

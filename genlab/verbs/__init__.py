@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each. Each checks the request, does the work, writes files and prints."""
+"""The verbs of the command line, one file each. A verb checks the request, does its work, writes files and prints."""

@@ -64,14 +64,17 @@ def command(request: Request) -> None:
     grid, grid_spec, columns = _grid(torch.where(known, image, spec.levels // 2), images, contexts)
     save_images(out, images, spec, grid, grid_spec, columns)
     if weighted and fewest is not None:
-        how = f"{particles} particles, at worst {fewest:.1f} of them effective"
+        accuracy = f"{particles} particles, at worst {fewest:.1f} of them effective"
     else:
-        how = "exact: the known pixels come first" if known_first else completer.completion
-    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} completions{contexts.text} ({how})")
+        accuracy = "exact: the known pixels come first" if known_first else completer.completion
+    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} completions{contexts.text} ({accuracy})")
 
 
 def _partial_image(config: DictConfig, spec: ImageSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(image (C, H, W), known (H, W) bool) of `image=` and `known=`. RequestError if all or no pixels are known."""
+    """(image (C, H, W), known (H, W) bool) of `image=` and `known=`.
+
+    Raises RequestError if all or no pixels are known.
+    """
     image, known = partial_image(Path(str(config.image)), spec)
     if config.known is not None:
         if not known.all():

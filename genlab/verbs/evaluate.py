@@ -1,8 +1,8 @@
-"""`genlab eval`: how well a model does on every image of a split, as one line and JSON, on one process or several.
+"""`genlab eval`: evaluate a model on every image of a split, on one process or several. Prints a line and writes JSON.
 
 A model with a likelihood is evaluated by its bits/dim, an autoencoder by its reconstructions, a classifier by its
-accuracy. A GAN has none of these: reported are the losses of its two players, or with `classifier=` the quality of its
-samples, as `genlab quality` measures it.
+accuracy. A GAN has none of these: its result is the losses of its two players, or with `classifier=` the quality of its
+samples as in `genlab quality`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from genlab.system.atomic import write_json
 from genlab.system.device import choose_device
 from genlab.train.plan import Plan
 
-NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim; what it has is a reconstruction"
-NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; what it has is the quality of its samples"
-NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN), of which its players' losses say little"
+NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim, but a reconstruction error"
+NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; its samples can be compared with test images"
+NOTE_PLAYERS = f"{NOTE_GAN} (add classifier=RUN); the losses of its players say little about samples"
 
 
 def command(request: Request) -> None:
@@ -106,8 +106,8 @@ def work(settings: Any) -> None:
         print(f"{NOTE_PLAYERS}:")
     elif isinstance(model, Coder) and not isinstance(model, Likelihood):
         print(f"{NOTE_CODER}:")
-    careful = f"; CAREFUL: {sentence(config.split, other_data)}" if other_data else ""
-    print(f"{config.split} {evaluation.text}{careful}")
+    warning = f"; CAREFUL: {sentence(config.split, other_data)}" if other_data else ""
+    print(f"{config.split} {evaluation.text}{warning}")
 
 
 def evaluate_samples(config: DictConfig) -> None:

@@ -1,6 +1,6 @@
-"""`genlab probe`: how well a linear classifier predicts labels from a model's features, beside controls, as a table.
+"""`genlab probe`: the accuracy of a linear classifier on a model's features and on controls, as a table and JSON.
 
-`genlab/measure/probe_comparison.py` says what is compared and what the seeds change.
+`genlab/measure/probe_comparison.py` describes the controls and the seeds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def command(request: Request) -> None:
     model, run, spec = open_model(config, Features, "show its features")
     conditioning = getattr(model, "conditioning", "none")
     if conditioning == "label":
-        raise RequestError("this model is given the label of an image: a probe of it would only read that back")
+        raise RequestError("this model is conditioned on the label, so a probe would only read the label back")
     data = open_data(config, run)
     probe_data = ProbeData(
         data, seeds=config.seeds, per_class=config.per_class, count=config.train, with_progress=with_progress
@@ -68,6 +68,6 @@ def command(request: Request) -> None:
     title = f"accuracy in %, {labelled:,} labels, {test:,} test images; ± is a 95 % interval of test images and seeds"
     print_table(title, COLUMNS, rows, [line(*row) for row in rows])
     if conditioning == "image":
-        print("the network is also given a second image, which the other features are not made of")
+        print("the network also gets a second image; the other features are computed without it")
     if unfinished := [record.features for record in records if not all(p.converged for p in record.probes)]:
         print(f"genlab: L-BFGS stopped before it converged for {', '.join(unfinished)}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""`genlab quality`: how closely a model's samples resemble test images, as a table and JSON.
+"""`genlab quality`: the similarity of a model's samples to test images, as a table and JSON.
 
-`genlab/measure/quality.py` says what is measured.
+`genlab/measure/quality.py` describes the measures.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _images(config: DictConfig, model: Any, run: dict[str, Any], spec: ImageSpec
         return image[None], contexts.context, f"{config.image}{contexts.text}"
     for key in ("label", "context"):
         if config[key] is not None:
-            raise RequestError(f"{key}={config[key]} goes with image=: the images of a split bring their own")
+            raise RequestError(f"{key}={config[key]} goes with image=: the images of a split have their own")
     data = open_data(config, run)
     total = len(data.split(config.split).labels)
     if config.n > total:

@@ -1,4 +1,4 @@
-"""`genlab resume run=DIR [trainer.…=…] [train.…=…]`: go on in the same folder, as if the run had never stopped."""
+"""`genlab resume run=DIR [trainer.…=…] [train.…=…]`: continue a run in its folder, as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def command(request: Request) -> int:
     folders = [word.partition("=")[2] for word in request.overrides if word.startswith("run=")]
     if len(folders) != 1 or not folders[0] or request.sweep:
         raise RequestError("genlab resume needs run=DIR, the folder that `genlab train` wrote")
-    rest = [word for word in request.overrides if not word.startswith("run=")]
-    resume.run(Path(folders[0]).expanduser(), rest, request.command)
+    overrides = [word for word in request.overrides if not word.startswith("run=")]
+    resume.run(Path(folders[0]).expanduser(), overrides, request.command)
     return 0

@@ -1,6 +1,6 @@
 """`genlab sample`: draw images from a model into a PNG grid, and the same images as integers into a .npy file.
 
-An autoencoder, which has no distribution of images, draws by what `code=` or `chain=` names (`request/samplers.py`).
+An autoencoder has no distribution of images. Its images are drawn by `code=` or `chain=` (`request/samplers.py`).
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ def command(request: Request) -> None:
     images = with_progress("sampling", contexts.n, draw)
     seconds = time.perf_counter() - started
     save_images(out, images, spec, *contexts.grid(images), columns=contexts.columns)
-    how = f" ({description})" if description else ""
-    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{how}")
+    note = f" ({description})" if description else ""
+    print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{note}")

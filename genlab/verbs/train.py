@@ -10,7 +10,7 @@ from genlab.request.compose import Request, split_hydra
 
 
 def command(request: Request) -> int:
-    """Train in a new folder; returns the exit status. With -m: a run for every combination of the values."""
+    """Train in a new folder; returns the exit status. With -m, there is a run for every combination of values."""
     if request.sweep:
         return sweep.run(request)
     config, hydra = split_hydra(start_from.composed(request))

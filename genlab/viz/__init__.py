@@ -1,4 +1,4 @@
-"""Pictures: grids of images, plots, and what a trained model has learnt."""
+"""Pictures: grids of images, plots, and pictures of what a trained model has learnt."""
 
 from genlab.viz.grids import grid, save_grid, signed, to_uint8
 

@@ -52,7 +52,7 @@ def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None
 
 
 def save_whole_file(path: Path, save: Callable[[Path], object]) -> None:
-    """Call `save` with a temporary name, then rename the file to `path`, so that nobody sees half a file.
+    """Call `save` with a temporary name, then rename the file to `path`, so that the file is never incomplete.
 
     A missing folder is made.
     """

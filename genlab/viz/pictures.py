@@ -9,17 +9,17 @@ Of every autoencoder and latent model (`core.Coder`):
     atoms        what each unit of the code adds to an image
     activating   the images for which the most varying units are largest, beside the unit's atom
     codes        histogram of the values of the code
-    traversal    decoded images while one unit goes through the range it has in the data
+    traversal    decoded images while one unit goes through its range in the data
     plane        two numbers for each image, coloured by class: the code, or its first two principal components
     between      decoded codes on straight lines between the codes of two images
-    sparsity     curves over training: how much of the code was in use
+    sparsity     curves over training: the share of active units, and the mean activation
 
 A conditional model decodes the code of an image under the context of that image. Codes that belong to no image are
 decoded under the context of the first image.
 
 Of every model with an amortised posterior (`core.Latent`):
 
-    units        KL of every unit's posterior from the prior, in nats: which units carry information on an image
+    units        KL of every unit's posterior from the prior, in nats: the information of the unit on an image
     manifold     for a model with two units: decoded images at the quantiles of the prior
 
 Of every model that makes images from normal numbers (`core.Pushforward`: latent Gaussian models, flows, GANs):
@@ -76,7 +76,7 @@ class Subject:
 
     @property
     def context(self) -> Tensor | None:
-        """What the model is given for each image (N, ...); None if it is unconditional."""
+        """The context of each image (N, ...); None if the model is unconditional."""
         return context_of(self.model, self._split)
 
     @property
@@ -107,7 +107,7 @@ class Subject:
 
 @torch.no_grad()
 def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], list[str]]:
-    """Write the pictures of these names into `folder`, as far as the model has them.
+    """Write the pictures of these names into `folder`, except those that the model does not have.
 
     Returns the files written and, for the pictures that were left out, the reasons, each once.
     """
@@ -136,12 +136,12 @@ def filters(subject: Subject) -> Save:
     model = subject.model
     weights = model.filters() if isinstance(model, Filters) else None
     if weights is None:
-        raise RequestError(f"{model_name(model)} has no filters to show: its first layer makes no picture")
+        raise RequestError(f"{model_name(model)} has no filters to show: its first layer cannot be drawn as pictures")
     return _signed_tiles(weights[: subject.units or MAX_TILES])
 
 
 def atoms(subject: Subject) -> Save:
-    """What each unit adds to an image."""
+    """The atom of each unit: what the unit adds to an image."""
     coder = _coder(subject)
     units = torch.arange(min(subject.units or MAX_TILES, coder.latent_dim))
     return _signed_tiles(representations.atoms(coder, units, subject.first_context))
@@ -169,8 +169,9 @@ def codes(subject: Subject) -> Save:
 
 
 def traversal(subject: Subject) -> Save:
-    """A row for each unit: the first image of the split as decoded, then with the unit from its least to its largest
-    value in the split.
+    """A row for each unit: the decoded code of the first image, then decoded codes with other values of the unit.
+
+    The values go from the unit's smallest to its largest in the split.
     """
     coder, h = _coder(subject), subject.codes
     units = subject.most_varying_units.tolist()
@@ -200,7 +201,7 @@ def between(subject: Subject) -> Save:
     """
     coder, x, context = _coder(subject), subject.images[: 2 * PAIRS], subject.context
     if len(x) < 2:
-        raise RequestError(f"the {subject.split} split has a single image: there is nothing between one")
+        raise RequestError(f"the {subject.split} split has a single image, and an interpolation needs two")
     x = x[: len(x) // 2 * 2]
     h = subject.codes[: len(x)]
     t = torch.linspace(0, 1, STEPS)[:, None]
@@ -232,7 +233,7 @@ def manifold(subject: Subject) -> Save:
     """Images decoded on a grid of the quantiles of a standard normal in two dimensions."""
     model = _latent(subject)
     if model.latent_dim != 2 or not isinstance(model, Coder):
-        raise RequestError(f"a manifold is of model.latent_dim=2, and this is of {model.latent_dim}")
+        raise RequestError(f"a manifold needs model.latent_dim=2, and this model has {model.latent_dim}")
     quantiles = torch.special.ndtri((torch.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
     sheet = _to_8_bit(representations.decode_all(model, z, subject.first_context))
@@ -246,7 +247,7 @@ def walk(subject: Subject) -> Save:
         raise RequestError(f"{model_name(model)} does not make images from normal numbers: there is no walk")
     conditioning = getattr(model, "conditioning", "none")
     if conditioning == "image":
-        raise RequestError("a walk from image to image needs no second image, and this model is given one")
+        raise RequestError("a walk is not possible for a model that is conditioned on a second image")
     ends = model.prior(2 * PAIRS, generator=torch.Generator().manual_seed(0))
     rows, labels = [""] * PAIRS, None
     if conditioning == "label":
@@ -259,7 +260,7 @@ def walk(subject: Subject) -> Save:
     )  # fmt: skip
 
 
-Picture = Callable[[Subject], Save]  # raises RequestError if the model has nothing to show in it
+Picture = Callable[[Subject], Save]  # raises RequestError if the model has no such picture
 GENERAL: dict[str, Picture] = {
     "filters": filters, "atoms": atoms, "activating": activating, "codes": codes, "traversal": traversal,
     "plane": plane, "between": between, "sparsity": sparsity,
@@ -279,8 +280,8 @@ def _latent(subject: Subject) -> Any:
 def _coder(subject: Subject) -> Any:
     """The model, which must be a `core.Coder`."""
     if not isinstance(subject.model, Coder):
-        rest = "|".join(["filters", *(PRIOR if isinstance(subject.model, Pushforward) else ())])
-        raise RequestError(f"{model_name(subject.model)} has no code to show: what={rest} is all there is of it")
+        names = "|".join(["filters", *(PRIOR if isinstance(subject.model, Pushforward) else ())])
+        raise RequestError(f"{model_name(subject.model)} has no code to show: what={names} is all there is of it")
     return subject.model
 
 

@@ -29,7 +29,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 def labelled_grid(
     images: Tensor, spec: ImageSpec, rows: Sequence[str], columns: Sequence[str], *, below: str = ""
 ) -> Figure:
-    """Images (R * K, C, H, W) in R rows of K. Row names stand on the left, column names on top, `below` at the foot."""
+    """Images (R * K, C, H, W) in R rows of K, with row names on the left, column names on top, `below` at the foot."""
     picture = grid(images, spec, len(columns))
     width, height = picture.size
     left, top, bottom = 110, 30, 30 if below else 10
@@ -49,10 +49,10 @@ def histogram(h: Tensor, split: str) -> Figure:
     """Two histograms of codes h (N, L): all values except exact zeros, and the mean of each unit over the images."""
     figure = _figure(9, 3.6)
     values, means = figure.subplots(1, 2)
-    on = h[h != 0]
-    values.hist(on.numpy(), bins=100, log=True, color="0.35")
+    nonzero = h[h != 0]
+    values.hist(nonzero.numpy(), bins=100, log=True, color="0.35")
     values.set(xlabel="value of a unit", ylabel="how many values")
-    values.set_title(f"{1 - on.numel() / h.numel():.1%} of the values are exactly 0, and left out", fontsize=10)
+    values.set_title(f"{1 - nonzero.numel() / h.numel():.1%} of the values are exactly 0, and left out", fontsize=10)
     means.hist(h.mean(0).numpy(), bins=50, color="0.35")
     means.set(xlabel="mean of a unit over the images", ylabel="how many units")
     means.set_title(f"{int((h == 0).all(0).sum())} of {h.shape[1]} units are 0 for every image", fontsize=10)
@@ -107,7 +107,7 @@ SPARSITY = {  # for each panel the name of its axis, and the metrics drawn in it
 
 
 def sparsity(metrics: Path) -> Figure:
-    """Curves of a run's metrics.csv: how much of the code was in use, and the target if its sparsity has one.
+    """Curves of a run's metrics.csv: active units and mean activation, and the target of the config if there is one.
 
     Raises RequestError if the file is missing or has no such metrics.
     """

@@ -1,4 +1,4 @@
-"""What a model's code or latent space looks like, computed only with `encode` and `decode`: images and points to plot.
+"""Images and points that illustrate a model's code or latent space, computed with `encode` and `decode` only.
 
 - Atom of a unit: what the unit adds to the decoded image when it goes from 0 to 1 while all other units are 0. For a
   linear decoder this is the unit's column of the weight matrix.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from genlab.core import Coder, Latent, Pushforward, RequestError, RunError
 
-BATCH = 256  # images or codes that pass through the model at once
+BATCH = 256  # images or codes that the model processes at once
 
 
 def encode_all(

@@ -80,7 +80,7 @@ def test_terms_are_what_they_say(case):
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["penalty"])
     torch.testing.assert_close(terms["squared_error"], (expected - y).square().flatten(1).mean(1))
     torch.testing.assert_close(terms["mean_activation"], h.mean(1))
-    torch.testing.assert_close(terms["active"], (h.abs() > made.on).double().mean(1))
+    torch.testing.assert_close(terms["active"], (h.abs() > made.threshold).double().mean(1))
     if case.head == "none":
         assert made.measured_in == "half squared error"
         torch.testing.assert_close(terms["reconstruction"], (expected - y).square().flatten(1).sum(1) / 2)

@@ -79,7 +79,7 @@ def asked(model, name, context, player="generator"):
 
 @pytest.mark.parametrize(("model", "context", "kind"), cases())
 def test_a_context_is_used_everywhere_or_refused_everywhere(model, context, kind, monkeypatch):
-    monkeypatch.setattr("genlab.models.flow.WALK", 3)  # steps of a completion
+    monkeypatch.setattr("genlab.models.flow.LANGEVIN_STEPS", 3)  # steps of a completion
     monkeypatch.setattr("genlab.models.gan.SEARCH_STEPS", 3)
     made = zoo.tiny(config(model, context), SPEC, scale=0.5)
     names = methods(made)

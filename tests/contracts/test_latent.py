@@ -339,7 +339,7 @@ def test_free_bits_have_no_gradient():
         ({"train_draws": 3}, "elbo takes 1"),
         ({"bound": "iwae", "train_draws": 2, "beta": 2.0}, "bound=elbo"),
         ({"inference": "map", "warm_up": 3}, "bound=elbo"),
-        ({"inference": "map", "bound": "dreg", "train_draws": 2}, "one guess"),
+        ({"inference": "map", "bound": "dreg", "train_draws": 2}, "one z for each image"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, sentence):
