@@ -22,6 +22,7 @@ from torch import Tensor
 from genlab.nets.causal.recompute import Prefix, Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_slices
+from genlab.system.device import moved
 
 Step = Callable[[], Tensor]
 
@@ -161,6 +162,11 @@ class Cache(ABC):
     def slices(self, colour: int, *widths: int) -> list[slice]:
         """Which of the channels of layers of those widths belong to a colour."""
         return [group_slices(width, self.colours)[colour] for width in widths]
+
+    def colour_by_colour(self, parts: int, width: int) -> Tensor:
+        """The order of `parts` times `width` channels in which those of each colour, of all parts, come in turn."""
+        channels = torch.arange(parts * width).view(parts, width)
+        return moved(torch.cat([channels[:, own].flatten() for own in group_slices(width, self.colours)]), self.device)
 
     @property
     def row(self) -> int:

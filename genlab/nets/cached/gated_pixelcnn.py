@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.nets.cached.base import Cache, Step, pointwise_weight, row_weight
-from genlab.nets.causal.gated_pixelcnn import GatedLayer, GatedPixelCNN, LeftConv2d
-from genlab.nets.layers.masked import group_slices
+from genlab.nets.causal.gated_pixelcnn import GatedLayer, GatedPixelCNN
 from genlab.system.device import moved
 
 
@@ -93,11 +92,12 @@ class GatedPixelCNNCache(Cache):
             )
             for layer in layers
         ]
-        self.order = moved(_colour_by_colour(width, self.colours), self.device)
+        self.order = self.colour_by_colour(2, width)  # values and gates of each colour in turn
         self.link = [layer.link.weight[self.order, :, 0, 0].T.contiguous() for layer in layers]  # (2p, 2p)
-        self.begun_bias = [
-            (layer.horizontal.bias + _missing(layer.horizontal, lack))[self.order]  # type: ignore[operator]
-            for layer, lack in zip(layers, self.lacking[:-1], strict=True)
+        convs = [layer.horizontal for layer in layers]
+        self.begun_bias = [  # with what the convolution would add for the biases that the stream lacks
+            (conv.bias + conv.masked_weight.sum((2, 3)) @ lack)[self.order]
+            for conv, lack in zip(convs, self.lacking[:-1], strict=True)
         ]
         self.inputs = [
             self.streams[0][:, self.slots[0](j), colour * self.step_width : (colour + 1) * self.step_width]
@@ -163,7 +163,10 @@ class LayerViews:
         part = slice(2 * mine.start, 2 * end)  # values and gates of this colour
         own = end if i else colour * cache.step_width  # channels of this pixel that the layer may read
         line, c = cache.streams[i].flatten(1), cache.streams[i].shape[2]
-        self.horizontal = _left(layer.horizontal, cache.order[part], own)  # (q P + own, 2n)
+        weight = layer.horizontal.masked_weight[cache.order[part], :, 0]
+        if not layer.horizontal.centre:
+            weight = F.pad(weight, (0, 1))
+        self.horizontal = row_weight(weight, own)  # (q P + own, 2n)
         self.gated, self.gates = cache.gates[i, :, mine], cache.gates[i, :, :end]  # (B, n); colours so far (B, P')
         self.expand = pointwise_weight(layer.expand, mine, end)  # (P', n)
         begun = cache.begun[i, ..., part]
@@ -216,20 +219,3 @@ class Slots:
 
     def __call__(self, column: int) -> int:
         return column % self.dilation * self.length + self.taps + column // self.dilation
-
-
-def _colour_by_colour(width: int, colours: int) -> Tensor:
-    """Channels (2p,) of a pre-activation, values then gates, in the order values and gates of each colour in turn."""
-    pieces = [torch.arange(s.start, s.stop) for s in group_slices(width, colours)]
-    return torch.cat([torch.cat([piece, piece + width]) for piece in pieces])
-
-
-def _left(conv: LeftConv2d, out: Tensor, own: int) -> Tensor:
-    """Weights of the output channels `out`: pixels to the left, then the first `own` channels of the pixel itself."""
-    weight = conv.masked_weight[out, :, 0]  # (n, D, taps)
-    return row_weight(weight if conv.centre else F.pad(weight, (0, 1)), own)
-
-
-def _missing(conv: LeftConv2d, lacking: Tensor) -> Tensor:
-    """What a convolution of the stream would add for what every pixel of it lacks (D,) -> (2p,)."""
-    return conv.masked_weight.sum((2, 3)) @ lacking

@@ -16,7 +16,7 @@ L blocks, B images, w columns, F channels of the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -50,12 +50,10 @@ def recorded(
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
         records[module] = record(inputs[0], result)
 
-    hooks = [module.register_forward_hook(hook) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(hook))
         yield records
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def signs(cache: Cache) -> Tensor:

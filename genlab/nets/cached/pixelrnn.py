@@ -27,7 +27,6 @@ from torch import Tensor
 from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
-from genlab.nets.layers.masked import group_slices
 
 
 class PixelRNNCache(Cache):
@@ -40,8 +39,7 @@ class PixelRNNCache(Cache):
     def allocate(self) -> None:
         net = self.net
         self.depth, self.width, self.units = len(net.blocks), net.width, net.units
-        each = torch.arange(4 * net.units, device=self.device).view(4, -1)
-        self.by_colour = torch.cat([each[:, units].flatten() for units in group_slices(net.units, net.groups)])
+        self.by_colour = self.colour_by_colour(4, net.units)
         self.first = FirstLayer(self, net.first)
         self.inputs = self.first.inputs
         self.final = self.buffer(self.batch, net.width, images=0)

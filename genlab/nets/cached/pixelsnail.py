@@ -18,7 +18,6 @@ T pixels. A context with places gives every column biases of its own (w = W); ot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -50,14 +49,6 @@ class GateBiases:
     def calls(self, column: int) -> list[Call]:
         """Copy those of the pixel in a column to `now`, if they differ by column."""
         return [partial(self.now.copy_, self.row[column])] if len(self.row) > 1 else []
-
-
-@dataclass(slots=True)
-class ColumnStep:
-    """What is done at one column, apart from what is the same at all of them."""
-
-    begin: list[Call]  # the first layer, and the biases of the gates if they differ by column
-    convs: list[list[Call]]  # the 2x2 convolutions of every block
 
 
 class PixelSNAILCache(Cache):
@@ -98,19 +89,17 @@ class PixelSNAILCache(Cache):
         self.memory_calls = self._memory_calls()
         self.block_calls = [self._attention_calls(i, block) for i, block in enumerate(net.blocks)]
 
-    def make_steps(self, colour: int) -> list[ColumnStep]:
+    def make_steps(self, colour: int) -> list[list[list[Call]]]:
+        """At every column, what every block does before its attention; the first layer is part of the first block."""
         weight = self.net.left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
         each = len(self.net.blocks[0].convs)
         orders = [range(i * each, (i + 1) * each) for i in range(len(self.net.blocks))]
         steps = []
         for j, first in enumerate(self.first):
-            begin: list[Call] = [
-                partial(torch.addmm, first, self.line[:, j], weight, out=self.streams[0]),
-                *self.biases[1].calls(j),
-                *self.biases[2].calls(j),
-            ]
-            convs = [self.convs.calls(x, j, order) for x, order in zip(self.streams, orders, strict=False)]
-            steps.append(ColumnStep(begin, convs))
+            step = [self.convs.calls(x, j, order) for x, order in zip(self.streams, orders, strict=False)]
+            begin = partial(torch.addmm, first, self.line[:, j], weight, out=self.streams[0])
+            step[0] = [begin, *self.biases[1].calls(j), *self.biases[2].calls(j), *step[0]]
+            steps.append(step)
         return steps
 
     def take_in(self, values: Tensor, place: int) -> None:
@@ -145,10 +134,9 @@ class PixelSNAILCache(Cache):
             for (before, after), block_keys, block_values in zip(self.block_calls, keys, values, strict=True)
         ]
 
-    def compute(self, step: ColumnStep) -> Tensor:
+    def compute(self, step: list[list[Call]]) -> Tensor:
         self.place.copy_(self.places[self.t - 1])
-        run(step.begin)
-        for convs, attention in zip(step.convs, self.attention, strict=True):
+        for convs, attention in zip(step, self.attention, strict=True):
             run(convs)
             run(attention)
         return F.elu(self.streams[-1])
