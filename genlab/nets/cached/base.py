@@ -13,7 +13,7 @@ of a step, E numbers that the net reads for a value, D features of a step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ from genlab.nets.causal.recompute import Prefix, Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_slices
 from genlab.system.device import moved
-
-Step = Callable[[], Tensor]
 
 
 def bind(net: type[Recompute], cache: type[Cache]) -> None:
@@ -81,6 +79,7 @@ class Cache(ABC):
     """
 
     rows_alike = False  # True if the operations are the same in every row: a row can then be captured as a CUDA graph
+    colour_steps: type[Any]  # unless it makes steps in another way: a class of which `run(column)` is a colour's step
     net: Any
     inputs: list[Tensor]  # for each step of a row, where its values belong, as the net reads them: (B, c E)
 
@@ -111,12 +110,13 @@ class Cache(ABC):
     def allocate(self) -> None:
         """Make the buffers, the weights of what is done once a row, and `inputs`."""
 
-    @abstractmethod
     def make_steps(self, colour: int) -> list[Any]:
         """A colour's steps, one for each of the W columns: functions, or what an own `compute` carries out.
 
         They hold views and weights, never the cache: in a cycle its memory would wait for the garbage collector.
         """
+        run = self.colour_steps(self, colour).run
+        return [partial(run, column) for column in range(self.columns)]
 
     @abstractmethod
     def work(self) -> tuple[int, int]:
