@@ -72,14 +72,14 @@ class ContextRows:
 class Cache(ABC):
     """The state of sampling from a net with `spec`, `step_channels`, `values` and `biases`. It changes in place.
 
-    The cache of a net fills in the abstract methods. Use it under `torch.no_grad` or `inference_mode`.
+    The cache of a net fills in the abstract methods, and `colour_steps` or `make_steps`. Use it under `torch.no_grad` or `inference_mode`.
 
     `t`: the step to come. `serial_from`: the step of a row from which one CPU thread does as well as several: 0, 1
     (when the work that is done once a row is worth sharing) or the number of steps (when every step is).
     """
 
     rows_alike = False  # True if the operations are the same in every row: a row can then be captured as a CUDA graph
-    colour_steps: type[Any]  # unless it makes steps in another way: a class of which `run(column)` is a colour's step
+    colour_steps: type[Any]  # `colour_steps(cache, colour).run(column)` is a step, unless `make_steps` is overridden
     net: Any
     inputs: list[Tensor]  # for each step of a row, where its values belong, as the net reads them: (B, c E)
 

@@ -67,9 +67,9 @@ class LayerViews:
         part = slice(2 * mine.start, 2 * end)  # values and gates of this colour
         own = end if i else colour * cache.step_width  # channels of this pixel that the layer may read
         line, c = cache.streams[i].flatten(1), cache.streams[i].shape[2]
-        weight = layer.horizontal.masked_weight[cache.order[part], :, 0]
+        weight = layer.horizontal.masked_weight[cache.order[part], :, 0]  # (2n, D, taps)
         if not layer.horizontal.centre:
-            weight = F.pad(weight, (0, 1))
+            weight = F.pad(weight, (0, 1))  # for a tap on the pixel itself
         self.horizontal = row_weight(weight, own)  # (q P + own, 2n)
         self.gated, self.gates = cache.gates[i, :, mine], cache.gates[i, :, :end]  # (B, n); colours so far (B, P')
         self.expand = pointwise_weight(layer.expand, mine, end)  # (P', n)

@@ -25,11 +25,11 @@ from genlab.nets.layers.attention import Local
 
 
 class Memory:
-    """Keys and values of all tokens, (L, B heads, d, T) both as views; a token attends to those from `oldest` on."""
+    """Keys and values of all tokens, as views (L, B heads, d, T). A token attends to those from `attend.oldest` on."""
 
     def __init__(self, cache: Cache, net: PixelTransformer) -> None:
         self.attend = net.attend
-        self.image = self._room(cache, net, net.spec.height * net.spec.width)  # keys and values
+        self.image = self._room(cache, net, net.spec.height * net.spec.width)  # keys, values
 
     def _room(self, cache: Cache, net: PixelTransformer, tokens: int) -> tuple[Tensor, Tensor]:
         size, d = (len(net.blocks), cache.batch, net.heads), net.width // net.heads
@@ -122,11 +122,11 @@ class PixelTransformerCache(Cache):
         self.qkv_scale = self.zeros(3 * width) + 1
         self.qkv_scale[:width] = d**-0.5  # the scale of the scores is part of the queries
         # What a context adds to queries, keys and values and to the first map of the network, (w, L, B, 3 D + 4 D).
-        biases: Any = len(net.blocks) * [None]
+        biases: Any = len(net.blocks) * [None]  # of every block (B, 3 D + 4 D)
         if (context := self.contexts[0].context) is not None:
             self.biases = self.buffer(context.shape[3], len(net.blocks), batch, 7 * width, images=2)
             biases = self.bias = self.biases[0] if context.shape[3] == 1 else torch.zeros_like(self.biases[0])
-        self.layers = [Layer(*of_block, self.qkv_scale) for of_block in zip(net.blocks, biases, strict=True)]
+        self.layers = [Layer(block, bias, self.qkv_scale) for block, bias in zip(net.blocks, biases, strict=True)]
 
     def work(self) -> tuple[int, int]:
         return 2 * self.batch * self.net.width * max(4 * self.net.width, len(self.rotations)), 0

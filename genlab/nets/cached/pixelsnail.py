@@ -144,10 +144,7 @@ class PixelSNAILCache(Cache):
         net, context, t = self.net, self.contexts[0].context, x.shape[2] * self.columns
         convs = [conv for block in net.blocks for gated in block.convs for conv in (gated.first, gated.second)]
         to_memory = [block.to_memory for block in net.blocks]
-        with (
-            recorded(convs, newest_row) as inputs,
-            recorded(to_memory, lambda _, result: result) as results,
-        ):
+        with recorded(convs, newest_row) as inputs, recorded(to_memory, lambda _, result: result) as results:
             net.forward(x, None if context is None else context[:, :, : x.shape[2]])
         self.convs.take_in(inputs)
         memory = torch.stack([results[conv] for conv in to_memory]).flatten(3)  # (L, B, keys and values, t)
