@@ -72,7 +72,8 @@ class ContextRows:
 class Cache(ABC):
     """The state of sampling from a net with `spec`, `step_channels`, `values` and `biases`. It changes in place.
 
-    The cache of a net fills in the abstract methods, and `colour_steps` or `make_steps`. Use it under `torch.no_grad` or `inference_mode`.
+    The cache of a net fills in the abstract methods, and `colour_steps` or `make_steps`. Use it under `torch.no_grad`
+    or `inference_mode`.
 
     `t`: the step to come. `serial_from`: the step of a row from which one CPU thread does as well as several: 0, 1
     (when the work that is done once a row is worth sharing) or the number of steps (when every step is).
