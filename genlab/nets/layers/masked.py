@@ -43,11 +43,12 @@ def group_of_channel(width: int, groups: int) -> Tensor:
 
 def at_offsets(pixels: Tensor, offsets: Iterable[tuple[int, int]]) -> Tensor:
     """Pixels (H, W) bool that lie at one of the offsets (rows down, columns right) from any of the given ones."""
-    places = (pixels.nonzero()[:, None] + torch.tensor(list(offsets))).flatten(0, 1)
+    steps = torch.tensor(list(offsets), dtype=torch.long).view(-1, 2)  # a 1x1 kernel has none
+    places = (pixels.nonzero()[:, None] + steps).flatten(0, 1)
     inside = ((places >= 0) & (places < torch.tensor(pixels.shape))).all(1)
-    found = torch.zeros_like(pixels)
-    found[places[inside].unbind(1)] = True
-    return found
+    reached = torch.zeros_like(pixels)
+    reached[places[inside].unbind(1)] = True
+    return reached
 
 
 class MaskedConv2d(nn.Conv2d):
