@@ -13,7 +13,7 @@ of a step, E numbers that the net reads for a value, D features of a step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ from torch import Tensor
 from genlab.nets.causal.recompute import Prefix, Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, group_slices
-
-Step = Callable[[], Tensor]
+from genlab.system.device import moved
 
 
 def bind(net: type[Recompute], cache: type[Cache]) -> None:
@@ -73,13 +72,15 @@ class ContextRows:
 class Cache(ABC):
     """The state of sampling from a net with `spec`, `step_channels`, `values` and `biases`. It changes in place.
 
-    The cache of a net fills in the abstract methods. Use it under `torch.no_grad` or `inference_mode`.
+    The cache of a net fills in the abstract methods, and `colour_steps` or `make_steps`. Use it under `torch.no_grad`
+    or `inference_mode`.
 
     `t`: the step to come. `serial_from`: the step of a row from which one CPU thread does as well as several: 0, 1
     (when the work that is done once a row is worth sharing) or the number of steps (when every step is).
     """
 
     rows_alike = False  # True if the operations are the same in every row: a row can then be captured as a CUDA graph
+    colour_steps: type[Any]  # `colour_steps(cache, colour).run(column)` is a step, unless `make_steps` is overridden
     net: Any
     inputs: list[Tensor]  # for each step of a row, where its values belong, as the net reads them: (B, c E)
 
@@ -110,12 +111,13 @@ class Cache(ABC):
     def allocate(self) -> None:
         """Make the buffers, the weights of what is done once a row, and `inputs`."""
 
-    @abstractmethod
     def make_steps(self, colour: int) -> list[Any]:
         """A colour's steps, one for each of the W columns: functions, or what an own `compute` carries out.
 
         They hold views and weights, never the cache: in a cycle its memory would wait for the garbage collector.
         """
+        run = self.colour_steps(self, colour).run
+        return [partial(run, column) for column in range(self.columns)]
 
     @abstractmethod
     def work(self) -> tuple[int, int]:
@@ -161,6 +163,11 @@ class Cache(ABC):
     def slices(self, colour: int, *widths: int) -> list[slice]:
         """Which of the channels of layers of those widths belong to a colour."""
         return [group_slices(width, self.colours)[colour] for width in widths]
+
+    def colour_by_colour(self, parts: int, width: int) -> Tensor:
+        """The order of `parts` times `width` channels in which those of each colour, of all parts, come in turn."""
+        channels = torch.arange(parts * width).view(parts, width)
+        return moved(torch.cat([channels[:, own].flatten() for own in group_slices(width, self.colours)]), self.device)
 
     @property
     def row(self) -> int:

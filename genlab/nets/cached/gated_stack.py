@@ -16,7 +16,7 @@ L blocks, B images, w columns, F channels of the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -50,18 +50,10 @@ def recorded(
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
         records[module] = record(inputs[0], result)
 
-    hooks = [module.register_forward_hook(hook) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(hook))
         yield records
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-def signs(cache: Cache) -> Tensor:
-    """(2, 1): times x (…, 1, F) it is x and -x, (…, 2, F)."""
-    ones = cache.zeros(1, 1) + 1
-    return torch.cat([ones, -ones])
 
 
 def matrix(conv: ShiftedConv2d) -> Tensor:
@@ -70,7 +62,7 @@ def matrix(conv: ShiftedConv2d) -> Tensor:
 
 
 def concat_elu_calls(x: Tensor, signs: Tensor, out: Tensor) -> list[Call]:
-    """`concat_elu` of x (…, F), written to `out` (…, 2 F)."""
+    """`concat_elu` of x (…, F), written to `out` (…, 2 F). `signs` (2, 1) are 1 and -1."""
     return [partial(torch.mul, x.unsqueeze(-2), signs, out=out.unflatten(-1, (2, -1))), partial(F.elu_, out)]
 
 
@@ -90,7 +82,9 @@ class Stack:
     def __init__(self, cache: Cache, blocks: Sequence[GatedResNet], columns: int, *, back: bool = False) -> None:
         self.order = range(len(blocks))[:: -1 if back else 1]
         self.blocks = [blocks[i] for i in self.order]
-        self.columns, self.signs, batch, count = columns, signs(cache), cache.batch, len(blocks)
+        self.columns, batch, count = columns, cache.batch, len(blocks)
+        one = cache.zeros(1, 1) + 1
+        self.signs = torch.cat([one, -one])
         width, taps = blocks[0].first.out_channels, blocks[0].first.kernel_size[1]
         # Weights (2 rows, taps, L, k, n); those on the current row for every block (taps, k, n).
         self.first, self.second = (

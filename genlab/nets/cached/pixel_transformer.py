@@ -13,7 +13,7 @@ B images, D features, L blocks, d dimensions of a head, W columns, T tokens (pix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,25 +25,25 @@ from genlab.nets.layers.attention import Local
 
 
 class Memory:
-    """Keys (L, B heads, d, T) and values (L, B heads, T, d) of all tokens; each attends to those from some token on."""
+    """Keys and values of all tokens, as views (L, B heads, d, T). A token attends to those from `attend.oldest` on."""
 
     def __init__(self, cache: Cache, net: PixelTransformer) -> None:
         self.attend = net.attend
-        self.keys, self.values = self._room(cache, net, net.spec.height * net.spec.width)
+        self.image = self._room(cache, net, net.spec.height * net.spec.width)  # keys, values
 
     def _room(self, cache: Cache, net: PixelTransformer, tokens: int) -> tuple[Tensor, Tensor]:
         size, d = (len(net.blocks), cache.batch, net.heads), net.width // net.heads
         keys, values = (cache.buffer(*size, *shape, images=1) for shape in ((d, tokens), (tokens, d)))
-        return keys.flatten(1, 2), values.flatten(1, 2)
+        return keys.flatten(1, 2), values.flatten(1, 2).mT
 
     def at(self, t: int) -> tuple[tuple[Tensor, ...], ...]:
         """Where key and value of token t belong, and the keys and values that it attends to: each for all layers."""
-        return self._views(self.keys, self.values, t, self.attend.oldest(t))
+        return self._views(*self.image, t, self.attend.oldest(t))
 
     @staticmethod
     def _views(keys: Tensor, values: Tensor, t: int, first: int) -> tuple[tuple[Tensor, ...], ...]:
-        part = slice(first, t + 1)
-        return keys[..., t].unbind(), values[:, :, t].unbind(), keys[..., part].unbind(), values[:, :, part].unbind()
+        read_keys, read_values = keys[..., first : t + 1], values[..., first : t + 1].mT
+        return keys[..., t].unbind(), values[..., t].unbind(), read_keys.unbind(), read_values.unbind()
 
 
 class WindowMemory(Memory):
@@ -55,43 +55,42 @@ class WindowMemory(Memory):
         super().__init__(cache, net)
         (h, w), self.columns = self.attend.block, self.attend.columns
         size = (self.attend.above + h) * min(w + 2 * self.attend.side, self.columns)
-        self.window_keys, self.window_values = self._room(cache, net, size)
+        self.window = self._room(cache, net, size)
         self.start, self.known = 0, 0  # the first token of the row of a block, and the tokens in the window before it
 
     def at(self, t: int) -> tuple[tuple[Tensor, ...], ...]:
         if t % self.columns % self.attend.block[1] == 0:
             self.gather(t)
-        return self._views(self.window_keys, self.window_values, self.known + t - self.start, 0)
+        return self._views(*self.window, self.known + t - self.start, 0)
 
     def gather(self, t: int) -> None:
         """Store what is new in the window; then fill it with what token t attends to, itself excluded."""
-        new = slice(self.known, self.known + t - self.start)
-        self.keys[..., self.start : t] = self.window_keys[..., new]
-        self.values[:, :, self.start : t] = self.window_values[:, :, new]
-        image_keys = self.keys.unflatten(3, (-1, self.columns))  # (L, B heads, d, H, W)
-        image_values = self.values.unflatten(2, (-1, self.columns))
         top, left, right = self.attend.reach(t)
         top, left, (row, column) = max(top, 0), max(left, 0), divmod(t, self.columns)
-        n = 0
-        for rows, columns in ((slice(top, row), slice(left, right)), (slice(row, row + 1), slice(left, column))):
-            keys, values = image_keys[..., rows, columns], image_values[:, :, rows, columns]
-            tokens = keys.shape[3] * keys.shape[4]
-            self.window_keys[..., n : n + tokens].view(keys.shape).copy_(keys)
-            self.window_values[:, :, n : n + tokens].view(values.shape).copy_(values)
-            n += tokens
-        self.start, self.known = t, n
+        for image, window in zip(self.image, self.window, strict=True):
+            image[..., self.start : t] = window[..., self.known : self.known + t - self.start]
+            rows = image.unflatten(3, (-1, self.columns))  # (L, B heads, d, H, W)
+            above, beside = rows[..., top:row, left:right], rows[..., row, left:column]
+            n = above[0, 0, 0].numel()
+            window[..., :n].view(above.shape).copy_(above)
+            window[..., n : n + column - left] = beside
+        self.start, self.known = t, n + column - left
 
 
-@dataclass(slots=True)
 class Layer:
-    """Weights of a block for products (B, k) @ (k, n); those behind a norm include its gain. Biases of a context."""
+    """Weights of a block for products (B, k) @ (k, n). Those behind a norm include its gain."""
 
-    qkv: Tensor  # (D, 3 D)
-    qkv_bias: Tensor | None  # (B, 3 D)
-    out: Tensor  # (D, D)
-    up: Tensor  # (D, 4 D)
-    up_bias: Tensor | None  # (B, 4 D)
-    down: Tensor  # (4 D, D)
+    def __init__(self, block: Block, bias: Tensor | None, qkv_scale: Tensor) -> None:
+        """`bias` (B, 7 D): what a context adds. `qkv_scale` (3 D,): factors of queries, keys and values."""
+        width = block.out.in_features
+        qkv, up = (
+            linear.weight.T * (norm.weight * width**0.5)[:, None]
+            for linear, norm in ((block.qkv, block.norm), (block.up, block.norm_up))
+        )
+        self.qkv, self.up = (qkv * qkv_scale).contiguous(), up.contiguous()  # (D, 3 D), (D, 4 D)
+        self.out, self.down = block.out.weight.T.contiguous(), block.down.weight.T.contiguous()  # (D, D), (4 D, D)
+        self.qkv_bias = None if bias is None else bias[:, : 3 * width]
+        self.up_bias = None if bias is None else bias[:, 3 * width :]
 
 
 class PixelTransformerCache(Cache):
@@ -123,13 +122,11 @@ class PixelTransformerCache(Cache):
         self.qkv_scale = self.zeros(3 * width) + 1
         self.qkv_scale[:width] = d**-0.5  # the scale of the scores is part of the queries
         # What a context adds to queries, keys and values and to the first map of the network, (w, L, B, 3 D + 4 D).
-        context = self.contexts[0].context
-        if context is not None:
+        biases: Any = len(net.blocks) * [None]  # of every block (B, 3 D + 4 D)
+        if (context := self.contexts[0].context) is not None:
             self.biases = self.buffer(context.shape[3], len(net.blocks), batch, 7 * width, images=2)
-            self.bias = self.biases[0] if context.shape[3] == 1 else torch.zeros_like(self.biases[0])
-        self.layers = [
-            self._layer(block, None if context is None else self.bias[i]) for i, block in enumerate(net.blocks)
-        ]
+            biases = self.bias = self.biases[0] if context.shape[3] == 1 else torch.zeros_like(self.biases[0])
+        self.layers = [Layer(block, bias, self.qkv_scale) for block, bias in zip(net.blocks, biases, strict=True)]
 
     def work(self) -> tuple[int, int]:
         return 2 * self.batch * self.net.width * max(4 * self.net.width, len(self.rotations)), 0
@@ -184,28 +181,12 @@ class PixelTransformerCache(Cache):
         h, all_biases = net.embed(x), net.layer_biases(None if context is None else context[:, :, :rows])
         for i, (block, biases) in enumerate(zip(net.blocks, all_biases, strict=True)):
             q, k, v = block.queries_keys_values(h, net.table[:t], biases[0])
-            memory.keys[i, ..., :t] = k.flatten(0, 1).transpose(1, 2)
-            memory.values[i, :, :t] = v.flatten(0, 1)
+            for kept, x in zip(memory.image, (k, v), strict=True):
+                kept[i, ..., :t] = x.flatten(0, 1).mT
             if i + 1 < len(net.blocks):  # of the last block, later tokens read nothing else
                 h = block.rest(h, net.attend(q, k, v), biases[1])
         if isinstance(memory, WindowMemory):
             memory.start = t
-
-    def _layer(self, block: Block, bias: Tensor | None) -> Layer:
-        """A block whose context adds `bias` (B, 7 D)."""
-        width = self.net.width
-        qkv, up = (
-            linear.weight.T * (norm.weight * width**0.5)[:, None]
-            for linear, norm in ((block.qkv, block.norm), (block.up, block.norm_up))
-        )
-        return Layer(
-            qkv=(qkv * self.qkv_scale).contiguous(),
-            qkv_bias=None if bias is None else bias[:, : 3 * width],
-            out=block.out.weight.T.contiguous(),
-            up=up.contiguous(),
-            up_bias=None if bias is None else bias[:, 3 * width :],
-            down=block.down.weight.T.contiguous(),
-        )
 
 
 def _product(bias: Tensor | None, x: Tensor, weight: Tensor, out: Tensor) -> None:

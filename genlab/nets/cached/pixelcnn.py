@@ -16,22 +16,68 @@ letters s and n for the part of one colour, S' and N' for the colours so far.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight, row_weight
+from genlab.nets.cached.base import Cache, by_column, pointwise_weight, row_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.layers.masked import MaskedConv2d
+
+
+class BlockViews:
+    """Weights and buffers of block i as the steps of one colour read them in every column."""
+
+    def __init__(self, cache: PixelCNNCache, i: int, wide: slice, half: slice) -> None:
+        block = cache.net.blocks[i]
+        self.floor = -cache.lacking[i, wide]  # minus the biases that the stream lacks (s,)
+        self.relus = cache.relus[i, :, : 1 + wide.stop]  # ones and max(stream, floor), colours so far (B, 1 + S')
+        self.relu = self.relus[:, 1 + wide.start :]  # this colour (B, s)
+        self.reduce = _with_bias(block.reduce, half, cache.lacking[i, : wide.stop])  # (1 + S', n)
+        self.conv = row_weight(block.conv.masked_weight[half, :, 1, :2], half.stop)  # (N + N', n)
+        self.expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
+
+
+class ColourSteps:
+    """The steps of one colour."""
+
+    def __init__(self, cache: PixelCNNCache, colour: int) -> None:
+        net = cache.net
+        wide, half, out = cache.slices(colour, net.width, net.width // 2, net.out_width * cache.colours)
+        self.stream = cache.stream[..., wide].unbind()  # from the rows above; then the stream, this colour (B, s)
+        self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
+        blocks, n = [BlockViews(cache, i, wide, half) for i in range(len(net.blocks))], net.width // 2
+        views = (  # of all blocks, column by column: what a step uses then lies together in memory
+            by_column(cache.narrow[:, :, 1:-1, half].transpose(1, 2)),  # bottleneck, this colour (B, n)
+            # Bottleneck of the left pixel, and of this one the colours so far (B, N + N').
+            by_column(cache.narrow[:, :, :-1].flatten(2).unfold(2, n + half.stop, n).transpose(1, 2)),
+            by_column(cache.middle[..., half]),  # from the row above; then after the 3x3, this colour (B, n)
+            by_column(cache.middle[..., : half.stop]),  # colours so far (B, N')
+        )
+        self.columns = [list(zip(blocks, *of_column, strict=True)) for of_column in zip(*views, strict=True)]
+        self.floor, self.relus = -cache.lacking[-1, wide], cache.relus[-1, :, : 1 + wide.stop]  # as in a block
+        self.relu = self.relus[:, 1 + wide.start :]
+        self.last = _with_bias(net.last, out, cache.lacking[-1, : wide.stop])  # (1 + S', D)
+
+    def run(self, column: int) -> Tensor:
+        """The step at a column -> features (B, D)."""
+        maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
+        stream = self.stream[column].addmm_(self.reads[column], self.first)
+        for block, narrow, left, middle, middles in self.columns[column]:
+            maximum(stream, block.floor, out=block.relu)
+            mm(block.relus, block.reduce, out=narrow).relu_()
+            middle.addmm_(left, block.conv).relu_()
+            stream.addmm_(middles, block.expand)
+        maximum(stream, self.floor, out=self.relu)
+        return mm(self.relus, self.last).relu_()
 
 
 class PixelCNNCache(Cache):
     """Streams and bottlenecks of the current row, bottlenecks of the row above."""
 
     rows_alike = True
+    colour_steps = ColourSteps
     net: PixelCNN
 
     def allocate(self) -> None:
@@ -87,57 +133,6 @@ class PixelCNNCache(Cache):
                 if bias is not None:
                     middle = middle + bias[:, :, -needed:]
                 h = h[:, :, -needed:] + block.expand(middle.relu_())
-
-    def make_steps(self, colour: int) -> list[Step]:
-        steps = ColourSteps(self, colour)
-        return [partial(steps.run, column) for column in range(self.columns)]
-
-
-class BlockViews:
-    """Weights and buffers of block i as the steps of one colour read them in every column."""
-
-    def __init__(self, cache: PixelCNNCache, i: int, wide: slice, half: slice) -> None:
-        block = cache.net.blocks[i]
-        self.floor = -cache.lacking[i, wide]  # minus the biases that the stream lacks (s,)
-        self.relus = cache.relus[i, :, : 1 + wide.stop]  # ones and max(stream, floor), colours so far (B, 1 + S')
-        self.relu = self.relus[:, 1 + wide.start :]  # this colour (B, s)
-        self.reduce = _with_bias(block.reduce, half, cache.lacking[i, : wide.stop])  # (1 + S', n)
-        self.conv = row_weight(block.conv.masked_weight[half, :, 1, :2], half.stop)  # (N + N', n)
-        self.expand = pointwise_weight(block.expand, wide, half.stop)  # (N', s)
-
-
-class ColourSteps:
-    """The steps of one colour."""
-
-    def __init__(self, cache: PixelCNNCache, colour: int) -> None:
-        net = cache.net
-        wide, half, out = cache.slices(colour, net.width, net.width // 2, net.out_width * cache.colours)
-        self.stream = cache.stream[..., wide].unbind()  # from the rows above; then the stream, this colour (B, s)
-        self.reads, self.first = cache.first.reads(colour), cache.first.row_weight(wide, colour)  # (B, k), (k, s)
-        blocks, n = [BlockViews(cache, i, wide, half) for i in range(len(net.blocks))], net.width // 2
-        views = (  # of all blocks, column by column: what a step uses then lies together in memory
-            by_column(cache.narrow[:, :, 1:-1, half].transpose(1, 2)),  # bottleneck, this colour (B, n)
-            # Bottleneck of the left pixel, and of this one the colours so far (B, N + N').
-            by_column(cache.narrow[:, :, :-1].flatten(2).unfold(2, n + half.stop, n).transpose(1, 2)),
-            by_column(cache.middle[..., half]),  # from the row above; then after the 3x3, this colour (B, n)
-            by_column(cache.middle[..., : half.stop]),  # colours so far (B, N')
-        )
-        self.columns = [list(zip(blocks, *of_column, strict=True)) for of_column in zip(*views, strict=True)]
-        self.floor, self.relus = -cache.lacking[-1, wide], cache.relus[-1, :, : 1 + wide.stop]  # as in a block
-        self.relu = self.relus[:, 1 + wide.start :]
-        self.last = _with_bias(net.last, out, cache.lacking[-1, : wide.stop])  # (1 + S', D)
-
-    def run(self, column: int) -> Tensor:
-        """The step at a column -> features (B, D)."""
-        maximum, mm = torch.maximum, torch.mm  # looked up once: a step is ninety operations
-        stream = self.stream[column].addmm_(self.reads[column], self.first)
-        for block, narrow, left, middle, middles in self.columns[column]:
-            maximum(stream, block.floor, out=block.relu)
-            mm(block.relus, block.reduce, out=narrow).relu_()
-            middle.addmm_(left, block.conv).relu_()
-            stream.addmm_(middles, block.expand)
-        maximum(stream, self.floor, out=self.relu)
-        return mm(self.relus, self.last).relu_()
 
 
 def _with_bias(conv: MaskedConv2d, out: slice, lacking: Tensor) -> Tensor:

@@ -48,12 +48,10 @@ class Level:
         # Stream u after the blocks on the way there: the last row and this one.
         self.two_rows = cache.buffer(2, self.columns + 2, cache.batch, net.width, images=2)
         if level:
-            shrink, grow = net.shrink[level - 1], net.grow[level - 1]
-            self.shrink_u, self.shrink_u_bias = shrink.u.normed_weight.permute(2, 3, 1, 0).flatten(0, 2), shrink.u.bias
+            self.shrink, self.grow = shrink, grow = net.shrink[level - 1], net.grow[level - 1]
+            self.shrink_u = shrink.u.normed_weight.permute(2, 3, 1, 0).flatten(0, 2)  # (6 F, F)
             self.shrink_ul = shrink.ul.normed_weight.permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 F, F)
-            self.shrink_ul_bias = shrink.ul.bias
             self.grow_u = grow.u.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 3 F)
-            self.grow_u_bias = grow.u.bias
             self.grow_ul = grow.ul.normed_weight.permute(2, 0, 3, 1).flatten(2)  # (2, F, 2 F)
             self.grow_ul_bias = grow.ul.bias.repeat(2)
 
@@ -61,20 +59,20 @@ class Level:
         """The strided convolution of the last two rows of the finer stream u."""
         last = 2 * self.columns - 1
         taps = [finer.two_rows[a, d : d + last : 2] for a in range(2) for d in range(3)]
-        torch.addmm(self.shrink_u_bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u, out=self.u.flatten(0, 1))
+        torch.addmm(self.shrink.u.bias, torch.cat(taps, 2).flatten(0, 1), self.shrink_u, out=self.u.flatten(0, 1))
 
     def u_to_finer(self, finer: Level, row: int) -> None:
         """The transposed convolution of stream u to the upper (0) or lower (1) fine row."""
         x = self.u_return
         y = (x.flatten(0, 1) @ self.grow_u[row]).view(*x.shape[:2], 3, -1)  # taps: column before, even, odd
-        fine = y[:, :, 1:].transpose(1, 2) + self.grow_u_bias
+        fine = y[:, :, 1:].transpose(1, 2) + self.grow.u.bias
         fine[:-1, 1] += y[1:, :, 0]
         finer.u_return.copy_(fine.flatten(0, 1)[: finer.columns])
 
     def ul_from_above(self, finer: Level) -> None:
         """What the finished row of the finer stream ul contributes to the new row here."""
         windows = finer.ul[:, : 2 * self.columns].reshape(len(self.ul), self.columns, -1)
-        self.ul_pixels.copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink_ul_bias))
+        self.ul_pixels.copy_(F.linear(windows, self.shrink_ul[0].T, self.shrink.ul.bias))
 
     def ul_to_lower(self, finer: Level) -> None:
         """What this row of stream ul gives to the lower one of its two fine rows."""
@@ -121,11 +119,8 @@ class PixelCNNppCache(Cache):
     def allocate(self) -> None:
         self.levels = [Level(self, self.net, level) for level in range(self.net.resolutions)]
         self.above = self.buffer(self.batch, self.channels, 2, self.columns, images=0)  # what is read of two rows above
-        self.line = self.buffer(
-            self.batch, 1 + self.columns, self.channels, images=0
-        )  # this row, after a pixel of zeros
+        self.line = self.buffer(self.batch, 1 + self.columns, self.channels, images=0)  # this row, after a zero pixel
         self.inputs = list(self.line[:, 1:].unbind(1))
-
         self.features = self.levels[0].ul_back.streams[0, :, 1:, : self.net.width].unbind(1)  # of every column
 
     def make_steps(self, colour: int) -> list[list[Call]]:

@@ -18,78 +18,14 @@ numbers: in the cache colour by colour, so that those of a colour lie together; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genlab.nets.cached.base import Cache, Step, by_column, pointwise_weight
+from genlab.nets.cached.base import Cache, by_column, pointwise_weight
 from genlab.nets.cached.first_layer import FirstLayer
 from genlab.nets.causal.pixelrnn import PixelRNN
-from genlab.nets.layers.masked import group_slices
-
-
-class PixelRNNCache(Cache):
-    """What both caches do alike. A subclass allocates its own buffers too, among them `gates` (L, W, B, 4 U)."""
-
-    rows_alike = True
-    net: PixelRNN
-    gates: Tensor
-
-    def allocate(self) -> None:
-        net = self.net
-        self.depth, self.width, self.units = len(net.blocks), net.width, net.units
-        each = torch.arange(4 * net.units, device=self.device).view(4, -1)
-        self.by_colour = torch.cat([each[:, units].flatten() for units in group_slices(net.units, net.groups)])
-        self.first = FirstLayer(self, net.first)
-        self.inputs = self.first.inputs
-        self.final = self.buffer(self.batch, net.width, images=0)
-
-    def work(self) -> tuple[int, int]:
-        return self.batch * self.width * 4 * self.units, self.depth * self.columns * self.batch * 12 * self.units**2
-
-    @abstractmethod
-    def begin_layers(self, first: Tensor) -> None:
-        """Begin the gates of the new row, given what its first layer reads of the rows above (W, B, S)."""
-
-    @abstractmethod
-    def keep(self, i: int, block: Any, h: Tensor, bias: Any) -> Tensor:
-        """Run layer i on known rows of its stream (B, S, rows, W), keep what the next row reads -> its output."""
-
-    @abstractmethod
-    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where the layers find and leave what belongs to the pixels of the row, (L, W, B, …) each.
-
-        What the gates read of the row (k numbers; of the pixel itself `stop` channels of its stream), memory (U),
-        outputs (U) and stream (S).
-        """
-
-    @abstractmethod
-    def weight(self, block: Any, gates: Tensor, stop: int) -> Tensor:
-        """Weights (k, 4 n) of the gates with those numbers for `inputs`, of whose pixel `stop` channels count."""
-
-    def begin_row(self) -> None:
-        """What the first layer and the gates of all layers read of finished rows."""
-        first, biases = self.first.begin_row(), self.contexts[0].at(self.row)
-        self.begin_layers(first + biases[0] if biases else first)
-        if biases:
-            self.gates += torch.stack(biases[1:])[..., self.by_colour]
-
-    def prefill(self, x: Tensor) -> None:
-        """A forward pass of which every layer keeps what the next row reads."""
-        values = self.net.values(x)
-        self.first.prefill(values)
-        first, *biases = self.contexts[0].until(x.shape[2])
-        h = self.net.first(values)
-        if first is not None:
-            h = h + first
-        for i, (block, bias) in enumerate(zip(self.net.blocks, self.net.gate_biases(values, biases), strict=True)):
-            h = self.keep(i, block, h, bias)
-
-    def make_steps(self, colour: int) -> list[Step]:
-        steps = ColourSteps(self, colour)
-        return [partial(steps.run, column) for column in range(self.columns)]
 
 
 class Cell(NamedTuple):
@@ -153,3 +89,61 @@ class ColourSteps:
             stream = addmm(stream, outputs, up, out=out)
         stream.relu_()
         return addmm(self.bias, self.finals, self.last).relu_()
+
+
+class PixelRNNCache(Cache):
+    """What both caches do alike. A subclass allocates its own buffers too, among them `gates` (L, W, B, 4 U)."""
+
+    rows_alike = True
+    colour_steps = ColourSteps
+    net: PixelRNN
+    gates: Tensor
+
+    def allocate(self) -> None:
+        net = self.net
+        self.depth, self.width, self.units = len(net.blocks), net.width, net.units
+        self.by_colour = self.colour_by_colour(4, net.units)
+        self.first = FirstLayer(self, net.first)
+        self.inputs = self.first.inputs
+        self.final = self.buffer(self.batch, net.width, images=0)
+
+    def work(self) -> tuple[int, int]:
+        return self.batch * self.width * 4 * self.units, self.depth * self.columns * self.batch * 12 * self.units**2
+
+    @abstractmethod
+    def begin_layers(self, first: Tensor) -> None:
+        """Begin the gates of the new row, given what its first layer reads of the rows above (W, B, S)."""
+
+    @abstractmethod
+    def keep(self, i: int, block: Any, h: Tensor, bias: Any) -> Tensor:
+        """Run layer i on known rows of its stream (B, S, rows, W), keep what the next row reads -> its output."""
+
+    @abstractmethod
+    def places(self, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the layers find and leave what belongs to the pixels of the row, (L, W, B, …) each.
+
+        What the gates read of the row (k numbers; of the pixel itself `stop` channels of its stream), memory (U),
+        outputs (U) and stream (S).
+        """
+
+    @abstractmethod
+    def weight(self, block: Any, gates: Tensor, stop: int) -> Tensor:
+        """Weights (k, 4 n) of the gates with those numbers for `inputs`, of whose pixel `stop` channels count."""
+
+    def begin_row(self) -> None:
+        """What the first layer and the gates of all layers read of finished rows."""
+        first, biases = self.first.begin_row(), self.contexts[0].at(self.row)
+        self.begin_layers(first + biases[0] if biases else first)
+        if biases:
+            self.gates += torch.stack(biases[1:])[..., self.by_colour]
+
+    def prefill(self, x: Tensor) -> None:
+        """A forward pass of which every layer keeps what the next row reads."""
+        values = self.net.values(x)
+        self.first.prefill(values)
+        first, *biases = self.contexts[0].until(x.shape[2])
+        h = self.net.first(values)
+        if first is not None:
+            h = h + first
+        for i, (block, bias) in enumerate(zip(self.net.blocks, self.net.gate_biases(values, biases), strict=True)):
+            h = self.keep(i, block, h, bias)

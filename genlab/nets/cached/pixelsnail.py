@@ -18,20 +18,19 @@ T pixels. A context with places gives every column biases of its own (w = W); ot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.nets.cached import gated_stack
 from genlab.nets.cached.base import Cache
-from genlab.nets.cached.gated_stack import Call, Stack, concat_elu_calls, gate_calls, matrix, run
+from genlab.nets.cached.gated_stack import Call, Stack, concat_elu_calls, gate_calls, matrix, newest_row, recorded, run
 from genlab.nets.causal.pixelsnail import Block, PixelSNAIL
 from genlab.nets.layers.shifted import GatedResNet, ShiftedConv2d
 
 UNKNOWN = -1e30  # added to the score of a pixel that is not known yet: its weight is exactly 0
+Affine = tuple[Tensor, Tensor]  # bias and weights
 
 
 class GateBiases:
@@ -52,14 +51,6 @@ class GateBiases:
         return [partial(self.now.copy_, self.row[column])] if len(self.row) > 1 else []
 
 
-@dataclass(slots=True)
-class ColumnStep:
-    """What is done at one column, apart from what is the same at all of them."""
-
-    begin: list[Call]  # the first layer, and the biases of the gates if they differ by column
-    convs: list[list[Call]]  # the 2x2 convolutions of every block
-
-
 class PixelSNAILCache(Cache):
     """Keys and values of all pixels so far, and what the convolutions read of the newest row."""
 
@@ -73,7 +64,6 @@ class PixelSNAILCache(Cache):
         net, batch, columns, channels = self.net, self.batch, self.columns, self.channels
         one, depth, pixels = net.blocks[0], len(net.blocks), net.spec.height * self.columns
         self.heads, key_width = one.heads, one.keys // one.heads + 1
-        self.signs = gated_stack.signs(self)
         self.line = self.buffer(batch, 1 + columns, channels, images=0)  # this row, after a pixel of zeros
         self.inputs = list(self.line[:, 1:].unbind(1))
         self.first = self.buffer(columns, batch, net.width, images=1)  # the first layer without the left pixel
@@ -98,19 +88,17 @@ class PixelSNAILCache(Cache):
         self.memory_calls = self._memory_calls()
         self.block_calls = [self._attention_calls(i, block) for i, block in enumerate(net.blocks)]
 
-    def make_steps(self, colour: int) -> list[ColumnStep]:
+    def make_steps(self, colour: int) -> list[list[list[Call]]]:
+        """At every column, what every block does before its attention; the first layer is part of the first block."""
         weight = self.net.left.normed_weight[:, : self.channels, 1, 0].T.contiguous()
         each = len(self.net.blocks[0].convs)
         orders = [range(i * each, (i + 1) * each) for i in range(len(self.net.blocks))]
         steps = []
         for j, first in enumerate(self.first):
-            begin: list[Call] = [
-                partial(torch.addmm, first, self.line[:, j], weight, out=self.streams[0]),
-                *self.biases[1].calls(j),
-                *self.biases[2].calls(j),
-            ]
-            convs = [self.convs.calls(x, j, order) for x, order in zip(self.streams, orders, strict=False)]
-            steps.append(ColumnStep(begin, convs))
+            step = [self.convs.calls(x, j, order) for x, order in zip(self.streams, orders, strict=False)]
+            begin = partial(torch.addmm, first, self.line[:, j], weight, out=self.streams[0])
+            step[0] = [begin, *self.biases[1].calls(j), *self.biases[2].calls(j), *step[0]]
+            steps.append(step)
         return steps
 
     def take_in(self, values: Tensor, place: int) -> None:
@@ -145,10 +133,9 @@ class PixelSNAILCache(Cache):
             for (before, after), block_keys, block_values in zip(self.block_calls, keys, values, strict=True)
         ]
 
-    def compute(self, step: ColumnStep) -> Tensor:
+    def compute(self, step: list[list[Call]]) -> Tensor:
         self.place.copy_(self.places[self.t - 1])
-        run(step.begin)
-        for convs, attention in zip(step.convs, self.attention, strict=True):
+        for convs, attention in zip(step, self.attention, strict=True):
             run(convs)
             run(attention)
         return F.elu(self.streams[-1])
@@ -157,10 +144,7 @@ class PixelSNAILCache(Cache):
         net, context, t = self.net, self.contexts[0].context, x.shape[2] * self.columns
         convs = [conv for block in net.blocks for gated in block.convs for conv in (gated.first, gated.second)]
         to_memory = [block.to_memory for block in net.blocks]
-        with (
-            gated_stack.recorded(convs, gated_stack.newest_row) as inputs,
-            gated_stack.recorded(to_memory, lambda _, result: result) as results,
-        ):
+        with recorded(convs, newest_row) as inputs, recorded(to_memory, lambda _, result: result) as results:
             net.forward(x, None if context is None else context[:, :, : x.shape[2]])
         self.convs.take_in(inputs)
         memory = torch.stack([results[conv] for conv in to_memory]).flatten(3)  # (L, B, keys and values, t)
@@ -169,34 +153,31 @@ class PixelSNAILCache(Cache):
         self.values[:, :, :, :t] = values.transpose(3, 4)
         self.line[:, 1:] = net.values(x[:, :, -1:])[:, :, 0].transpose(1, 2)
 
-    def _gated_calls(
-        self, first: Call, hidden: Tensor, bias: Tensor, second: Tensor, x: Tensor, out: Tensor
-    ) -> list[Call]:
-        """A gated block with 1x1 convolutions, or L of them at once: x plus its branch, written to `out`.
+    def _gated_calls(self, read: Tensor, first: Affine, second: Affine, x: Tensor, out: Tensor) -> list[Call]:
+        """A gated block with 1x1 convolutions, or L of them at once: x plus its branch, written to `out`, (…, B, n).
 
-        `first` computes `hidden`, (B, n) or (L, B, n). Bias (…, 2 n) and weights `second` (…, 2 n, 2 n) give the gates.
+        `first` maps `read` (…, B, k) to n hidden numbers, `second` maps concat_elu of those to the gates, 2 n.
         """
-        read, gates = (self.zeros(*hidden.shape[:-1], 2 * hidden.shape[-1]) for _ in range(2))
-        product = torch.addmm if hidden.dim() == 2 else torch.baddbmm
+        hidden, product = self.zeros(*out.shape), torch.addmm if out.dim() == 2 else torch.baddbmm
+        hidden_read, gates = (self.zeros(*out.shape[:-1], 2 * out.shape[-1]) for _ in range(2))
         return [
-            first,
-            *concat_elu_calls(hidden, self.signs, read),
-            partial(product, bias, read, second, out=gates),
+            partial(product, first[0], read, first[1], out=hidden),
+            *concat_elu_calls(hidden, self.convs.signs, hidden_read),
+            partial(product, second[0], hidden_read, second[1], out=gates),
             *gate_calls(x, gates, out),
         ]
 
     def _memory_calls(self) -> list[list[Call]]:
         """For every column: take in the colours of its pixel, and compute its keys and values in all blocks."""
         joined, blocks, biases = self.joined[:-1], self.net.blocks, self.biases[0]
-        first, first_bias = _stacked([block.memory.first for block in blocks])
-        second, _ = _stacked([block.memory.second for block in blocks])
-        out, out_bias = (_spread(x, self.heads, blocks[0].keys) for x in _stacked([b.to_memory for b in blocks]))
-        read, hidden = self.zeros(*joined.shape[:2], 2 * joined.shape[2]), torch.zeros_like(joined)
-        product = partial(torch.baddbmm, first_bias, read, first, out=hidden)
+        first = _stacked([block.memory.first for block in blocks])
+        _, second = _stacked([block.memory.second for block in blocks])
+        bias, out = (_spread(x, self.heads, blocks[0].keys) for x in _stacked([b.to_memory for b in blocks]))
+        read, memory = self.zeros(*joined.shape[:2], 2 * joined.shape[2]), torch.zeros_like(joined)
         calls: list[Call] = [
-            *concat_elu_calls(joined, self.signs, read),
-            *self._gated_calls(product, hidden, biases.now, second, joined, hidden),
-            partial(torch.baddbmm, out_bias, hidden, out, out=self.newest),
+            *concat_elu_calls(joined, self.convs.signs, read),
+            *self._gated_calls(read, first, (biases.now, second), joined, memory),
+            partial(torch.baddbmm, bias, memory, out, out=self.newest),
         ]
         colours = joined[..., : self.channels]
         return [
@@ -214,25 +195,25 @@ class PixelSNAILCache(Cache):
         read = self.zeros(batch, 2 * queries + 2 * block.values)
         query_read, attended_read = read.tensor_split([2 * queries], 1)
         x, scale = self.joined[i, :, self.channels :], (block.keys // block.heads) ** -0.5
-        hidden, gated = torch.zeros_like(x), block.query
+        query = torch.zeros_like(x)
+        first: Affine = block.query.first.bias, matrix(block.query.first)
         to_query = _spread(matrix(block.to_query) * scale, block.heads, block.keys)
         query_bias = _spread(block.to_query.bias * scale, block.heads, block.keys)
         query_bias.view(block.heads, -1)[:, -1] = 1
-        product = partial(torch.addmm, gated.first.bias, query_read, matrix(gated.first), out=hidden)
+        second = self.biases[1].now[i], matrix(block.query.second)
         before: list[Call] = [
-            *concat_elu_calls(x, self.signs, query_read),
-            *self._gated_calls(product, hidden, self.biases[1].now[i], matrix(gated.second), x, hidden),
-            partial(torch.addmm, query_bias, hidden, to_query, out=self.query),
+            *concat_elu_calls(x, self.convs.signs, query_read),
+            *self._gated_calls(query_read, first, second, x, query),
+            partial(torch.addmm, query_bias, query, to_query, out=self.query),
         ]
         weight, beside = read.new_zeros(read.shape[1], width), block.out.beside
         weight[:width], weight[queries : queries + width] = matrix(block.out.first).split(width)
         weight[2 * queries :] = matrix(beside)  # type: ignore[arg-type]
-        bias = block.out.first.bias + beside.bias  # type: ignore[union-attr]
-        inner, second = self.zeros(batch, width), matrix(block.out.second)
-        product = partial(torch.addmm, bias, read, weight, out=inner)
+        first = block.out.first.bias + beside.bias, weight  # type: ignore[union-attr]
+        second = self.biases[2].now[i], matrix(block.out.second)
         after = [
-            *concat_elu_calls(self.attended.view(batch, -1), self.signs, attended_read),
-            *self._gated_calls(product, inner, self.biases[2].now[i], second, self.streams[i], self.streams[i + 1]),
+            *concat_elu_calls(self.attended.view(batch, -1), self.convs.signs, attended_read),
+            *self._gated_calls(read, first, second, self.streams[i], self.streams[i + 1]),
         ]
         return before, after
 
@@ -243,6 +224,6 @@ def _spread(x: Tensor, heads: int, keys: int) -> Tensor:
     return torch.cat([F.pad(known, (0, 1)).flatten(-2), rest], -1).contiguous()
 
 
-def _stacked(convs: Sequence[ShiftedConv2d]) -> tuple[Tensor, Tensor]:
-    """Weights (L, k, n) and biases (L, 1, n) of 1x1 convolutions."""
-    return torch.stack([matrix(conv) for conv in convs]), torch.stack([conv.bias for conv in convs])[:, None]
+def _stacked(convs: Sequence[ShiftedConv2d]) -> Affine:
+    """Biases (L, 1, n) and weights (L, k, n) of 1x1 convolutions."""
+    return torch.stack([conv.bias for conv in convs])[:, None], torch.stack([matrix(conv) for conv in convs])

@@ -23,7 +23,7 @@ the colours of a pixel in turn; or pixels, T = H * W (`chained`). `width` is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from genlab.core import ImageSpec, RequestError
 from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
-from genlab.nets.layers.masked import MaskedConv2d, group_of_channel
+from genlab.nets.layers.masked import MaskedConv2d, at_offsets, group_of_channel
 from genlab.nets.layers.values import Values
 
 CONFIGURABLE = {"net": ("GatedPixelCNN",)}
@@ -215,24 +215,9 @@ class GatedPixelCNN(nn.Module, Recompute):
         h[row, column] = True
         for layer in reversed(self.blocks):
             (rows, columns), (d, _) = layer.vertical.kernel_size, layer.vertical.dilation
-            v, sides = v | h, range(-(columns // 2), columns // 2 + 1)
-            v = _union(_shifted(v, -d * i, d * j) for i in range(rows) for j in sides)
-            h = _union(_shifted(h, 0, -d * i) for i in range(not layer.horizontal.centre, rows))
-        seen = _shifted(v, -1, 0) | h
+            sides = range(-(columns // 2), columns // 2 + 1)
+            v = at_offsets(v | h, ((-d * i, d * j) for i in range(rows) for j in sides))
+            h = at_offsets(h, ((0, -d * i) for i in range(not layer.horizontal.centre, rows)))
+        seen = at_offsets(v, [(-1, 0)]) | h
         seen[row, column] = False
         return seen
-
-
-def _union(sets: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(sets)).any(0)
-
-
-def _shifted(seen: Tensor, down: int, right: int) -> Tensor:
-    """(H, W) bool moved by so many rows and columns; False enters at the edges."""
-    height, width = seen.shape
-    shifted = torch.zeros_like(seen)
-    y, x = seen.nonzero().unbind(1)
-    y, x = y + down, x + right
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    shifted[y[inside], x[inside]] = True
-    return shifted

@@ -158,11 +158,7 @@ class PixelTransformer(nn.Module, Recompute):
         tokens[row * width + column] = True
         for _ in self.blocks:
             tokens = allowed[tokens].any(0)
-        seen, pad = torch.zeros(height, width, dtype=torch.bool), self.first.kernel_size[0] // 2
-        for t in tokens.nonzero().flatten().tolist():
-            y, x = divmod(t, width)
-            seen[max(y - pad, 0) : y, max(x - pad, 0) : x + pad + 1] = True
-            seen[y, max(x - pad, 0) : x] = True
-            if y and not x:
-                seen[y - 1, -1] = True
+        pixels = tokens.view(height, width)
+        seen = self.first.pixels_read(pixels)
+        seen[:-1, -1] |= pixels[1:, 0]  # the first pixel of a row reads the last one of the row above
         return seen

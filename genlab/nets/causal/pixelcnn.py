@@ -106,17 +106,8 @@ class PixelCNN(nn.Module, Recompute):
         """Pixels (H, W) bool, other than itself, that a pixel's features depend on: the past without the blind spot."""
         seen = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)
         seen[row, column] = True
-        for _ in self.blocks:
-            seen = seen | _past(seen, 1)
-        seen = _past(seen, self.first.kernel_size[0] // 2)
+        for block in self.blocks:
+            seen = seen | block.conv.pixels_read(seen)
+        seen = self.first.pixels_read(seen)
         seen[row, column] = False
         return seen
-
-
-def _past(seen: Tensor, reach: int) -> Tensor:
-    """Pixels (H, W) bool that a masked convolution of that reach, without its centre, reads for the pixels `seen`."""
-    past = torch.zeros_like(seen)
-    for y, x in seen.nonzero().tolist():
-        past[max(y - reach, 0) : y, max(x - reach, 0) : x + reach + 1] = True
-        past[y, max(x - reach, 0) : x] = True
-    return past

@@ -37,9 +37,7 @@ CONFIGURABLE = {"net": ("PixelCNNpp",)}
 DOWN = partial(ShiftedConv2d, kernel=(2, 3), kind="down")
 RIGHT = partial(ShiftedConv2d, kernel=(2, 2), kind="down_right")
 Streams = tuple[Tensor, Tensor]  # u and ul, each (B, F, h, w)
-Biases = list[
-    tuple[Tensor | None, Tensor | None]
-]  # for every block, of u and ul: (B, 2 F, h, w), (B, 2 F, 1, 1) or None
+Biases = list[tuple[Tensor | None, Tensor | None]]  # of u and ul in every block: (B, 2 F, h or 1, w or 1) or None
 Conv = TypeVar("Conv", ShiftedConv2d, ShiftedUp2d)
 
 

@@ -44,15 +44,12 @@ class Recompute:
         self, batch: int, device: torch.device, prefix: Prefix = None, context: Tensor | None = None
     ) -> RecomputeState:
         """State before the first step, or before the first step after the known rows of `prefix`."""
-        values_per_row = self.spec.channels * self.spec.width
-        steps = torch.zeros(
-            batch, self.spec.dims // self.step_channels, self.step_channels, dtype=torch.long, device=device
-        )
-        if prefix is None:
-            return RecomputeState(steps, 0, context)
-        x, rows = prefix
-        t = rows * values_per_row // self.step_channels
-        steps[:, :t] = to_steps(x.long(), self.step_channels)[:, :t]
+        count = self.spec.dims // self.step_channels
+        steps, t = torch.zeros(batch, count, self.step_channels, dtype=torch.long, device=device), 0
+        if prefix is not None:
+            x, rows = prefix
+            t = rows * count // self.spec.height
+            steps[:, :t] = to_steps(x.long(), self.step_channels)[:, :t]
         return RecomputeState(steps, t, context)
 
     def step(self, previous: Tensor | None, state: RecomputeState) -> tuple[Tensor, RecomputeState]:

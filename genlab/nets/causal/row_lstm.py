@@ -93,15 +93,10 @@ class RowLSTM(PixelRNN):
 
     def receptive_field(self, row: int, column: int) -> Tensor:
         """Pixels (H, W) bool, other than itself, that a pixel's features depend on: a triangle."""
-        reach, first = self.row_kernel // 2, self.first.kernel_size[0] // 2
-        height, width = self.spec.height, self.spec.width
-        seen = torch.zeros(height, width, dtype=torch.bool)
+        reach = self.row_kernel // 2
+        seen = torch.zeros(self.spec.height, self.spec.width, dtype=torch.bool)
         for y in range(row + 1):  # streams of row y that reach the pixel; every layer reaches one step further left
             away = (row - y) * reach
             left = max(column - away - len(self.blocks) * reach, 0)
             seen[y, left : column + away + 1] = True
-        pixels = torch.zeros_like(seen)
-        for y, x in seen.nonzero().tolist():
-            pixels[max(y - first, 0) : y, max(x - first, 0) : x + first + 1] = True
-            pixels[y, max(x - first, 0) : x] = True
-        return pixels
+        return self.first.pixels_read(seen)

@@ -12,6 +12,7 @@ B images, D input and D' output channels, H x W pixels, k x k kernels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Literal
 
@@ -40,6 +41,16 @@ def group_of_channel(width: int, groups: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(groups), torch.tensor(group_sizes(width, groups)), output_size=width)
 
 
+def at_offsets(pixels: Tensor, offsets: Iterable[tuple[int, int]]) -> Tensor:
+    """Pixels (H, W) bool that lie at one of the offsets (rows down, columns right) from any of the given ones."""
+    steps = torch.tensor(list(offsets), dtype=torch.long).view(-1, 2)  # a 1x1 kernel has none
+    places = (pixels.nonzero()[:, None] + steps).flatten(0, 1)
+    inside = ((places >= 0) & (places < torch.tensor(pixels.shape))).all(1)
+    reached = torch.zeros_like(pixels)
+    reached[places[inside].unbind(1)] = True
+    return reached
+
+
 class MaskedConv2d(nn.Conv2d):
     """A k x k convolution (B, D, H, W) -> (B, D', H, W), k odd, with mask A or B. Raises RequestError for an even k."""
 
@@ -63,6 +74,11 @@ class MaskedConv2d(nn.Conv2d):
     def masked_weight(self) -> Tensor:
         """What the input is convolved with, (D', D, k, k)."""
         return self.weight if self.full else self.weight * self.mask
+
+    def pixels_read(self, pixels: Tensor) -> Tensor:
+        """Other pixels (H, W) bool that are read at any of the given ones."""
+        across = range(-(self.kernel_size[0] // 2), self.kernel_size[0] // 2 + 1)
+        return at_offsets(pixels, ((row, column) for row in across for column in across if (row, column) < (0, 0)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D', H, W)."""
