@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Skip GPU tests where there is none. The longest tests come first, so that no worker is left with one at the end."""
+    """Skip GPU tests where there is none. The longest tests come first, so that none is left over at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_pretend.py"))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
