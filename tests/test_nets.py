@@ -23,6 +23,12 @@ def test_pixelcnn_has_the_blind_spot_of_the_paper():
     assert all((row.long().diff() >= 0).all() for row in blind[5:8, 5:])
 
 
+def test_a_kernel_of_one_pixel_sees_no_other_pixel():
+    net = PixelCNN(spec=ImageSpec(3, 4, 5), width=6, depth=1, kernel=1)
+    assert not net.first.pixels_read(torch.ones(4, 5, dtype=torch.bool)).any()
+    assert not net.receptive_field(0, 0).any()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("width", [6, 7, 8, 11])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
