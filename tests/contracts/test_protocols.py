@@ -59,7 +59,7 @@ def test_an_exact_likelihood_sums_to_one_and_is_what_samples_and_exact_completio
 @torch.no_grad()
 @pytest.mark.parametrize("config", cases(zoo.GREY))
 def test_what_is_known_stays_seeds_decide_and_losses_are_one_an_image(config, monkeypatch):
-    monkeypatch.setattr("genlab.models.flow.WALK", 3)
+    monkeypatch.setattr("genlab.models.flow.LANGEVIN_STEPS", 3)
     monkeypatch.setattr("genlab.models.gan.SEARCH_STEPS", 3)
     made, x = zoo.tiny(config, zoo.GREY, scale=None), zoo.random_images(zoo.GREY, 4)
     context = given(made, 4)
