@@ -42,7 +42,7 @@ class PPCA(GenerativeModel):
     """`latent_dim`: L. `inference`: exact | encoder: training and `log_prob` use the density, or its bound."""
 
     exact = False
-    completion = "exact"
+    completion = "approximate: known values are placed uniformly in their cells, whatever the density there"
 
     def __init__(self, spec: ImageSpec, *, latent_dim: int, inference: str = "exact") -> None:
         super().__init__(spec)
