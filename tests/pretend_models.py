@@ -70,13 +70,17 @@ def subjects() -> Iterator[Subject]:
     binary = {"binarize": "dynamic"}
     spec = Subject("", dict).images().spec
     second = dataclasses.replace(spec, context=Grey().spec(spec).context)
+    trained = set()  # nets that train and take a context with one of their heads; others of the same net only draw
     for number, param in enumerate(zoo.nets({"rgb": spec})):
         case = param.values[0]
+        first = case.model == zoo.ASKED or (case.model, case.variant) not in trained
+        trained.add((case.model, case.variant))
         name = f"{case.model}{case.variant}" + ("" if case.head == "categorical" else f" {case.head}")
         make = lambda spec, case=case: dataclasses.replace(case, spec=spec).config()  # noqa: E731
         turn = {} if case.model == zoo.ASKED else {"generators": (("none", "cpu", "device")[number % 3],)}
-        yield Subject(name, make, augmented, **turn)
-        for context in ("label", "image") if case.model == zoo.ASKED else (("label", "image")[number % 2],):
+        yield Subject(name, make, augmented, trained=first, **turn)
+        contexts = ("label", "image") if case.model == zoo.ASKED else (("label", "image")[number % 2],)
+        for context in contexts if first else ():
             with_context = dataclasses.replace(case, context=context, spec=second)
             make = lambda spec, case=with_context: dataclasses.replace(case, spec=spec).config()  # noqa: E731
             yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False, **turn)

@@ -244,7 +244,7 @@ def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["probe", "ckpt=../label"], "given the label"),
+        (["probe", "ckpt=../label"], "conditioned on the label"),
         (["probe", "ckpt=../ae", "layer=encodr0"], "did you mean 'encoder0'"),
         (["probe", "ckpt=../ae", "per_class=100000"], "smallest class"),
         (["probe", "ckpt=../ae", "train=100000"], "train=100000"),
