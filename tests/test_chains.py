@@ -233,7 +233,7 @@ def test_drawing_from_the_head_follows_its_probabilities(runs):
     """Sample means of many draws are the head's expected image."""
     model = genlab.load(runs / "masking")
     h = torch.randn(1, 6, generator=seeded())
-    x = model.draw(h.expand(600, -1), seeded(1))
+    x = model.draw(h.expand(300, -1), seeded(1))
     assert x.dtype == torch.long
     assert 0 <= x.min() <= x.max() <= 255
     expected = model.decode(h)[0] * 255
@@ -251,8 +251,8 @@ def test_temperature_is_that_of_the_pixels_too(runs):
         p = (log_p / temperature).softmax(-1)[0]
         mean = p @ torch.arange(256).double()
         deviation = (p @ torch.arange(256).double().square() - mean.square()).sqrt()
-        x = model.draw(h.expand(600, -1), seeded(1), temperature).double().flatten(1)
-        assert ((x.mean(0) - mean) / deviation.clamp(min=0.1) * 600**0.5).abs().max() < 5
+        x = model.draw(h.expand(300, -1), seeded(1), temperature).double().flatten(1)
+        assert ((x.mean(0) - mean) / deviation.clamp(min=0.1) * 300**0.5).abs().max() < 5
         assert (x.std(0) / deviation).median().item() == pytest.approx(1, abs=0.02)
 
 
