@@ -336,3 +336,21 @@ def test_each_job_ends_its_own_tracker_run(here, monkeypatch):
     assert wandb.run is None
     for job in "01":
         assert len(list((here / "sweep" / job / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_sweep_without_slurm_or_without_its_plugin_says_what_is_missing(here, capfd, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert cli.run(["train", "-m", "sweep=slurm", "seed=0,1"]) == 2
+    assert "has no sbatch" in capfd.readouterr().err
+    for name, package in (("joblib", "hydra-joblib-launcher"), ("optuna", "hydra-optuna-sweeper")):
+        kind = "launcher" if name == "joblib" else "sweeper"
+
+        def missing(*args, name=name, kind=kind, **keywords):
+            raise ValueError(f"In 'hydra/config': Could not find 'hydra/{kind}/{name}'")
+
+        monkeypatch.setattr("genlab.request.compose.compose", missing)
+        assert cli.run(["train", "-m", f"sweep={name}", "seed=0,1"]) == 2
+        said = capfd.readouterr().err
+        assert f"this sweep needs {package}: pip install -e '.[sweep]'" in said
+        assert said.count("\n") == 1
+    assert not list(here.iterdir())

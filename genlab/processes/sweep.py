@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -49,6 +50,9 @@ def run(request: Request) -> int:
     named = assignment is not None
     if assignment == "hydra.sweep.dir=":
         raise RequestError("hydra.sweep.dir= must name a folder")
+    launcher = _launcher(config)
+    if launcher == "submitit" and "slurm" in config.hydra.launcher._target_.lower() and not shutil.which("sbatch"):
+        raise RequestError("sweep=slurm: this machine has no sbatch, so no SLURM to send jobs to; try sweep=joblib")
     total = _number(request, config)
     if named and folder.exists():
         _check_same_sweep(request, config, folder)
@@ -57,7 +61,6 @@ def run(request: Request) -> int:
     limit = config.hydra.launcher.get("timeout_min")
     if limit is not None:
         print(f"a job may take {limit} minutes (hydra.launcher.timeout_min)", file=sys.stderr)
-    launcher = _launcher(config)
     # joblib kills workers when their parent is interrupted. So they are asked to stop through a file, and waited for.
     on_first = functools.partial(sweep_workers.request_stop, folder) if launcher == "joblib" else None
     (folder / sweep_workers.STOP).unlink(missing_ok=True)

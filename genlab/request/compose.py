@@ -186,6 +186,10 @@ class Request:
             if refusal:
                 group, part = refusal.groups()
                 raise RequestError(f"{group}/{part}=…: this {group} has no {part} to choose") from error
+            plugin = re.search(r"'hydra/(?:launcher|sweeper)/(joblib|optuna|submitit)\w*'", str(error))
+            if plugin:
+                package = f"hydra-{plugin[1]}-{'sweeper' if plugin[1] == 'optuna' else 'launcher'}"
+                raise RequestError(f"this sweep needs {package}: pip install -e '.[sweep]'") from error
             raise RequestError(f"the request does not compose: {format_error(error)}") from error
         HydraConfig.instance().set_config(config)  # so that ${hydra:…} resolves
         return config
