@@ -25,13 +25,10 @@ HERE = Path(__file__).resolve()
 def worker(model: str, data: str, depth: int, width: int, n: int) -> None:
     """Draw n images for every line of standard input; print CPU seconds and a sum of the images."""
     import torch
-    from bench_parts import Case, Step
+    from bench_parts import Case, _warm
 
     torch.set_num_threads(1)
-    case = Case(model, data, width, depth, "cpu")
-    net = case.build()
-    Step(case, net, "32-true")(case.images(16))  # after a training step the allocator keeps its memory
-    net.eval()
+    net = _warm(Case(model, data, width, depth, "cpu"))  # after a training step the allocator keeps its memory
     print("ready", flush=True)
     for _ in sys.stdin:
         generator, start = torch.Generator().manual_seed(0), time.process_time()
