@@ -74,6 +74,7 @@ def whole(tmp_path_factory):
 # ---- turns
 
 
+@pytest.mark.slow
 def test_turns_and_the_average_of_the_generator(tmp_path):
     """Steps are d d g d d g …; a player without a turn stays as it was; the generator is averaged at its turns."""
     learner_states = []
@@ -120,6 +121,7 @@ def test_two_time_scales():
         AdamW(discriminator_lr=0)
 
 
+@pytest.mark.slow
 def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
     """The losses are recomputed from the seeds alone, of weights that hardly move."""
     still = {"optim__lr": 1e-12, "optim__weight_decay": 0.0, "train__sample_every": 0}
@@ -143,6 +145,7 @@ def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
 # ---- as if never stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [4, 5, 6, 11])
 def test_crashed_and_resumed(tmp_path, whole, batch):
     """The run stops between two turns of the discriminator, or before one of the generator."""
@@ -180,11 +183,13 @@ def test_the_newest_weights_are_the_best(whole):
             }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_patience_never_stops_a_gan(tmp_path):
     folder = trained(tmp_path / "run", train__patience=1, train__valid_every=2, train__sample_every=0)
     assert checkpoint(folder)["genlab"]["step"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_non_finite_turn_is_skipped_and_counted(tmp_path, monkeypatch):
     """Weights, running statistics and power iterations are put back as they were."""
     states = []
@@ -210,6 +215,7 @@ def test_a_non_finite_turn_is_skipped_and_counted(tmp_path, monkeypatch):
         trained(tmp_path / "again", train__max_bad_steps=2, train__valid_every=12, train__sample_every=0)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch, whole):
     turn = AdversarialLearner._terms
 
@@ -229,6 +235,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, whole):
 # ---- elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["hinge", "wgan_gp"])
 def test_bf16_trains(tmp_path, loss):
     folder = trained(tmp_path / "run", trainer__precision="bf16-mixed", model__loss=loss, train__sample_every=0)
@@ -287,6 +294,7 @@ def test_a_checkpoint_rebuilds_its_model(whole):
     assert any(not torch.equal(a, b) for a, b in zip(raw.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_verbs(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "trainer.accelerator=cpu"]) == 0
@@ -305,6 +313,7 @@ def test_the_verbs(whole, tmp_path, monkeypatch, capsys):
     assert "(approximate: the image nearest to the known pixels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained(tmp_path):
     for changes, sentence in (
         ({"trainer__strategy": "fsdp"}, "trainer.strategy=fsdp"),

@@ -86,6 +86,7 @@ def part(name: str) -> str:
     return room(MODULES[name]) if name in MODULES else name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_stay_within_the_house_rules(path):
     own = room(path)
@@ -102,6 +103,7 @@ def test_imports_stay_within_the_house_rules(path):
             assert top in packages, f"{own} may not import {top}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_imports_verbs_or_the_command_line(path):
     if path.relative_to(ROOT).parts[0] in ("cli.py", "__main__.py"):
@@ -109,6 +111,7 @@ def test_nothing_imports_verbs_or_the_command_line(path):
     assert not {name for name in imports(path) if name.startswith(("genlab.verbs", "genlab.cli"))}
 
 
+@pytest.mark.slow
 def test_no_two_files_import_each_other_in_a_circle():
     """Imports for type checking and inside functions count as well; a package's front counts as a file."""
     graph = {module(path): {name for name in imports(path) if name in MODULES} for path in FILES}

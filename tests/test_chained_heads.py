@@ -69,6 +69,7 @@ def test_mass_of_all_pixels_is_one(name, channels, levels):
         assert p.sum().item() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 2.0])
 def test_samples_follow_the_likelihood_at_every_temperature(name, temperature):
@@ -137,6 +138,7 @@ def test_later_colours_never_act_on_earlier_ones(name):
     assert not torch.allclose(changed[2], blue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_mixture_is_the_formula_of_the_paper(channels):
     """Written out: a component's mean of channel i is mu_i + sum_{j<i} tanh(c_ij) x_j, with x on [-1, 1]."""

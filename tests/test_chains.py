@@ -241,6 +241,7 @@ def test_drawing_from_the_head_follows_its_probabilities(runs):
     assert ((x.double().mean(0) - expected).abs() / spread).max() < 5
 
 
+@pytest.mark.slow
 def test_temperature_is_that_of_the_pixels_too(runs):
     """Each value drawn given a code follows p(x | h)^(1/T) over its levels."""
     model = genlab.load(runs / "masking")

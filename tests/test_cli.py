@@ -90,6 +90,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "answer"), every(4, WRONG), ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, here, capsys):
     assert cli.run(words) == 2
@@ -171,6 +172,7 @@ def test_sampling_twice_gives_the_same_files(run_folder, here, capsys):
     assert images.dtype == np.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "rows", "columns"),
     [
@@ -196,6 +198,7 @@ def test_file_names_may_hold_characters_of_hydras_grammar(run_folder, here):
     assert (here / "b c.png").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_the_test_number_of_the_run(run_folder, here, capsys):
     assert cli.run(["eval", f"ckpt={run_folder}", "trainer=cpu"]) == 0
     assert "exact, 100 images" in capsys.readouterr().out

@@ -173,6 +173,7 @@ cli.main(["train"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["failed1", "killed0", "killed1"])
 def test_a_rank_that_dies_ends_all_with_one_sentence(how, tmp_path):
     step = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": str(tmp_path)}

@@ -31,17 +31,20 @@ def test_experiments_compose_and_build(name):
     assert config.trainer.max_steps > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS["model"])
 def test_the_zoo_reads_a_model_as_hydra_composes_it(name):
     assert zoo._composed(name) == Request("train", [f"model={name}"], command="").config().model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in GROUPS["trainer"] if n not in ("gpu", "ddp", "fsdp")])
 def test_trainers_make_a_plan_on_a_cpu(name):
     config = Request("train", [f"trainer={name}", "trainer.accelerator=cpu"], command="").config()
     assert Plan.of(config.trainer).max_steps >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS["sweep"])
 def test_sweeps_compose(name):
     assert Request("train", [f"sweep={name}"], command="").config().hydra.sweep.dir

@@ -286,6 +286,7 @@ def test_lightning_trains_on_it_and_the_checkpoint_keeps_the_position(tmp_path):
 # ---------------------------------------------------------------- binarisation
 
 
+@pytest.mark.slow
 def test_static_is_one_draw_for_ever():
     data = mini(binarize="static")
     assert data.name == "mnist_mini_binary-static"
@@ -306,6 +307,7 @@ def test_a_pixel_is_one_with_probability_of_its_grey():
     assert torch.all((drawn - p).abs() <= 5 * (p * (1 - p) / 100_000).sqrt())
 
 
+@pytest.mark.slow
 def test_dynamic_redraws_training_images_and_nothing_else():
     data, static = mini(binarize="dynamic", batch_size=4000), mini(binarize="static", batch_size=4000)
     for name in SPLITS:

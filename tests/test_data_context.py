@@ -291,6 +291,7 @@ def test_a_checkpoint_knows_its_context(name, runs, here, capsys):
     assert (again["data"], again["conditioning"]) == (first["data"], first["conditioning"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grey", "lowres", "half"])
 def test_whole_pictures_and_ready_contexts_draw_the_same(name, runs, here):
     for out, picture in (("a", "whole.png"), ("b", f"{name}.png")):
@@ -313,6 +314,7 @@ def test_whole_pictures_and_ready_contexts_draw_the_same(name, runs, here):
         assert (first[:: 4 if name == "lowres" else 1, :: 4 if name == "lowres" else 1] == given).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grey", "lowres", "half", "label"])
 def test_another_context_draws_other_images(name, runs, here, photos):
     choices = ["label=0", "label=1"] if name == "label" else ["context=whole.png", f"context={photos / 'b' / '1.png'}"]
@@ -321,6 +323,7 @@ def test_another_context_draws_other_images(name, runs, here, photos):
     assert (np.load(here / "a.npy") != np.load(here / "b.npy")).any()
 
 
+@pytest.mark.slow
 def test_labels_in_turn_all_or_one(runs, here, capsys):
     model = genlab.load(runs["label"])
 
@@ -338,6 +341,7 @@ def test_labels_in_turn_all_or_one(runs, here, capsys):
     assert "2 images of class b in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "n"),
     [("label", ["label=1"], 3), ("label", ["label=all"], 4), ("grey", ["context=whole.png"], 3)],
@@ -371,6 +375,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_are_one_sentence(name, words, answer, runs, here, capsys):
     before = sorted(here.iterdir())
@@ -390,6 +395,7 @@ def test_training_pictures_show_the_context_beside_the_sample(name, runs):
     assert not (sheet[2:10, 2 : 2 + 10 * cells] == 128).all()
 
 
+@pytest.mark.slow
 def test_labels_are_refused_where_there_are_none(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for context in ("none", "label"):

@@ -196,6 +196,7 @@ def test_scores_and_classes_are_not_rounded_to_bfloat16_under_autocast():
         assert not torch.equal(found, found.bfloat16().float())
 
 
+@pytest.mark.slow
 def test_rotation_compiles_without_complex_numbers(monkeypatch):
     x, table = torch.randn(2, 6, 3, 8), rotary_table(2, 3, 8)
     plain = rotate(x, table)

@@ -73,6 +73,7 @@ def test_every_autoencoder_trains(model, tmp_path, capsys):
     assert "bits_per_dim" not in results(folder)["test"]
 
 
+@pytest.mark.slow
 def test_what_is_logged(trained):
     """Of training batches and of the whole validation split; dead units need a whole split."""
     logged = rows(trained)[-1]
@@ -126,6 +127,7 @@ def test_a_term_that_is_not_finite_is_an_error_that_names_it_and_the_image(train
 # ---- genlab eval
 
 
+@pytest.mark.slow
 def test_eval_reports_the_reconstruction_and_says_that_there_is_no_likelihood(trained, here, capsys):
     assert cli.run(["eval", f"ckpt={trained}", "trainer=cpu"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -199,6 +201,7 @@ def test_two_processes_train_what_one_trains(tmp_path, capfd):
             assert float(second[name] or 0) == pytest.approx(float(first[name] or 0), rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_compiling_is_for_encoder_and_decoder(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))

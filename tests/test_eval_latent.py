@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_results_say_which_bound_and_how_the_units_are_used(trained):
     test = json.loads((trained / "results.json").read_text())["test"]
     assert (test["kind"], test["draws"]) == ("bound", 1)
@@ -62,6 +63,7 @@ def test_a_bound_is_the_same_on_one_and_three_processes(devices, trained, tmp_pa
     assert json.loads((tmp_path / "eval.json").read_text())["nats"] != one["nats"]
 
 
+@pytest.mark.slow
 def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = []
@@ -71,6 +73,7 @@ def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
     assert result[1] >= result[0] - 0.1
 
 
+@pytest.mark.slow
 def test_verbs_that_draw_work_from_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["sample", f"ckpt={trained}", "n=4"]) == 0

@@ -54,6 +54,7 @@ def test_a_fingerprint_is_of_images_and_labels_in_whatever_order():
     assert len(hashes(x).unique()) == 50
 
 
+@pytest.mark.slow
 def test_binarising_seeds_and_contexts_do_not_change_what_the_data_is():
     plain = ImageData(MNISTMini(), validation=1000)
     for options in ({"binarize": "static"}, {"binarize": "dynamic"}, {"seed": 5}):
@@ -120,6 +121,7 @@ def evaluate(top, *words):
     return json.loads((top / "eval.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_card_has_fingerprints_and_class_names_in_primitives(run):
     kept = read(run / "run" / "checkpoints" / "last.ckpt")["genlab"]
     assert kept["class_names"] == ["cat", "dog"]
@@ -139,6 +141,7 @@ def test_eval_of_the_same_data_is_silent_wherever_it_lies(run, tmp_path, capsys)
     assert evaluate(top, f"data.path={top}/moved", "data.limit=2")["other_data"] is None
 
 
+@pytest.mark.slow
 def test_removing_a_training_image_leaves_the_test_silent_and_a_test_image_is_said(run, tmp_path, capsys):
     top = copied(run, tmp_path)
     trained, tested = of(top / "photos", "train"), of(top / "photos", "test")

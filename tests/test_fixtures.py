@@ -53,6 +53,7 @@ def test_draws_the_same_images(kind, tmp_path):
     assert moved <= (0 if here() == EXPECTED["machine"] else 0.05), f"{moved:.2%} of the pixels are others"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", every(4, KINDS))
 def test_evaluates_to_the_same_number(kind, tmp_path):
     file, out = FIXTURES / "checkpoints" / f"{kind}.ckpt", tmp_path / "eval.json"
@@ -62,6 +63,7 @@ def test_evaluates_to_the_same_number(kind, tmp_path):
         assert told[key] == pytest.approx(value, rel=1e-5 if key in TIGHT else 1e-3, abs=1e-9), key
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_end(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(FIXTURES / "run", run)
@@ -81,6 +83,7 @@ def test_a_run_goes_on_to_the_same_end(tmp_path):
             assert mine[key] == value or float(mine[key]) == pytest.approx(float(value), rel=1e-4), (key, mine)
 
 
+@pytest.mark.slow
 def test_no_path_of_the_machine_that_made_them():
     texts = [(FIXTURES / "run" / name).read_text() for name in ("config.yaml", "command.txt", "versions.txt")]
     for kind in KINDS:

@@ -109,6 +109,7 @@ def test_the_sampler_draws_what_the_likelihood_says():
     assert (zoo.histogram(x, made.spec) / n - probabilities(made)).abs().sum() / 2 < 0.02
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_learning_better_noise_tightens_the_bound():
     """Variational noise learns, with the flow itself held still, and gets closer to the integral."""
@@ -168,6 +169,7 @@ def test_half_precision_of_the_nets_barely_moves_the_likelihood():
     torch.testing.assert_close(*values, rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_more_draws_make_a_tighter_bound_and_evaluation_calls_it_one():
     made, x = tiny(zoo.GREY, scale=0.2), zoo.random_images(zoo.GREY, 200)
@@ -185,6 +187,7 @@ def test_cold_samples_have_smaller_latents():
         made.sample(50, temperature=0.0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_tempered_samples_are_images_of_a_prior_of_that_variance(temperature):
@@ -205,6 +208,7 @@ def test_tempered_samples_are_images_of_a_prior_of_that_variance(temperature):
     assert (zoo.histogram(x, made.spec) / n - p).abs().sum() / 2 < 0.02
 
 
+@pytest.mark.slow
 def test_completion_keeps_known_pixels_and_seeds_decide(monkeypatch):
     monkeypatch.setattr("genlab.models.flow.LANGEVIN_STEPS", 20)
     made = tiny(zoo.RGB, dtype=torch.float)
@@ -237,6 +241,7 @@ def test_completion_leans_towards_the_conditional():
     assert (wanted - found).abs().sum() / 2 < 0.08
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["label", "image"])
 def test_a_context_changes_likelihood_and_samples_and_is_asked_for(kind):

@@ -155,6 +155,7 @@ def test_logit_goes_back_and_its_determinant_counts_levels(alpha):
         Logit(levels=4, alpha=0.5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("coupling", [AFFINE, MIXTURE], ids=["affine", "mixture"])
 def test_a_density_of_two_numbers_integrates_to_one(coupling):
@@ -239,6 +240,7 @@ def test_variational_noise_starts_uniform():
     torch.testing.assert_close(log_weight, torch.zeros(500, dtype=torch.double), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1)])
 def test_variational_noise_has_the_density_it_says(shape):

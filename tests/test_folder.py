@@ -231,6 +231,7 @@ def test_a_split_does_not_depend_on_where_the_folder_lies_or_how_unicode_is_writ
     assert here.fingerprints == there.fingerprints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(3, 12))
 def test_no_split_is_ever_empty(tmp_path, count):
     for attempt in range(4):

@@ -131,6 +131,7 @@ def test_the_gradient_penalty_is_taken_between_the_images():
     assert penalty.sqrt().std().item() == pytest.approx(2 / math.sqrt(12), abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [False, True])
 def test_spectral_norm_makes_the_largest_singular_value_of_every_layer_one(label):
     """T22: power iteration follows it in training, and stands still in evaluation."""
@@ -211,6 +212,7 @@ def test_a_turn_moves_one_player(loss):
         assert any(p.grad.abs().sum() > 0 for p in getattr(made, player).context.parameters())
 
 
+@pytest.mark.slow
 def test_the_penalty_is_part_of_the_loss_of_wgan_gp_alone():
     x = images(SPECS["odd"])
     torch.manual_seed(0)
@@ -240,6 +242,7 @@ def test_the_projection_is_an_inner_product_with_what_the_score_is_linear_in():
     assert expected[2] == 0
 
 
+@pytest.mark.slow
 def test_labels_matter_and_are_insisted_on():
     with_label, without, spec = gan(label=True), gan(), SPECS["odd"]
     assert (with_label.conditioning, without.conditioning) == ("label", "none")
@@ -298,6 +301,7 @@ def test_the_temperature_scales_the_noise():
     assert not (made.sample(4, generator=noise()) == still).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["odd", "mnist"])
 def test_completion_keeps_known_pixels_repeats_itself_and_gets_nearer(name):
     spec = SPECS[name]

@@ -86,6 +86,7 @@ def test_the_gate_is_that_of_the_paper_in_other_units():
     assert torch.autograd.gradcheck(gate, a)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (2, 6, 1), (3, 2, 3), (1, 9, 5)])
 @pytest.mark.parametrize(("kernel", "dilations"), [(3, [4, 1]), (5, [1, 3]), (7, None)])

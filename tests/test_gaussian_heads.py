@@ -66,6 +66,7 @@ def test_gradients_are_finite_everywhere():
     assert log_s.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_in_float32(name):
     torch.manual_seed(0)
@@ -101,6 +102,7 @@ def test_a_given_width_is_squared_error():
     torch.testing.assert_close(nats - nats.min(), expected - expected.min(), rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_learned_widths_reach_the_error_that_is_there():
     """The best width of a Gaussian is the root of the mean squared error."""
     torch.manual_seed(0)

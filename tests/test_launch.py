@@ -50,6 +50,7 @@ def test_ranks_meet(tmp_path):
     assert (tmp_path / "1").read_text() == "2 3 False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "kind", "sentence"),
     [
@@ -77,6 +78,7 @@ def test_an_error_of_rank_zero_reaches_all_ranks():
 # ---- training on two
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_equal_weights_and_validate_like_one(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

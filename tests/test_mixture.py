@@ -263,6 +263,7 @@ def test_protocols_and_responsibilities(kind):
 # ---- EM (T21)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("floor", [1e-3, 0.15])
 def test_em_never_lowers_the_log_likelihood(kind, floor):

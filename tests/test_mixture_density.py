@@ -97,6 +97,7 @@ def test_protocols_responsibilities_and_a_gradient_everywhere(net):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
 
 
+@pytest.mark.slow
 def test_two_answers_need_two_gaussians():
     """x is near 1/4 or 3/4 of the range, whatever y: one Gaussian says it is in the middle."""
     spec = ImageSpec(1, 1, 1, 32, context=ImageSpec(1, 1, 1, 8))

@@ -74,6 +74,7 @@ def test_blocks_keep_the_scale_and_begin_near_the_identity():
     assert GatedResNet(6)(torch.randn(2, 6, 3, 3)).shape == (2, 6, 3, 3)  # 1x1 convolutions
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("resolutions", [1, 2, 3, 4])
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -90,6 +91,7 @@ def test_any_size_and_number_of_resolutions_steps_as_it_runs(height, width, reso
             previous = steps[:, t]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("resolutions", [1, 2, 3])
 @pytest.mark.parametrize("depth", [1, 2])
@@ -119,6 +121,7 @@ def test_a_pass_that_leaves_out_old_rows_gives_every_layer_its_newest_row(depth,
             torch.testing.assert_close(read[1][name], whole, rtol=1e-13, atol=1e-13, msg=f"{rows} rows, {name}")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("resolutions", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), SIZES[:-1])

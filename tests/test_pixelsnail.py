@@ -69,6 +69,7 @@ def test_equal_pixels_have_features_of_their_place():
     assert torch.pdist(features).min() > 1e-6
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("context", [None, (1, 1), (4, 3)])
 @pytest.mark.parametrize(

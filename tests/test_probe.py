@@ -127,6 +127,7 @@ def test_components_are_white_on_the_training_images_and_come_from_them():
     np.testing.assert_array_equal(other["test"], result["valid"])
 
 
+@pytest.mark.slow
 def test_patch_features_of_an_image_do_not_depend_on_the_others():
     of = images(210)
     result = probe_controls.patches(of, 256, seed=0)
@@ -148,6 +149,7 @@ def test_blank_patches_are_not_used_as_filters():
     assert len(np.unique(upper_left.round(6), axis=1).T) > 1.6 * probe_controls.FILTERS  # a few look alike by chance
 
 
+@pytest.mark.slow
 def test_patch_features_do_not_depend_on_the_number_of_levels():
     of = {split: x // 255 * 255 for split, x in images(40).items()}
     binary = {split: x // 255 for split, x in of.items()}

@@ -56,6 +56,7 @@ def first(n, split="valid"):
     return build_data(Request("train", ["data.limit=64"], command="").config().data).first(split, n).images
 
 
+@pytest.mark.slow
 def test_an_image_stands_before_its_reconstruction(plain, here):
     assert cli.run(["reconstruct", f"ckpt={plain}", "n=5", *FIRST]) == 0
     grid, x = tiles(here / "reconstructions.png", 10), first(5)
@@ -68,6 +69,7 @@ def test_an_image_stands_before_its_reconstruction(plain, here):
     assert {path.name for path in here.iterdir()} == {"reconstructions.png", "reconstructions.npy"}
 
 
+@pytest.mark.slow
 def test_a_denoising_model_shows_clean_corrupted_denoised(denoising, here, capsys):
     assert cli.run(["reconstruct", f"ckpt={denoising}", "n=3", "seed=4", "out=a.png", *FIRST]) == 0
     assert "clean, corrupted, denoised" in capsys.readouterr().out
@@ -92,6 +94,7 @@ def test_repair_reconstructs_the_corrupted_copies(denoising):
     assert not torch.equal(repaired, model.reconstruct(x))
 
 
+@pytest.mark.slow
 def test_the_seed_sets_the_noise_and_corrupted_false_uses_clean_images(denoising, here):
     for name, words in {"a": ["seed=1"], "b": ["seed=1"], "c": ["seed=2"], "d": ["corrupted=false"]}.items():
         assert cli.run(["reconstruct", f"ckpt={denoising}", "n=2", f"out={name}.png", *words, *FIRST]) == 0
@@ -103,6 +106,7 @@ def test_the_seed_sets_the_noise_and_corrupted_false_uses_clean_images(denoising
     assert (tiles(here / "d.png", 4)[::2] == x[:, 0].numpy()).all()
 
 
+@pytest.mark.slow
 def test_the_users_own_picture(plain, here):
     x = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(x).save("mine.png")
@@ -148,6 +152,7 @@ def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, plain,
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_models_without_a_code_are_refused(here, capsys):
     words = ["model=pixelcnn", "model.net.width=8", "model.net.depth=1", "train.sample_every=0", *FAST]
     assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0

@@ -122,6 +122,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", every(5, WRONG), ids=format_value)
 def test_a_wrong_word_is_one_sentence(word, here, capsys):
     assert WRONG[word] in refused(["train", word], capsys)
@@ -199,6 +200,7 @@ def test_the_command_line_wins_over_an_experiment_or_is_refused(here):
     assert composed(*mine, "trainer.max_steps=7").trainer.max_steps == 7
 
 
+@pytest.mark.slow
 def test_a_file_of_the_user_may_not_have_unknown_keys(here, capsys):
     (here / "experiment").mkdir()
     for text, answer in (("train: {emma: 1}", "train.emma"), ("trianer: {max_steps: 1}", "'trianer'")):
@@ -223,6 +225,7 @@ def test_a_class_has_a_name_and_a_number():
         digits.number("china")
 
 
+@pytest.mark.slow
 def test_a_class_is_chosen_and_printed_by_its_name(runs, here, capsys):
     checkpoint = torch.load(runs / "label" / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["genlab"]["class_names"] = ["cat", "china, old", *(f"class {i}" for i in range(2, 10))]
@@ -262,6 +265,7 @@ def test_a_latent_model_given_the_label_goes_through_every_verb(runs, here, caps
 # ---- failures of the machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

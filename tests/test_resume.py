@@ -35,6 +35,7 @@ def whole(tmp_path_factory):
 
 
 # log every 3, validate every 5, sample every 6, checkpoint every 4: each step has another mixture of what is due.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulate", "batch"), every(4, [(1, 5), (1, 2), (1, 4), (1, 7), (2, 9), (1, 8), (1, 11), (2, 16), (2, 21)])
 )
@@ -48,6 +49,7 @@ def test_crashed_and_resumed(tmp_path, whole, accumulate, batch):
     same(outcome(tmp_path / "run"), whole(accumulate))
 
 
+@pytest.mark.slow
 def test_crashed_again_and_again(tmp_path, whole):
     with pytest.raises(Crash):
         trained(tmp_path / "run", data__crash_at=5)
@@ -81,6 +83,7 @@ def wait_for(path):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", every(3, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
 def test_real_signals(tmp_path, whole, number):
     folder = tmp_path / "run"
@@ -121,6 +124,7 @@ def test_signal_in_the_middle_of_an_accumulated_step(tmp_path, whole, monkeypatc
     same(outcome(tmp_path / "run"), whole(2))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_refused_unless_it_gets_more_steps(tmp_path, whole):
     folder = trained(tmp_path / "run", optim__schedule="constant")
     with pytest.raises(RequestError, match=r"is finished at step 12: train longer with trainer\.max_steps=24"):
@@ -152,6 +156,7 @@ def test_a_missing_evaluation_of_a_finished_run_is_done(tmp_path, whole):
     same(outcome(folder), whole(1))
 
 
+@pytest.mark.slow
 def test_an_early_stop_is_remembered(tmp_path):
     folder = trained(tmp_path / "run", train__patience=1, train__valid_every=1, optim__lr=1e-9, train__ema=0)
     stopped = checkpoint(folder)["genlab"]

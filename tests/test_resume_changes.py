@@ -116,6 +116,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", REFUSED)
 def test_a_refusal_touches_nothing(run, monkeypatch, how):
     spoil, overrides, sentence = REFUSED[how]
@@ -135,6 +136,7 @@ def test_a_byte_order_mark_is_read(run):
     assert (run / "metrics.csv").read_text().startswith("step,")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", [b"9", b"9,1.0", b"\0" * 50, b"9,\0\0\0"])
 def test_an_incomplete_last_row_is_dropped(run, tail):
     with open(run / "metrics.csv", "ab") as file:
@@ -179,6 +181,7 @@ def test_the_optimiser_takes_new_settings_and_keeps_its_moments(run):
     assert int(before["state"][0]["step"]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "position"), [(4, 20), (16, 8), (5, 16), (8, 12)])
 def test_the_position_counts_images(run, size, position):
     """64 images were seen. The four steps that are left take four batches of the new size from there on."""
@@ -202,6 +205,7 @@ def test_a_moved_folder_goes_on(run, tmp_path):
     assert (moved / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_final_test_is_done_on_resume(run, monkeypatch, error):
     def evaluate_split(*_, **__):

@@ -95,6 +95,7 @@ def test_an_atom_of_a_linear_decoder_is_its_column():
     torch.testing.assert_close(representations.atoms(model, torch.tensor([6, 2])), columns[[6, 2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["pixelcnn", "row_lstm", "diagonal_bilstm", "pixel_transformer", "gated_pixelcnn"])
 def test_a_filter_of_an_autoregressive_net_is_what_a_brighter_pixel_adds(net):
     """One pixel from darkest to brightest, and the first layer's output wherever the pixel is in its window."""
@@ -131,6 +132,7 @@ def test_the_most_activating_image_is_the_argmax_over_the_split():
     assert representations.most_activating(h[:4], torch.arange(8)).shape == (8, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODERS)
 def test_a_traversal_at_the_units_own_value_is_the_reconstruction(name):
     model, x = build_model(name), Data().split("valid").images
@@ -175,6 +177,7 @@ def test_every_autoencoder_has_every_picture_except_curves_that_it_did_not_log(n
     assert "metrics.csv is not there" in reasons[0]
 
 
+@pytest.mark.slow
 def test_a_picture_that_a_model_cannot_have_is_left_out_with_a_reason(tmp_path):
     narrow = subject(build_model("linear_ae", "model.latent_dim=1"), tmp_path)
     assert "at least 2 numbers" in pictures.draw(narrow, ["plane", "filters"], tmp_path)[1][0]
@@ -253,6 +256,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "answer"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, run_folder, here, capsys):
     assert cli.run(["show", f"ckpt={run_folder}", *words]) == 2
@@ -305,6 +309,7 @@ GAN = ["model.generator.widths=[4]", "model.discriminator.widths=[4]"]
 FLOW = ["model.flow.levels=1", "model.flow.steps=1"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -347,6 +352,7 @@ def test_bars_are_the_kl_of_the_units(tmp_path):
     assert heights == sorted(found.tolist(), reverse=True)
 
 
+@pytest.mark.slow
 def test_a_manifold_has_the_quantiles_of_the_prior_the_second_unit_upwards(tmp_path):
     model = build_model("latent_gaussian", *LATENT, "model.latent_dim=2")
     seen = []

@@ -53,6 +53,7 @@ def during(monkeypatch, owner, name, number, at=1, times=1):
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(6, ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]))
 def test_every_signal_saves(tmp_path, whole, monkeypatch, name):
     folder, number = tmp_path / "run", signal.Signals[name]
@@ -77,6 +78,7 @@ WHEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", every(3, WHEN))
 def test_a_signal_at_any_moment_of_training_loses_nothing(tmp_path, whole, monkeypatch, when):
     owner, name, at = WHEN[when]
@@ -89,6 +91,7 @@ def test_a_signal_at_any_moment_of_training_loses_nothing(tmp_path, whole, monke
     same(outcome(tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "at"), [(Checkpoints, "act", 3), (training, "evaluate_split", 1)])
 def test_after_the_last_step_only_the_test_is_left(tmp_path, whole, monkeypatch, owner, name, at):
     during(monkeypatch, owner, name, signal.SIGHUP, at)
@@ -207,6 +210,7 @@ def test_a_signal_that_comes_while_ranks_are_started_reaches_them(job):
     assert caught.value.number == signal.SIGUSR1
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path, whole):
     asked = config()
     with signals.patiently():

@@ -51,6 +51,7 @@ def test_a_word_changes_the_value_that_it_names(source):
     assert (config.data.binarize, config.seed) == ("static", 5)
 
 
+@pytest.mark.slow
 def test_a_group_that_is_chosen_replaces_that_of_the_run(source):
     config = config_from(source, "data=mnist_mini", "data.binarize=threshold", "optim=adamw")
     assert (config.data.batch_size, config.data.binarize, config.optim.weight_decay) == (32, "threshold", 0.0)

@@ -410,6 +410,7 @@ def laughs(levels):
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -436,6 +437,7 @@ def repacked(path, change, kind=zipfile.ZIP_STORED):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["compressed", "legacy", "stride", "shared", "claim", "meta", "sparse", "pickled"])
 def test_a_checkpoint_cannot_be_larger_than_its_file(kind, tmp_path, frugal):
     path, whole = checkpoint(tmp_path / "x.ckpt"), content()

@@ -98,6 +98,7 @@ def test_odd_sweeps_are_one_sentence(words, sentence, here, capfd):
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "jobs"),
     [
@@ -338,6 +339,7 @@ def test_each_job_ends_its_own_tracker_run(here, monkeypatch):
         assert len(list((here / "sweep" / job / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_without_slurm_or_without_its_plugin_says_what_is_missing(here, capfd, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert cli.run(["train", "-m", "sweep=slurm", "seed=0,1"]) == 2

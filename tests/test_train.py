@@ -304,6 +304,7 @@ def test_automatic_precision(monkeypatch):
         assert Plan.of(settings).precision == precision
 
 
+@pytest.mark.slow
 def test_configs_compose_and_fit_the_code():
     """The yaml files hold exactly the keys that the code reads."""
     from pathlib import Path

@@ -35,6 +35,7 @@ def test_nothing_but_a_mirror_image_without_a_head_is_refused():
             assert set(zoo.legal(model, "corruption", spec)) == set(zoo.choices("model/corruption"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "code"), MODELS_AND_CODES)
 def test_everything_goes_with_everything(model, code):
     """Every head that is legal and every corruption, in training and after: finite terms of one shape, a gradient."""

@@ -18,6 +18,7 @@ def features(made, case, n):
     return None if made.context is None else made.context(case.given(n))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @EVERY_NET
 def test_features_never_depend_on_the_present_or_future(case):
@@ -34,6 +35,7 @@ def test_features_never_depend_on_the_present_or_future(case):
         assert torch.equal(net(image, context)[:, : t + 1], reference[:, : t + 1]), f"step {t} sees itself or later"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", zoo.nets(SPECS))
 def test_receptive_field_is_what_the_net_declares(case):
@@ -55,6 +57,7 @@ def test_receptive_field_is_what_the_net_declares(case):
     assert torch.equal(seen & off_diagonal, declared & off_diagonal)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("case", "dtype", "tolerance"),
@@ -74,6 +77,7 @@ def test_cached_step_equals_forward_from_any_row(case, dtype, tolerance):
             previous = steps[:, t]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @EVERY_NET
 def test_cached_step_equals_recomputed_step_after_reordering(case):
@@ -95,6 +99,7 @@ def test_cached_step_equals_recomputed_step_after_reordering(case):
         previous = steps[:, t]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", zoo.models(SPECS))
 def test_same_noise_gives_the_same_image_cached_and_recomputed(case):

@@ -81,6 +81,7 @@ def test_prefilled_rows_equal_stepped_rows(case):
     assert torch.equal(one[1:], two[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", zoo.in_turn(zoo.nets_and_heads(zoo.SPECS)))
 def test_low_temperature_makes_likelier_images(case):
     made = case.tiny(scale=0.2)

@@ -77,6 +77,7 @@ def asked(model, name, context, player="generator"):
     return [part.detach() for part in parts if part is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "context", "kind"), cases())
 def test_a_context_is_used_everywhere_or_refused_everywhere(model, context, kind, monkeypatch):
     monkeypatch.setattr("genlab.models.flow.LANGEVIN_STEPS", 3)  # steps of a completion

@@ -15,6 +15,7 @@ CONDITIONAL = pytest.mark.parametrize("case", zoo.models(SOME, ("label", "image"
 SEEDS = range(4)  # in one random net the ReLUs may block the context, but not in all of several
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @CONDITIONAL
 def test_probabilities_given_each_context_sum_to_one_and_differ(case):
@@ -29,6 +30,7 @@ def test_probabilities_given_each_context_sum_to_one_and_differ(case):
     raise AssertionError("the context changes nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", zoo.nets(zoo.SPECS, ("label", "image")))
 def test_a_context_changes_samples_and_the_missing_or_superfluous_one_is_refused(case):
     differs = False

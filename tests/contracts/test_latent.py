@@ -81,12 +81,14 @@ def test_protocols_shapes_and_integers_in_range(case):
     assert 0 <= cool.min() <= cool.max() < case.spec.levels
 
 
+@pytest.mark.slow
 @LISTABLE
 def test_probabilities_of_all_images_sum_to_one(case):
     model = case.tiny()
     assert exact(model, zoo.every_image(case.spec)).exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @LISTABLE
 def test_weights_are_unbiased_and_bounds_are_ordered(case):
@@ -105,6 +107,7 @@ def test_weights_are_unbiased_and_bounds_are_ordered(case):
     assert (truth - bounds[0]).mean() > 5e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @LISTABLE
 def test_the_loss_is_the_negative_elbo(case):

@@ -17,6 +17,7 @@ SOFTMAX = ("bernoulli", "categorical", "conditional_categorical")
 PEAKS = {"logistic_mixture": 0.3, "logistic": 0.4, "gaussian_full": 0.4}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("case", "scale"), zoo.alternating(zoo.models(zoo.LISTABLE), (0.3,), (1.0,)))
 def test_probabilities_of_all_images_sum_to_one(case, scale):
@@ -74,6 +75,7 @@ def test_an_untrained_model_costs_exactly_log2_of_the_levels(case):
     torch.testing.assert_close(bits, torch.full_like(bits, math.log2(case.spec.levels)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", zoo.models(zoo.SPECS))
 def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf16(case):
     made = case.tiny(scale=0.2, dtype=torch.float).train()

@@ -74,6 +74,7 @@ def tempered_chain(model, temperature):
 HEADS = [p for p in zoo.models(LISTED) if p.values[0].model == zoo.ASKED]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @TEMPERATURES
 @pytest.mark.parametrize("case", HEADS)
@@ -84,6 +85,7 @@ def test_autoregressive_samples_temper_every_conditional(case, temperature):
     assert_drawn_from(model.sample(N, temperature=temperature, generator=seeded()), probability, case.spec)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @TEMPERATURES
 @pytest.mark.parametrize("known_pixel", [0, -1])
@@ -152,6 +154,7 @@ def test_latent_gaussian_completions_are_those_of_the_tempered_model(case, tempe
     assert (zoo.histogram(done.images, case.spec) / n - probability).abs().sum() / 2 < 0.04
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @TEMPERATURES
 def test_latent_gaussian_completions_weight_by_tempered_pixels(temperature):
@@ -192,6 +195,7 @@ def small(name):
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.25, 4.0])
 def test_langevin_dynamics_keep_the_tempered_prior(temperature):
     """Without a misfit the target is N(0, T I), also if the chain does not begin there."""
