@@ -1,6 +1,6 @@
 .PHONY: check test format
 
-check:  ## what a commit must pass: a minute
+check:  ## what a commit must pass: a minute or two
 	ruff check .
 	ruff format --check .
 	mypy

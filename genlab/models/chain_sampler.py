@@ -2,7 +2,7 @@
 
 Chains start at an image whose pixels are uniformly random levels, not at a training image: after a few hundred steps a
 chain would still resemble the image that it started from, and would be mistaken for a good sample. The autoencoder
-has no `sample` and no `complete` of its own, so that nobody mistakes these images for samples of the model.
+has no `sample` and no `complete` of its own, so that these images are not taken for samples of the model.
 
 n or B images, C channels, H x W pixels.
 """

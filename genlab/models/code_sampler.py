@@ -2,7 +2,7 @@
 
 An autoencoder has no p(x). A density is fitted to the codes of the training images after training
 (`genlab/models/densities.py`; Ghosh et al. 2020, arXiv:1903.12436, do this for regularised autoencoders). The
-autoencoder has no `sample` of its own, so that nobody mistakes these images for samples of the model.
+autoencoder has no `sample` of its own, so that these images are not taken for samples of the model.
 
 n images, C channels, H x W pixels, L units.
 """
