@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import re
@@ -26,7 +28,7 @@ from genlab.processes.run_folder import open_folder
 from genlab.request.checkpoints import open_data
 from genlab.request.compose import Request, split_hydra
 from genlab.request.folders import configs_folder
-from genlab.system.atomic import atomically, write_text
+from genlab.system.atomic import atomically, remove_left_over, write_text
 
 SPEC = ImageSpec(1, 4, 4, 2)
 MODEL = {
@@ -321,22 +323,52 @@ def test_a_temporary_file_is_new_has_a_random_name_and_the_permissions_of_the_um
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_old_temporary_files_are_removed_unless_they_are_in_use(tmp_path):
+@pytest.mark.parametrize("locks", [True, False])
+def test_temporary_files_left_over_are_removed_unless_they_are_in_use(tmp_path, monkeypatch, locks):
     left, young = tmp_path / f".x.{'0' * 16}.tmp", tmp_path / f".x.{'1' * 16}.tmp"
     other, link = tmp_path / ".x.mine.tmp", tmp_path / f".x.{'2' * 16}.tmp"
-    for path in (left, young, other):
+    deep = tmp_path / "deep" / f".y.{'0' * 16}.tmp"
+    deep.parent.mkdir()
+    for path in (left, young, other, deep):
         path.write_text("")
     link.symlink_to(other)
+    for path in (left, other, link, deep):
+        os.utime(path, (0, 0), follow_symlinks=False)
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", no_locks)
     with atomically(tmp_path / "x") as in_use:
-        for path in (left, other, in_use):
-            os.utime(path, (0, 0))
-        os.utime(link, (0, 0), follow_symlinks=False)
+        if locks:
+            os.utime(in_use, (0, 0))
         write_text(tmp_path / "x", "other writer")
         assert in_use.exists()
+        assert deep.exists()  # of another destination
+        remove_left_over(tmp_path)
+        assert in_use.exists()
     assert not left.exists()
-    assert young.exists()
+    assert not deep.exists()
+    assert young.exists() == (not locks)  # without locks it may be in use
     assert other.exists()
     assert link.is_symlink()
+
+
+def test_two_processes_that_write_one_file_do_not_remove_each_others_new_temporary_file(tmp_path, monkeypatch):
+    first, lock = [], fcntl.flock
+
+    def late(file, how):  # another process takes the new file for one left over, before it is locked
+        if not first:
+            first.append(True)
+            for path in tmp_path.iterdir():
+                path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    write_text(tmp_path / "x", "text")
+    assert first
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 # ---- 5: limits on size

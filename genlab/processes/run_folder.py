@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.core import RequestError
 from genlab.processes.run_lock import locked
-from genlab.system.atomic import atomically, write_text
+from genlab.system.atomic import atomically, remove_left_over, write_text
 from genlab.train import provenance
 
 RECORDS = ("config.yaml", "command.txt", "results.json", "metrics.csv")  # resuming may change them before training
@@ -83,13 +83,14 @@ def read_records(folder: Path) -> dict[str, bytes]:
 
 
 def record_resume(folder: Path, config: DictConfig, changed: bool, command: str) -> None:
-    """Add the command, write the config if it was `changed`, and remove the outdated results."""
+    """Add the command, write the config if it was `changed`; remove outdated results and left-over temporary files."""
     try:
         past = folder / "command.txt"
         write_text(past, (past.read_text(encoding="utf-8") if past.exists() else "") + command + "\n")
         if changed:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
         (folder / "results.json").unlink(missing_ok=True)
+        remove_left_over(folder)
     except OSError as error:
         raise RequestError(f"run={folder} cannot be written: {error.strerror or error}") from error
 

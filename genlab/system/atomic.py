@@ -6,8 +6,9 @@ random, so no file or link that somebody has placed in a shared folder is opened
 umask gives to any new file. A destination that is a symbolic link is replaced and not followed, so the file behind the
 link is not changed.
 
-A killed process may leave a temporary file. The next write to the same destination removes it. A temporary file is
-locked while it is written, and the lock ends with its process, so a file in use is never removed.
+A killed process may leave a temporary file. The next write to the same destination removes it, and so does
+`remove_left_over` for a whole folder. A temporary file is locked while it is written, and the lock ends with its
+process, so a file in use is never removed. Where the file system has no locks, its age decides.
 
 This is our own code because the usual library for it, atomicwrites, is no longer maintained.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ from typing import Any
 
 from genlab.core import RunError
 
-STALE_SECONDS = 60.0  # a younger temporary file may belong to a process that has not locked it yet
+STALE_SECONDS = 60.0  # without locks: a younger temporary file may be in use
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -37,11 +40,12 @@ def atomically(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = path.with_name(f"{_begin(path)}{secrets.token_hex(8)}.tmp")
-    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    begin = _begin(path)
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(begin) and len(entry.name) == len(begin) + len(".tmp") + 16:
+            _remove_unused(entry)
+    temporary, file = _new_file(path)
     try:
-        _lock(file)
         yield temporary
         os.fsync(file)
         if not os.path.samestat(os.fstat(file), os.lstat(temporary)):
@@ -51,6 +55,14 @@ def atomically(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         os.close(file)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in `folder` and the folders in it."""
+    for place, _, _ in os.walk(folder):
+        with suppress(OSError):  # another process may remove the folder
+            for entry in os.scandir(place):
+                _remove_unused(entry)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,31 +84,41 @@ def _begin(path: Path) -> str:
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
-def _lock(file: int) -> bool:
-    """Lock the file. Returns False if another process has locked it. Some network file systems have no locks."""
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A new temporary file for `path`, and its descriptor, which holds the lock."""
+    while True:
+        temporary = path.with_name(f"{_begin(path)}{secrets.token_hex(8)}.tmp")
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(FileNotFoundError):
+            if _lock(file) is not False and os.path.samestat(os.fstat(file), os.lstat(temporary)):
+                return temporary, file
+        os.close(file)  # another process took the new file for one that was left over, and has removed it
+
+
+def _lock(file: int) -> bool | None:
+    """Lock the file. False if another process has locked it; None where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True
+        return None
     return True
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove temporary files of `path` that are old and not locked by a process."""
-    begin, end = _begin(path), ".tmp"
-    for entry in os.scandir(path.parent):
-        random = entry.name[len(begin) : -len(end)]
-        ours = entry.name.startswith(begin) and entry.name.endswith(end) and len(random) == 16 and random.isalnum()
-        with suppress(OSError):  # another process may remove the same file
-            if not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < STALE_SECONDS:
-                continue
-            if not entry.is_file(follow_symlinks=False):
-                continue
-            file = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                if _lock(file):
-                    os.unlink(entry.path)
-            finally:
-                os.close(file)
+def _remove_unused(entry: os.DirEntry[str]) -> None:
+    """Remove the file if it is a temporary file of this module that no process uses."""
+    if not TEMPORARY.fullmatch(entry.name):
+        return
+    with suppress(OSError):  # another process may remove the same file
+        if not entry.is_file(follow_symlinks=False):
+            return
+        file = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            locked = _lock(file)
+            if locked is None:
+                locked = time.time() - os.fstat(file).st_mtime > STALE_SECONDS
+            if locked:
+                os.unlink(entry.path)
+        finally:
+            os.close(file)
