@@ -27,9 +27,11 @@ scripts/pretend_table.py` writes this page.
 On this device, every model below runs every operation that it has, with a real Lightning Trainer, its callbacks and
 checkpoints, and **every result is that of the CPU to the bit**: weights and optimiser after training, after a signal
 and a resume, after a step that was not finite, pictures, samples and completions (with a generator of the CPU, of the
-device, and none), features, reconstructions, evaluations. The learner does the resuming and has the guard, so these
-are tested with one model for every kind of learner; the table shows which. Attention is computed by its formula there
-and on the CPU: the CPU's fused kernel sums in another order.
+device, and none), features, reconstructions, evaluations. The learner does the resuming and has the guard: the table
+shows which models are resumed, and one of each class of learner has a step that is not finite. Generators are used in
+turn, and all three by the models that are resumed. Attention is computed by its formula there and on the CPU: the
+CPU's fused kernel sums in another order. The tests take every net, head, family, code and corruption of this table
+once.
 
 ## When the host waits
 
@@ -69,11 +71,11 @@ differ from a CPU's in the last bits.
 
 ## The table
 
-- train: waits of a step. resume, guard: a mark if they were run. sample, top, some: waits to draw 5 images, to
+- train: waits of a step. resumed: a mark if it was. sample, top, some: waits to draw 5 images, to
   complete them from their top, and to complete them from scattered pixels (3 particles); the largest number over all
   generators. rest: waits of features, reconstructions and repairs.
 
-| model | train | resume, guard | sample | top | some | rest | eval |
+| model | train | resumed | sample | top | some | rest | eval |
 |---|---|---|---|---|---|---|---|
 """
 

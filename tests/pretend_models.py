@@ -15,8 +15,14 @@ from torch import nn
 from genlab.build import build
 from genlab.data import Grey, HalfMean, ImageData, Label, Split, Splits
 
-QUICK = ("pixelcnn label", "gated_pixelcnn", "gan label", "gaussian_mixture em", "ppca", "stacked_ae")
+QUICK = (
+    "pixelcnn label", "gated_pixelcnn conditional_categorical", "gan label", "gaussian_mixture em", "ppca",
+    "stacked_ae",
+)  # fmt: skip
 RESUMED = (*QUICK, "flow", "latent_gaussian", "mixture_density", "classifier")  # learners and buffers of each kind
+GUARDED = ("gated_pixelcnn conditional_categorical", "gan label", "gaussian_mixture em")  # one of each class of learner
+GENERATORS = ("none", "cpu", "device")
+FIT_IN_THEIR_OWN_WAY = ("gan", "gaussian_mixture", "ppca", "flow")  # more than an objective and its gradient
 
 
 class Dots:
@@ -40,7 +46,8 @@ class Subject:
     make: Callable[[Any], dict[str, Any]]
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     trained: bool = True
-    generators: tuple[str, ...] = ("none", "cpu", "device")  # whose the generators are that it draws from
+    repeats: bool = False  # other subjects have all of its parts, so that the tests leave it out
+    generators: tuple[str, ...] = GENERATORS  # whose the generators are that it draws from
 
     def images(self) -> ImageData:
         """Its data, on the CPU."""
@@ -61,34 +68,55 @@ CONTEXTS: dict[str, dict[str, Any]] = {"none": {}, "label": {"context": Label()}
 
 
 def subjects() -> Iterator[Subject]:
+    """All of `_subjects`. They take generators in turn: a family has one piece of code for them. RESUMED take all."""
+    for number, subject in enumerate(_subjects()):
+        turn = GENERATORS if subject.name in RESUMED else (GENERATORS[number % 3],)
+        yield dataclasses.replace(subject, generators=turn)
+
+
+def once(everything: list[Subject]) -> list[Subject]:
+    """What the tests take of all subjects, which are in the table of docs/gpu.md: every net, step, head, family, code
+    and corruption. A training is that of the learner: of a model that only has an objective, the gradient is enough.
+    """
+    return [
+        dataclasses.replace(s, trained=s.trained and (s.name in RESUMED or s.name.split()[0] in FIT_IN_THEIR_OWN_WAY))
+        for s in everything
+        if not s.repeats
+    ]
+
+
+def _subjects() -> Iterator[Subject]:
     """Every model yaml, with every head of its own kind, and what else makes another algorithm of it.
 
     Nets take a label or a second image in turn, the pixelcnn both: what they do with the one they do with the other.
-    They also take generators in turn, for which their family has one piece of code; the pixelcnn takes all.
     """
     augmented = {"augment": "hflip"}
     binary = {"binarize": "dynamic"}
     spec = Subject("", dict).images().spec
     second = dataclasses.replace(spec, context=Grey().spec(spec).context)
     trained = set()  # nets that train and take a context with one of their heads; others of the same net only draw
+    conditioned = set()  # nets whose variants do not repeat what they do with a context
     for number, param in enumerate(zoo.nets({"rgb": spec})):
         case = param.values[0]
-        first = case.model == zoo.ASKED or (case.model, case.variant) not in trained
+        asked = case.model == zoo.ASKED
+        first = asked or (case.model, case.variant) not in trained
         trained.add((case.model, case.variant))
         name = f"{case.model}{case.variant}" + ("" if case.head == "categorical" else f" {case.head}")
         make = lambda spec, case=case: dataclasses.replace(case, spec=spec).config()  # noqa: E731
-        turn = {} if case.model == zoo.ASKED else {"generators": (("none", "cpu", "device")[number % 3],)}
-        yield Subject(name, make, augmented, trained=first, **turn)
-        contexts = ("label", "image") if case.model == zoo.ASKED else (("label", "image")[number % 2],)
+        yield Subject(name, make, augmented, trained=first, repeats=asked and case.head == "categorical")
+        contexts = ("label", "image") if asked else (("label", "image")[number % 2],)
+        repeats = case.head != "categorical" if asked else case.model in conditioned
         for context in contexts if first else ():
             with_context = dataclasses.replace(case, context=context, spec=second)
             make = lambda spec, case=with_context: dataclasses.replace(case, spec=spec).config()  # noqa: E731
-            yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False, **turn)
+            yield Subject(f"{name} {context}", make, CONTEXTS[context], trained=False, repeats=repeats)
+            conditioned.add(case.model)
     for param in zoo.models({"rgb": spec}):
         case = param.values[0]
         if case.model == zoo.ASKED and case.head != "categorical":
             make = lambda spec, case=case: dataclasses.replace(case, spec=spec).config()  # noqa: E731
-            yield Subject(f"pixelcnn head {case.head}", make, trained=False)
+            repeats = case.head == "conditional_categorical"  # of the nets above
+            yield Subject(f"pixelcnn head {case.head}", make, trained=False, repeats=repeats)
     bernoulli = zoo.Case(zoo.ASKED, "", "bernoulli", "none", spec)
     yield Subject("pixelcnn head bernoulli", lambda s: dataclasses.replace(bernoulli, spec=s).config(), binary)
     for model in zoo.family(*zoo.AUTOENCODERS):
@@ -98,13 +126,16 @@ def subjects() -> Iterator[Subject]:
                 if choice not in ("dense", "none") or group == "code":
                     plain = choice == "dense" or (model, group) == ("denoising_ae", "corruption")
                     name = model if choice == "dense" else f"{model} {choice}"
-                    yield Subject(name, lambda s, c=coding: dataclasses.replace(c, spec=s).config(), trained=plain)
+                    make = lambda s, c=coding: dataclasses.replace(c, spec=s).config()  # noqa: E731
+                    repeats = choice not in ("dense", "none") and model not in ("bottleneck_ae", "stacked_ae")
+                    yield Subject(name, make, trained=plain, repeats=repeats)
     for model in zoo.family(*zoo.LATENT):
         for head, context in (("logistic", "none"), ("gaussian_full", "label"), ("categorical", "image")):
             hidden = zoo.Hidden(model, spec, head, context)
             make = lambda s, c=hidden: dataclasses.replace(c, spec=s).config()  # noqa: E731
             name = model if context == "none" else f"{model} {head} {context}"
-            yield Subject(name, make, CONTEXTS[context], trained=context == "none")
+            repeats = context != "none" and model == "latent_gaussian"  # the convolutional one has them, too
+            yield Subject(name, make, CONTEXTS[context], trained=context == "none", repeats=repeats)
     hidden = zoo.Hidden("latent_gaussian", spec, "logistic")
     for bound in ("dreg", "map"):
         changes = {"inference": "map"} if bound == "map" else {"bound": bound, "train_draws": 3}

@@ -1,6 +1,6 @@
 """What every model is asked to do on the pretend device, and on the CPU, whose numbers must be the same to the bit.
 
-`python tests/pretend_ops.py quick|even|odd|all|NAMES OUT.json [--cpu]` writes a row for each model and operation.
+`python tests/pretend_ops.py quick|rest|all|NAMES OUT.json [--cpu]` writes a row for each model and operation.
 Training is the real thing: `train.fit`, with a Lightning Trainer, its callbacks and checkpoints, over random images.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 import trainees
-from pretend_models import QUICK, RESUMED, Subject, subjects
+from pretend_models import GUARDED, QUICK, RESUMED, Subject, once, subjects
 
 import genlab.models.flow
 import genlab.models.gan
@@ -199,6 +199,7 @@ def rows(subject: Subject, device: torch.device) -> Iterator[tuple[str, Callable
             yield "train", lambda: train(subject, folder / "0", device, steps=steps, pictures=STEPS), steps
             if subject.name in RESUMED:
                 yield "resume", lambda: resumed(subject, folder / "1", device), []
+            if subject.name in GUARDED:
                 yield "guard", lambda: guarded(subject, folder / "2", device), []
     else:
         yield "loss and gradient", lambda: gradient(subject, device), []
@@ -296,8 +297,7 @@ def main(which: str, out: str, *options: str) -> None:
         pretend = device
     everything = list(subjects())
     groups = {"all": everything, "quick": [s for s in everything if s.name in QUICK]}
-    others = [s for s in everything if s.name not in QUICK]
-    groups |= {"even": others[::2], "odd": others[1::2]}  # of the others, by their place in the list
+    groups |= {"rest": [s for s in once(everything) if s.name not in QUICK]}
     chosen = groups.get(which) or [s for s in everything if s.name in which.split(",")]
     table = {subject.name: {"cpu": run(subject, CPU)} for subject in chosen}
     if "--cpu" not in options:

@@ -73,8 +73,8 @@ def test_a_model_of_every_kind_trains_resumes_and_draws_on_another_device(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", ["even", "odd"])
-def test_every_other_model_does_everything_on_another_device(half, tmp_path):
-    found = table(half, tmp_path)
-    assert len(found) >= 22
+def test_every_other_kind_of_model_does_everything_on_another_device(tmp_path):
+    """`pretend_models.once` says which; scripts/pretend_table.py takes all."""
+    found = table("rest", tmp_path)
+    assert len(found) >= 55
     assert not complaints(found)
