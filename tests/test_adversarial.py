@@ -146,9 +146,11 @@ def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [4, 5, 6, 11])
+@pytest.mark.parametrize("batch", [5, 6])
 def test_crashed_and_resumed(tmp_path, whole, batch):
-    """The run stops between two turns of the discriminator, or before one of the generator."""
+    """The run stops before a turn of the generator, or after it; `test_a_signal_saves_and_stops` between two turns of
+    the discriminator.
+    """
     with pytest.raises(Crash):
         trained(tmp_path / "run", data__crash_at=batch)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config()))

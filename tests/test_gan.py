@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import zoo
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -27,9 +28,8 @@ SPECS = {
 
 def gan(spec=SPECS["odd"], *, label=False, spectral_norm=True, seed=0, **changes):
     """A small GAN in double precision and evaluation mode, running statistics and all."""
-    words = ["model=gan", *["model/context=label"] * label]
-    plain = OmegaConf.to_container(Request("train", words, "").config().model, resolve=True)
-    plain |= {"latent_dim": 5, **changes}
+    plain = OmegaConf.to_container(zoo._composed("gan"), resolve=True)
+    plain |= {"context": zoo._part("context", "label") if label else None, "latent_dim": 5, **changes}
     for player in ("generator", "discriminator"):
         plain[player]["widths"] = [4, 6]
     plain["discriminator"]["spectral_norm"] = spectral_norm

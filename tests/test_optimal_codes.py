@@ -90,9 +90,9 @@ def digits():
 
 @pytest.mark.slow
 def test_a_linear_autoencoder_finds_the_principal_components(digits):
-    """Six of 500 digits; `experiment=linear_ae_mnist` finds 32 of all."""
-    x = digits[:500]
-    found = pca_check.check(fitted(made("linear_ae", ImageSpec(1, 28, 28), latent_dim=6), x, 200), x)
+    """Six of 500 digits, every other row and column of them; `experiment=linear_ae_mnist` finds 32 of all."""
+    x = digits[:500, :, ::2, ::2]
+    found = pca_check.check(fitted(made("linear_ae", ImageSpec(1, 14, 14), latent_dim=6), x, 200), x)
     assert found.angle < 1e-2
     assert -1e-9 < found.excess < 1e-4
 

@@ -101,7 +101,7 @@ def test_cached_step_equals_recomputed_step_after_reordering(case):
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("case", zoo.models(SPECS))
+@pytest.mark.parametrize("case", zoo.nets_and_heads(SPECS))
 def test_same_noise_gives_the_same_image_cached_and_recomputed(case):
     made = case.tiny()
     fast = made.sample(5, generator=torch.Generator().manual_seed(3))

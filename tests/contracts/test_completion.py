@@ -19,7 +19,9 @@ def conditional(made, spec, x, known):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "which"), zoo.alternating(zoo.nets_and_heads(LISTED), ("first",), ("last",)))
+@pytest.mark.parametrize(
+    ("case", "which"), zoo.alternating(zoo.in_turn(zoo.nets_and_heads(LISTED)), ("first",), ("last",))
+)
 def test_completions_follow_the_conditional(case, which):
     made, spec = case.tiny(), case.spec
     x = made.sample(1, generator=torch.Generator().manual_seed(1))
@@ -79,14 +81,3 @@ def test_prefilled_rows_equal_stepped_rows(case):
     known[0, -1, -1] = False
     two = made.complete(x, known, particles=1, generator=torch.Generator().manual_seed(5)).images
     assert torch.equal(one[1:], two[1:])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", zoo.in_turn(zoo.nets_and_heads(zoo.SPECS)))
-def test_low_temperature_makes_likelier_images(case):
-    made = case.tiny(scale=0.2)
-    cold, warm = (
-        made.log_prob(made.sample(200, temperature=t, generator=torch.Generator().manual_seed(0))).mean()
-        for t in (0.3, 1.0)
-    )
-    assert cold > warm

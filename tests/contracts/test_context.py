@@ -9,7 +9,7 @@ import zoo
 from genlab.core import RequestError
 
 SOME = {name: zoo.LISTABLE[name] for name in ("2x2 binary", "1x2 RGB, 3 levels")}
-CONDITIONAL = pytest.mark.parametrize("case", zoo.models(SOME, ("label", "image")))
+CONDITIONAL = pytest.mark.parametrize("case", zoo.nets(SOME, ("label", "image")))  # heads never see a context
 
 
 SEEDS = range(4)  # in one random net the ReLUs may block the context, but not in all of several
@@ -33,15 +33,16 @@ def test_probabilities_given_each_context_sum_to_one_and_differ(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", zoo.nets(zoo.SPECS, ("label", "image")))
 def test_a_context_changes_samples_and_the_missing_or_superfluous_one_is_refused(case):
-    differs = False
     for seed in SEEDS:
         model = case.tiny(seed=seed)
         one, same, other = (
             model.sample(6, context=case.given(6, k), generator=torch.Generator().manual_seed(0)) for k in (0, 0, 1)
         )
         assert torch.equal(one, same)
-        differs |= not torch.equal(one, other)
-    assert differs
+        if not torch.equal(one, other):
+            break
+    else:
+        raise AssertionError("the context changes nothing")
     with pytest.raises(RequestError, match="conditioned on"):
         model.sample(2)
     unconditional = zoo.replace(case, context="none").tiny()

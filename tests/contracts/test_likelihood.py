@@ -19,7 +19,7 @@ PEAKS = {"logistic_mixture": 0.3, "logistic": 0.4, "gaussian_full": 0.4}
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize(("case", "scale"), zoo.alternating(zoo.models(zoo.LISTABLE), (0.3,), (1.0,)))
+@pytest.mark.parametrize(("case", "scale"), zoo.alternating(zoo.nets_and_heads(zoo.LISTABLE), (0.3,), (1.0,)))
 def test_probabilities_of_all_images_sum_to_one(case, scale):
     made = case.tiny(scale=scale)
     assert made.log_prob(zoo.every_image(case.spec)).exp().sum().item() == pytest.approx(1, abs=1e-10)
@@ -30,11 +30,13 @@ def test_probabilities_of_all_images_sum_to_one(case, scale):
     "case", zoo.in_turn(zoo.nets_and_heads({k: v for k, v in zoo.LISTABLE.items() if k != "3x3 binary"}))
 )
 def test_samples_follow_the_likelihood(case):
-    """G-test of 100,000 samples against exp(log_prob) of every image."""
+    """G-test of samples against exp(log_prob) of every image. Fewer of the slower nets: how they draw is their head's
+    and their family's, and that their steps are their forward pass is tested elsewhere to the last digits.
+    """
     made = case.tiny(scale=0.3)
     probability = made.log_prob(zoo.every_image(case.spec)).exp().detach()
-    n, generator = 100_000, torch.Generator().manual_seed(0)
-    images = torch.cat([made.sample(n // 10, generator=generator) for _ in range(10)])  # memory for a cache each
+    n, generator = 100_000 if case.model == zoo.ASKED else 20_000, torch.Generator().manual_seed(0)
+    images = torch.cat([made.sample(10_000, generator=generator) for _ in range(n // 10_000)])  # memory for a cache
     counts = zoo.histogram(images, case.spec)
     # Cells with few expected counts are put together, as the test's approximation asks.
     rare = probability * n < 5
@@ -89,9 +91,8 @@ def test_gradient_reaches_every_parameter_and_the_likelihood_stays_float32_in_bf
 
 BY_HEART = [  # a Gaussian of a given width is never sure, and one width for all values is the last to shrink
     p
-    for p in zoo.in_turn(zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)}))
+    for p in zoo.one_a_net(zoo.nets_and_heads({"grey": ImageSpec(1, 6, 5, 16), "rgb": ImageSpec(3, 3, 3, 16)}))
     if p.values[0].head not in ("gaussian_fixed", "gaussian_learned")
-    and (p.values[0].model, p.values[0].head) != ("pixelcnnpp", "categorical")  # the slowest net; once is enough
 ]
 BY_HEART += [
     p for p in zoo.models({"binary": zoo.BINARY}) if (p.values[0].model, p.values[0].head) == ("pixelcnn", "bernoulli")
