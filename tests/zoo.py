@@ -408,9 +408,9 @@ def codings(specs: dict[str, ImageSpec]):
     return _quick_first(params)
 
 
-def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
+def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",), asked_on_all: bool = True):
     """Every latent Gaussian model with every head that is legal and every context, on one of the specs; ASKED_LATENT
-    without a context on all of them.
+    without a context on all of them, if `asked_on_all`.
     """
     pairs = [
         (name, case)
@@ -420,5 +420,6 @@ def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",)):
         if accepted((case := Hidden(model, spec, head, context)).config(), spec) is not None
     ]
     chosen = dict.fromkeys(_in_turn(pairs, lambda case: (case.context, case.model, case.head)))
-    chosen |= {(name, case): None for name, case in pairs if (case.model, case.context) == (ASKED_LATENT, "none")}
+    if asked_on_all:
+        chosen |= {(name, case): None for name, case in pairs if (case.model, case.context) == (ASKED_LATENT, "none")}
     return _quick_first([pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}") for name, c in chosen])
