@@ -28,6 +28,7 @@ from pretend_models import GUARDED, QUICK, RESUMED, Subject, once, subjects
 
 import genlab.models.flow
 import genlab.models.gan
+import genlab.nets  # now: a net is decorated with torch.inference_mode, which pretend.py replaces
 from genlab.core import Coder, Completer, Denoiser, Features, RunError, Sampler
 from genlab.data import ImageData
 from genlab.measure.evaluation import evaluate_split
