@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from genlab.core import RequestError, nearest
@@ -26,6 +26,7 @@ UNBOUNDED_KEYS = {"seed", "max_pixels"}  # no memory is allocated in proportion 
 CALL_KEYS = {"_target_", "_partial_"}
 
 
+@cache  # to list the files of a package takes milliseconds, and every config is checked against them
 def public(kind: str) -> dict[str, dict[str, Any]]:
     """{config key: {dotted name: constructor}}; `kind` is "model" or "data"."""
     constructors: dict[str, dict[str, Any]] = {}
