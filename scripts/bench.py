@@ -21,6 +21,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine(args.device)}
     if "memory" in args.parts:  # first: on Linux a child's peak is at least what its parent held when it was started
         uses = [("sampling", max(args.n)), ("training", args.batch)]
-        found["memory"] = [_alone(memory, case, *use) for case in cases if case.data == args.data[-1] for use in uses]
+        start = get_context("fork" if args.quick else "spawn")  # a fork starts at once, but with its parent's memory
+        runs = [(case, *use) for case in cases if case.data == args.data[-1] for use in uses]
+        found["memory"] = [_alone(start, memory, *run) for run in runs]
     ceiling = found["ceilings_flops"] = ceilings(args.device, args.ceiling, 3 * args.rounds)
     smallest = [case for i, case in enumerate(cases) if case.model not in {c.model for c in cases[:i]}]
     jobs = {
@@ -192,8 +195,8 @@ def _overhead(*given: Any) -> list[dict[str, Any]]:
     return overhead(*given)
 
 
-def _alone(run: Any, *args: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def _alone(start: BaseContext, run: Any, *args: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=start) as pool:
         return pool.submit(run, *args).result()
 
 

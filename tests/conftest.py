@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 # The tests' tensors are tiny, and threads that wait for one another on a busy machine are a hundred times slower. Set
@@ -11,18 +12,21 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Three ranks must agree with one on any machine, also on one with two cores.
 os.environ["GENLAB_OVERSUBSCRIBE"] = "1"
 
-torch.set_num_threads(1)
-
 
 def pytest_collection_modifyitems(items):
-    """Skip GPU tests where there is none. The longest tests come first, so that none is left over at the end."""
+    """Skip GPU tests where there is none. The longest tests come first, so that none is left over at the end.
+
+    torch is imported here, because the process that only distributes tests to others never comes here.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_pretend.py"))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -55,7 +59,8 @@ def composed_once():
 
     def checked(self, overrides):
         self.asked = overrides
-        return check(self, overrides)
+        config = check(self, overrides)
+        return deepcopy(config) if any(config is each for each in memory.values()) else config
 
     def composed(self, overrides):
         if overrides is getattr(self, "asked", overrides) or len(self.folders) > 1:

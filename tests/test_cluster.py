@@ -137,6 +137,7 @@ def test_ranks_of_two_steps_on_the_same_ports_find_their_own(monkeypatch):
     """The worst case: both steps have the same ports, and another program listens on the first of them."""
     wanted = list(ports("somebody"))[:4]
     monkeypatch.setattr(failure_detector, "ports", lambda key, preferred: wanted)
+    monkeypatch.setattr(failure_detector, "ANSWER_SECONDS", 1.0)
     stranger = failure_detector._listen_on_first_free(wanted)
     with stranger:
         lines = meet([("a", 0), ("b", 1), ("b", 0), ("a", 1)])
@@ -168,7 +169,7 @@ def command(request):
         time.sleep(1000)  # in something that never hears of it
     dist.barrier()
 train.command = command
-failure_detector.GRACE_SECONDS = 2.0
+failure_detector.GRACE_SECONDS = 0.5
 cli.main(["train"])
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import zoo
 
 from genlab.build import build
@@ -25,10 +26,14 @@ def test_a_config_begins_with_its_description(group, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS["experiment"])
-def test_experiments_compose_and_build(name):
-    config = Request("train", [f"experiment={name}"], command="").config()
-    build(config.model, ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10))
-    assert config.trainer.max_steps > 0
+def test_experiments_compose_and_build_and_trainer_smoke_shortens_them(name):
+    config = Request("train", [f"experiment={name}", "trainer=smoke"], command="").config()
+    spec = ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10)
+    with torch.device("meta"):  # full width, of which only the shapes are computed
+        build(config.model, spec)
+    assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)
+    assert config.train.sample_every == 6
+    assert config.optim.warmup == 2
 
 
 @pytest.mark.slow

@@ -309,14 +309,14 @@ def test_a_pixel_is_one_with_probability_of_its_grey():
 
 @pytest.mark.slow
 def test_dynamic_redraws_training_images_and_nothing_else():
-    data, static = mini(binarize="dynamic", batch_size=4000), mini(binarize="static", batch_size=4000)
+    data, static = (mini(binarize=how, batch_size=1500, limit=3000) for how in ("dynamic", "static"))
     for name in SPLITS:
         assert torch.equal(data.split(name).images, static.split(name).images)
     stream = [data.training_batch(number) for number in range(5)]
     index = torch.cat([batch.index for batch in stream])
     images = torch.cat([batch.images for batch in stream])
     assert set(images.unique().tolist()) == {0, 1}
-    first, second = images[:9000][index[:9000].argsort()], images[9000:18000][index[9000:18000].argsort()]
+    first, second = (images[e : e + 3000][index[e : e + 3000].argsort()] for e in (0, 3000))
     assert 0.02 < (first != second).double().mean() < 0.2
     grey = data._loaded[0]["grey"].images
     assert abs((first.double().mean() - grey.double().mean() / 255).item()) < 1e-3

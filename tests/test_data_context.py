@@ -220,11 +220,10 @@ LOWRES_RUN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [5, 9])
-def test_a_conditional_run_resumes_to_the_bit(tmp_path, batch):
+def test_a_conditional_run_resumes_to_the_bit(tmp_path):
     trained(tmp_path / "whole", **LOWRES_RUN)
     with pytest.raises(Crash):
-        trained(tmp_path / "run", data__crash_at=batch, **LOWRES_RUN)
+        trained(tmp_path / "run", data__crash_at=9, **LOWRES_RUN)
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(config(**LOWRES_RUN)))
     resume.run(tmp_path / "run", ["trust=[trainees]"], "genlab resume")
     same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
@@ -357,19 +356,15 @@ def test_completion_takes_them_too(name, words, n, runs, here):
 
 WRONG = [
     ("none", ["sample", "label=1"], "unconditional"),
-    ("none", ["sample", "label=all"], "unconditional"),
     ("none", ["sample", "context=whole.png"], "unconditional"),
     ("none", ["complete", "image=whole.png", "known=top:0.5", "label=1"], "unconditional"),
     ("label", ["sample", "label=2"], "label=2 is not a class: the data has classes a, b"),
-    ("label", ["sample", "label=one"], "label=one is not a class: the data has classes a, b"),
     ("label", ["sample", "context=whole.png"], "class label"),
     ("label", ["complete", "image=whole.png", "known=top:0.5"], "give label=a, or label=all (classes a, b)"),
     ("grey", ["sample"], "give context=PICTURE"),
     ("grey", ["sample", "context=whole.png", "label=1"], "second image"),
     ("grey", ["sample", "context=odd.png"], "5x5"),
     ("grey", ["sample", "context=glass.png"], "transparent"),
-    ("grey", ["sample", "context=nowhere.png"], "does not exist"),
-    ("lowres", ["sample", "context=odd.png"], "2x2"),
     ("half", ["sample", "context=odd.png"], "8x4"),
     ("half", ["complete", "image=half.png", "known=top:0.5"], "give context=PICTURE"),
 ]

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import models_table
 
 FAST = ["trainer=smoke", "trainer.accelerator=cpu", "model.latent_dim=20", "trainer.precision=32"]
+FAST += ["train.sample_every=0"]  # the pictures of a run are in test_show.py
 SPARSE = ["model=sparse_ae", "model.code.k=3"]
 WITH_HEAD = ["model=bottleneck_ae", "model/head=logistic", "model.features=2", "model/corruption=masking"]
 NOTE = "an autoencoder gives images no probability, so there is no bits/dim"

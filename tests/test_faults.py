@@ -18,7 +18,7 @@ FAULTS = Path(__file__).parents[1] / "scripts" / "faults"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("fuzzed_requests", 20), ("checkpoints", 12), ("pictures", 10)])
+@pytest.mark.parametrize(("name", "count"), [("fuzzed_requests", 10), ("checkpoints", 8), ("pictures", 6)])
 def test_hostile_input_is_read_right_or_refused_in_one_sentence(name, count, monkeypatch):
     monkeypatch.syspath_prepend(FAULTS)
     import harness
@@ -41,7 +41,7 @@ def test_nothing_grows(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("kills", 3), ("many_runs", 3)])
+@pytest.mark.parametrize(("name", "count"), [("kills", 2), ("many_runs", 2)])
 def test_processes(name, count):
     command = [sys.executable, FAULTS / f"{name}.py", f"--count={count}", "--seed=7"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=500)

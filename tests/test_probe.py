@@ -183,7 +183,8 @@ def runs(tmp_path_factory):
         "ar": ["model=gated_pixelcnn", "model.net.width=8", "model.net.depth=2"],
         "label": ["model=pixelcnn", "model.net.width=8", "model.net.depth=2", "model/context=label"],
     }.items():
-        assert cli.run(["train", "trainer=smoke", *words, f"hydra.run.dir={folder / name}"]) == 0
+        fast = ["trainer=smoke", "trainer.max_steps=2", "train.sample_every=0", f"hydra.run.dir={folder / name}"]
+        assert cli.run(["train", *fast, *words]) == 0
     return folder
 
 
@@ -208,12 +209,12 @@ def test_features_verb(here):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ae", "ar"])
 def test_probe_verb(here, name, capsys):
-    words = ["per_class=5", "seeds=2", "data.limit=150", "layer=all", f"out={name}.json"]
+    words = ["per_class=3", "seeds=2", "data.limit=100", "layer=all", f"out={name}.json"]
     assert cli.run(["probe", f"ckpt=../{name}", *words]) == 0
     result = json.loads((here / f"{name}.json").read_text())
     records = {r["features"]: r for r in result["records"]}
     assert list(records) == ["network", "raw pixels", "PCA", "random patches", "untrained network"]
-    assert (result["labelled_images"], result["valid_images"], result["test_images"]) == (50, 150, 150)
+    assert (result["labelled_images"], result["valid_images"], result["test_images"]) == (30, 100, 100)
     for r in records.values():
         assert r["seeds"] == len(r["probes"]) == 2
         assert 0 < r["accuracy"] < 1
@@ -221,8 +222,8 @@ def test_probe_verb(here, name, capsys):
         assert r["layers"][r["layer"]]["valid"] == max(of["valid"] for of in r["layers"].values())
     assert len(records["network"]["layers"]) > 1
     assert records["network"]["layers"] != records["untrained network"]["layers"]
-    # 150 images span 149 directions about their mean.
-    assert records["PCA"]["width"] == min(149, records["network"]["width"])
+    # 100 images span 99 directions about their mean.
+    assert records["PCA"]["width"] == min(99, records["network"]["width"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + sum(len(r["layers"]) for r in records.values())
     assert sum("(chosen)" in line for line in lines) == 2
@@ -250,12 +251,9 @@ def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
         (["probe", "ckpt=../ae", "layer=encodr0"], "did you mean 'encoder0'"),
         (["probe", "ckpt=../ae", "per_class=100000"], "smallest class"),
         (["probe", "ckpt=../ae", "train=100000"], "train=100000"),
-        (["probe", "ckpt=../ae", "train=0"], "train=0"),
         (["probe", "ckpt=../ae", "train=10", "per_class=1"], "give one"),
-        (["probe", "ckpt=../ae", "batch_size=0"], "batch_size=0"),
         (["probe", "ckpt=../ae", "seeds=0"], "seeds=0"),
         (["features", "ckpt=../ar", "layer=block7"], "layer=block7"),
-        (["features", "ckpt=../ar", "split=tset"], "did you mean 'test'"),
         (["features", "ckpt=../ar", "out=features.csv"], "ending in .npz"),
     ],
 )

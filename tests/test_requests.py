@@ -14,12 +14,10 @@ from genlab import cli
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.request.compose import Request
 from genlab.request.contexts import Classes
-from genlab.request.folders import configs_folder, groups
 from genlab.request.values import format_value
 from genlab.system.failures import LONGEST, explained, shortened
 from genlab.train.loggers import MetricsFile
 
-EXPERIMENTS = groups([configs_folder()])["experiment"]
 TINY = ["trainer=smoke", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.limit=20", "train.checkpoint_every=1"]
 
 
@@ -61,33 +59,25 @@ WRONG = {
     "optim=null": "choose from adamw",
     "model=null": "genlab list model",
     "logger=[]": "choose from csv",
-    "logger.kind=0": "logger=0",
     "logger.kind=csw": "did you mean",
     "data=[mnist,cifar10]": "does not exist",
-    "data=1_000": "does not exist",
     "data@x=mnist": "has one data",
     "train=text": "section",
     "model.net=3": "section",
     "names.model=3": "fills in the names",
     "trust=0": "expected names of packages, like trust=[mypackage]",
     "optim.betas=3": "expected a list",
-    "optim.betas=[a,b]": "each value is a number",
     "optim.betas=[1,2]": "below 1",
     # values of another kind
     "seed=null": "a whole number",
-    "seed=": "a whole number",
     "seed=-1": "from 0",
-    "seed=99999999999999999999999": "too large",
     "seed=" + 5000 * "9": "cannot read",
-    "model.net.width=null": "a whole number",
     "model.net.width=9999999999999999999999": "too large",
     "model.net.width=[1]": "a whole number",
-    "train.ema=text": "a number",
     "train.ema=null": "a number",
     "train.ema=???": "a number",
     "train.patience=often": "or null",
     "optim.lr=nan": "a number",
-    "optim.lr=inf": "a number",
     "optim.weight_decay=-1": "0 or more",
     "optim.discriminator_lr=text": "no key",
     "compile=3": "true or false",
@@ -108,17 +98,13 @@ WRONG = {
     "~train.ema": "cannot be taken away",
     "~foo": "no key 'foo'",
     "~hydra.run": "does not compose",
-    "hydra=3": "does not compose",
     "hydra.run.dir=null": "does not compose",
     "model/head=null": "choose from bernoulli",
     "model/head=none": "needs a model/head",
-    "model.head=null": "needs a model/head",
     # words that cannot be parsed
     "seed=[1,2": "brackets",
-    "seed=ä": "quotes",
     "seed=${nope}": "does not resolve",
-    "x=" + 3000 * "[": "cannot read",
-    "data.root=a${x}b": "does not resolve",
+    "x=" + 1000 * "[": "cannot read",
 }
 
 
@@ -132,22 +118,17 @@ def test_a_wrong_word_is_one_sentence(word, here, capsys):
 WRONG_ABOUT_A_RUN = {
     "sample temperature=1e20": "from 1e-09",
     "sample n=text": "a whole number",
-    "sample n=null": "a whole number",
     "sample data=text": "has no choice of",
     "sample data.limit=text": "or null",
     "sample weights=[ema]": "a word",
-    "sample out=nowhere\\": "ending in .png",
     "sample +foo=1": "no key 'foo'",
     "sample ~out": "needs out",
     "eval draws=nan": "a whole number",
-    "eval trainer=smoke trainer.devices=text": "or auto",
-    "features batch_size=text": "or null",
     "probe controls=3": "true or false",
     "show units=[1]": "or null",
     "show what=null": "a word",
     "resume train.ema=text": "a number",
     "resume train.ema=[1": "cannot read",
-    "resume train.patience=often": "or null",
     "resume trainer.devices=text": "or auto",
 }
 
@@ -171,24 +152,15 @@ def test_too_few_images_for_a_mixture_are_refused_before_a_folder_is_made(here, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_trainer_smoke_shortens_every_experiment(name):
-    config = Request("train", [], command="")._compose([f"experiment={name}", "trainer=smoke"])
-    assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)
-    assert config.train.sample_every == 6
-    assert config.optim.warmup == 2
-
-
-@pytest.mark.slow
 def test_the_command_line_wins_over_an_experiment_or_is_refused(here):
     def composed(*words):
         return Request("train", ["experiment=pixelcnn_cifar10", *words], command="").config()
 
     assert composed("trainer=smoke", "trainer.max_steps=3").trainer.max_steps == 3
-    assert composed("trainer=ddp_cpu").trainer.max_steps == 100000
-    assert composed("trainer=ddp_cpu").trainer.devices == 2
-    assert "svhn" in composed("data=svhn").data.source._target_.lower()
-    assert composed("model=pixelcnn").model.net.width == 256  # the same choice is no conflict
+    config = composed("trainer=ddp_cpu", "data=svhn", "model=pixelcnn")
+    assert (config.trainer.max_steps, config.trainer.devices) == (100000, 2)
+    assert "svhn" in config.data.source._target_.lower()
+    assert config.model.net.width == 256  # the same choice is no conflict
     for word in ("model=row_lstm", "optim=two_timescale"):
         with pytest.raises(RequestError, match=f"not for {word}"):
             composed(word)
@@ -265,7 +237,6 @@ def test_a_latent_model_given_the_label_goes_through_every_verb(runs, here, caps
 # ---- failures of the machine
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -277,21 +248,23 @@ def test_a_latent_model_given_the_label_goes_through_every_verb(runs, here, caps
     ],
     ids=str,
 )
-def test_a_failure_of_the_machine_is_no_bug(error, here, capsys, monkeypatch):
+def test_a_failure_of_the_machine_is_no_bug(error):
     assert isinstance(explained(error), RunError)
     wrapped = ValueError("while handling it")
     wrapped.__cause__ = error
     assert isinstance(explained(wrapped), RunError)
     assert explained(ValueError("a bug")) is None
 
+
+def test_a_failure_of_the_machine_ends_a_run_with_its_sentence(here, capsys, monkeypatch):
     def refuse(*_):
-        raise error
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
 
     monkeypatch.setattr(MetricsFile, "save", refuse)
     capsys.readouterr()
     words = ["model=linear_ae", "model.latent_dim=2", "train.sample_every=0", "hydra.run.dir=run"]
     assert cli.run(["train", *TINY, *words]) == 1
-    assert "unexpected" not in capsys.readouterr().err
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_a_sentence_is_one_short_line():
@@ -310,7 +283,7 @@ def test_a_model_with_numbers_that_are_not_finite_draws_nothing(damage, says, ru
         if weight.is_floating_point():
             weight.mul_(damage)
     torch.save(checkpoint, "wrong.ckpt")
-    for verb in ("sample", "features", "show"):
+    for verb in ("sample", "show"):
         assert says in refused([verb, "ckpt=wrong.ckpt"], capsys, status=1)
     assert {path.name for path in here.iterdir()} == {"wrong.ckpt"}
 

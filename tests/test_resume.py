@@ -36,9 +36,7 @@ def whole(tmp_path_factory):
 
 # log every 3, validate every 5, sample every 6, checkpoint every 4: each step has another mixture of what is due.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("accumulate", "batch"), every(4, [(1, 5), (1, 2), (1, 4), (1, 7), (2, 9), (1, 8), (1, 11), (2, 16), (2, 21)])
-)
+@pytest.mark.parametrize(("accumulate", "batch"), every(4, [(1, 5), (1, 2), (1, 8), (1, 11), (2, 9), (2, 16)]))
 def test_crashed_and_resumed(tmp_path, whole, accumulate, batch):
     changes = {"trainer__accumulate_grad_batches": accumulate}
     with pytest.raises(Crash):
@@ -84,7 +82,7 @@ def wait_for(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", every(3, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.parametrize("number", every(2, [signal.SIGKILL, signal.SIGTERM]))
 def test_real_signals(tmp_path, whole, number):
     folder = tmp_path / "run"
     process = start(folder, data__sleep=0.1)
@@ -93,10 +91,9 @@ def test_real_signals(tmp_path, whole, number):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1)
     if number != signal.SIGKILL:
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         sentence = stderr.strip().splitlines()[-1]
         step = checkpoint(folder)["genlab"]["step"]
-        assert f"stopped by {name} at step {step} of {STEPS}" in sentence
+        assert f"stopped by SIGTERM at step {step} of {STEPS}" in sentence
         assert f"genlab resume run={folder}" in sentence
     assert checkpoint(folder)["genlab"]["step"] < STEPS
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config()))

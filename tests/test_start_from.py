@@ -63,7 +63,6 @@ def test_a_group_that_is_chosen_replaces_that_of_the_run(source):
     ("words", "answer"),
     [
         (["model=pixelcnn", "model/head=bernoulli"], "does not fit"),
-        (["model.net.width=16"], "does not fit"),
         (["data=mnist_mini"], "levels"),
         (["init=nowhere"], "nowhere does not exist"),
         (["init=null"], None),

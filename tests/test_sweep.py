@@ -73,13 +73,11 @@ def rows_of(folder):
         (["sweep=optuna", "hydra.sweeper.direction=maximize"], "better when small"),
         (["sweep=optuna", "hydra.sweeper.n_trials=0"], "at least 1"),
         (["sweep=joblib", "hydra.launcher.n_jobs=0"], "at least 1"),
-        (["sweep=joblib,slurm"], "one value"),
         (["hydra.launcher.n_jobs=1,2"], "one value"),
         (["hydra.run.dir=x", "seed=0,1"], "hydra.sweep.dir"),
         (["hydra.sweep.dir=", "seed=0,1"], "must name a folder"),
         (["seed=0,1", "seed=2"], "given twice"),
         (["seed=range(0,10,0)"], "never ends"),
-        (["seed=range(0,inf)"], "never ends"),
         (["seed=range(5,1)"], "no value"),
         (["model=glob(zz*)"], "no value"),
         (["seed=range(0,1000000000)"], "1,000,000,000 runs"),
@@ -105,6 +103,7 @@ def test_odd_sweeps_are_one_sentence(words, sentence, here, capfd):
         (["seed=range(0,3)"], ["seed=0", "seed=1", "seed=2"]),
         (["seed=sort(3,1)"], ["seed=1", "seed=3"]),
         (["seed=choice(1,2)", "compile=true"], ["seed=1 compile=true", "seed=2 compile=true"]),
+        (["seed=1,2", "data.seed=3,4"], [f"seed={a} data.seed={b}" for a in (1, 2) for b in (3, 4)]),
         (["seed=tag(x,choice(1,2))"], ["seed=1", "seed=2"]),
         (["model=glob(pixelcnn*)"], ["model=pixelcnn", "model=pixelcnnpp"]),
         (["seed=5"], ["seed=5"]),
@@ -219,7 +218,7 @@ def test_a_signal_ends_a_sweep_of_joblib(here):
     deadline = time.monotonic() + 240
     while not all((here / "sweep" / run / "metrics.csv").exists() for run in "01"):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.02)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]

@@ -26,7 +26,7 @@ UNBOUNDED_KEYS = {"seed", "max_pixels"}  # no memory is allocated in proportion 
 CALL_KEYS = {"_target_", "_partial_"}
 
 
-@cache
+@cache  # to list the files of a package takes milliseconds, and every config is checked against them
 def public(kind: str) -> dict[str, dict[str, Any]]:
     """{config key: {dotted name: constructor}}; `kind` is "model" or "data"."""
     constructors: dict[str, dict[str, Any]] = {}

@@ -30,6 +30,7 @@ from genlab.core import RequestError, RunError
 from genlab.processes.rank_info import RankInfo, ports
 
 CONNECT_SECONDS = 600.0  # seconds until all ranks must have connected: imports from a slow disk take minutes
+ANSWER_SECONDS = 5.0  # after which a connection that sends nothing is another program's
 GRACE_SECONDS = 10.0  # time for a rank to end by itself after another has failed
 DELAY_SECONDS = 2.0  # before an unexpected error is reported, because another rank's failure may have caused it
 
@@ -150,7 +151,7 @@ class FailureDetector:
                         f"{len(self._connections) + 1} of {self.info.world_size} processes have met, and rank "
                         f"{missing[0]} has not come: see its output, and check that the machines reach one another"
                     ) from None
-                connection.settimeout(5)
+                connection.settimeout(ANSWER_SECONDS)
                 hello = _read(connection)
                 if hello.get("key") != self.info.key:
                     connection.close()  # a rank of another step, or another program
@@ -165,7 +166,7 @@ class FailureDetector:
         while time.monotonic() < deadline:
             for port in candidates:
                 with contextlib.suppress(OSError):
-                    connection = socket.create_connection((self.info.address, port), timeout=5)
+                    connection = socket.create_connection((self.info.address, port), timeout=ANSWER_SECONDS)
                     self._connections[0] = connection
                     self._send(0, {"key": self.info.key, "rank": self.info.rank})
                     answer = _read(connection)
