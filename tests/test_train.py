@@ -54,7 +54,7 @@ def test_logged_rate_is_the_one_used(tmp_path):
 
 
 def test_only_matrices_decay():
-    groups = AdamW(weight_decay=0.1).optimizer(torch.nn.Linear(2, 3).parameters(), fused=True).param_groups
+    groups = AdamW(weight_decay=0.1).optimizer(torch.nn.Linear(2, 3), fused=True).param_groups
     assert [(group["params"][0].ndim, group["weight_decay"]) for group in groups] == [(2, 0.1), (1, 0.0)]
 
 

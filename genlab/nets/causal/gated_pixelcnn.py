@@ -153,6 +153,8 @@ class GatedPixelCNN(nn.Module, Recompute):
     value. Raises RequestError for impossible sizes.
     """
 
+    adamw_weights = ("blocks.0.vertical.weight", "blocks.0.horizontal.weight")  # read the image itself, see train/muon.py
+
     def __init__(
         self,
         *,
