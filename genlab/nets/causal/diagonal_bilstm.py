@@ -128,7 +128,7 @@ class DiagonalBiLSTM(PixelRNN):
     impossible sizes.
     """
 
-    adamw_weights = ("first.weight", "own.weight")  # read the image itself, see train/muon.py
+    adamw_weights = ("first.weight", "own.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ class PixelTransformer(nn.Module, Recompute):
     Raises RequestError for impossible sizes.
     """
 
-    adamw_weights = ("first.weight", "wrap.weight")  # read the image itself, see train/muon.py
+    adamw_weights = ("first.weight", "wrap.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -139,7 +139,7 @@ class PixelRNN(nn.Module, Recompute):
 
     blocks: Sequence[Layer]
 
-    adamw_weights: tuple[str, ...] = ("first.weight",)  # read the image itself, see train/muon.py
+    adamw_weights: tuple[str, ...] = ("first.weight",)  # read the image: not for Muon
 
     def __init__(
         self,

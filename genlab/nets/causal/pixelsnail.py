@@ -77,7 +77,7 @@ class PixelSNAIL(nn.Module, Recompute):
 
     place: Tensor
 
-    adamw_weights = ("above.weight", "left.weight")  # read the image itself, see train/muon.py
+    adamw_weights = ("above.weight", "left.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ CONFIGURABLE = {"net": ("ConvNet",)}
 class ConvNet(nn.Module):
     """Images (B, C, H, W) -> features (B, D), 0 or more. `widths`: channels of each stage; the last is D."""
 
-    adamw_weights = ("layers.0.weight",)  # read the image itself, see train/muon.py
+    adamw_weights = ("layers.0.weight",)  # read the image: not for Muon
 
     def __init__(self, *, spec: ImageSpec, widths: Sequence[int] = (32, 64, 128), depth: int = 2) -> None:
         super().__init__()

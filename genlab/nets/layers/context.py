@@ -46,7 +46,7 @@ class ImageContext(nn.Module):
 
     kind = "image"
 
-    adamw_weights = ("first.weight",)  # read the image itself, see train/muon.py
+    adamw_weights = ("first.weight",)  # read the image: not for Muon
 
     def __init__(self, *, spec: ImageSpec, width: int = 64, depth: int = 4) -> None:
         super().__init__()
