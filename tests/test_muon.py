@@ -225,15 +225,12 @@ def test_resumed_equals_uninterrupted(tmp_path):
     state = checkpoint(whole)
     assert state["genlab"]["bad_steps"] == 1
     moments = state["optimizer_states"][0]["state"].values()
-    assert {frozenset(own) for own in moments} == {
-        frozenset({"momentum"}),
-        frozenset({"step", "exp_avg", "exp_avg_sq"}),
-    }
+    assert {tuple(own) for own in moments} == {("momentum",), ("step", "exp_avg", "exp_avg_sq")}
     # New settings are taken, another optimiser is not.
     resume.run(tmp_path / "run", ["trust=[trainees]", "trainer.max_steps=13", "optim.momentum=0.8"], "genlab resume")
     assert checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.8
     (whole / "config.yaml").write_text(OmegaConf.to_yaml(config()))
-    with pytest.raises(RequestError, match="another optimiser than that of config.yaml.*init=RUN optim=muon"):
+    with pytest.raises(RequestError, match=r"another optimiser than that of config\.yaml.*init=RUN optim=muon"):
         resume.run(whole, ["trust=[trainees]", "trainer.max_steps=14"], "genlab resume")
 
 

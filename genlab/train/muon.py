@@ -72,7 +72,7 @@ class Layout:
 
     @classmethod
     def of(cls, weight: Tensor, rows: Sequence[int] | None = None, mask: Tensor | None = None) -> Layout:
-        """The layout of a weight, or of its shape (R, …); `mask` has that shape, too."""
+        """The layout of a weight (R, …), one matrix unless `rows` says otherwise. `mask`: of the weight's shape."""
         rows = rows or [len(weight)]
         if mask is None or bool(mask.all()):
             return cls(rows)
