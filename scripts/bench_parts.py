@@ -80,7 +80,7 @@ class Step:
 
     def __init__(self, case: Case, model: nn.Module, precision: str) -> None:
         self.case, self.model, self.precision = case, model, precision
-        self.optimizer = AdamW().optimizer(model.parameters(), fused=True)
+        self.optimizer = AdamW().optimizer(model, fused=True)
 
     def __call__(self, x: Tensor) -> None:
         """One step on a batch (B, C, H, W)."""

@@ -112,10 +112,10 @@ def test_turns_and_the_average_of_the_generator(tmp_path):
 def test_two_time_scales():
     optim = AdamW(lr=0.01, discriminator_lr=0.04)
     g, d = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    groups = optim.optimizer(g.parameters(), fused=False, discriminator=d.parameters()).param_groups
+    groups = optim.optimizer(g, fused=False, discriminator=d).param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert [rate[id(p)] for p in [*g.parameters(), *d.parameters()]] == [0.01, 0.01, 0.04, 0.04]
-    groups = AdamW(lr=0.01).optimizer(g.parameters(), fused=False, discriminator=d.parameters()).param_groups
+    groups = AdamW(lr=0.01).optimizer(g, fused=False, discriminator=d).param_groups
     assert {group["lr"] for group in groups} == {0.01}
     with pytest.raises(RequestError, match="discriminator_lr=0 must be above 0"):
         AdamW(discriminator_lr=0)

@@ -46,6 +46,13 @@ def test_schedule(schedule, expected):
     assert optim.factor(104, 104) == pytest.approx(1.0 if schedule == "constant" else 0.0)
 
 
+def test_a_trapezoid_falls_at_the_end():
+    """Over the last 40 % of the 100 steps after the warm-up."""
+    optim = AdamW(warmup=4, schedule="trapezoid")
+    factors = [optim.factor(step, 104) for step in (4, 50, 64, 84, 94, 104)]
+    assert factors == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.25, 0.0])
+
+
 def test_logged_rate_is_the_one_used(tmp_path):
     folder = trained(tmp_path / "run", train__log_every=1)
     optim = AdamW(warmup=2)
@@ -54,7 +61,7 @@ def test_logged_rate_is_the_one_used(tmp_path):
 
 
 def test_only_matrices_decay():
-    groups = AdamW(weight_decay=0.1).optimizer(torch.nn.Linear(2, 3).parameters(), fused=True).param_groups
+    groups = AdamW(weight_decay=0.1).optimizer(torch.nn.Linear(2, 3), fused=True).param_groups
     assert [(group["params"][0].ndim, group["weight_decay"]) for group in groups] == [(2, 0.1), (1, 0.0)]
 
 

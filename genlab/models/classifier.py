@@ -28,6 +28,7 @@ class ImageClassifier(ImageModel):
 
     conditioning = "label"  # the objective gets the label of every image as its context
     signed = True
+    adamw_weights = ("last.weight",)  # the output layer, see train/muon.py
 
     def __init__(self, spec: ImageSpec, *, net: Callable[..., nn.Module], shift: int = 0) -> None:
         super().__init__(spec)

@@ -19,10 +19,9 @@ from genlab.processes import group, launch
 from genlab.request import start_from
 from genlab.request.compose import check_sections
 from genlab.request.numbers import check_seed
-from genlab.train import loggers
+from genlab.train import loggers, optim
 from genlab.train.compile import networks
 from genlab.train.full_batch import check_full_batch, uses_full_batch
-from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
 from genlab.train.run import check_train
 
@@ -54,10 +53,11 @@ def check_config(config: DictConfig) -> Plan:
     launch.check_cores(plan.devices, plan.accelerator)
     check_train(config.train)
     loggers.check(config.logger.kind)
-    try:
-        AdamW(**config.optim)
-    except TypeError as error:
-        raise RequestError(f"optim: {error}") from error
+    if isinstance(optim.settings(config.optim), optim.Muon) and plan.strategy == "fsdp":
+        raise RequestError(
+            "trainer.strategy=fsdp: optim=muon orthogonalises whole matrices, and fsdp splits them over devices; use "
+            "trainer.strategy=ddp or optim=adamw"
+        )
     return plan
 
 

@@ -55,8 +55,7 @@ class AdversarialLearner(Learner):
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """One optimiser, with a group of weights for each player."""
-        generator, discriminator = self.model.generator.parameters(), self.model.discriminator.parameters()
-        return self.optim.optimizer(generator, fused=fused, discriminator=discriminator)
+        return self.optim.optimizer(self.model.generator, fused=fused, discriminator=self.model.discriminator)
 
     def train_metrics(self) -> dict[str, float]:
         """As the learner's, without the mean over the losses of both players, which has no meaning."""

@@ -27,13 +27,12 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from genlab.core import Adversarial, Primed, RequestError, RunError
 from genlab.system import signals
 from genlab.system.device import true_float32
-from genlab.train import loggers
+from genlab.train import loggers, optim
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
 from genlab.train.compile import compile_networks
 from genlab.train.full_batch import FullBatchLearner, uses_full_batch
 from genlab.train.learner import Learner
-from genlab.train.optim import AdamW
 from genlab.train.plan import Plan
 from genlab.train.progress import Progress
 from genlab.train.resume_state import PreloadedCheckpointIO, adapt
@@ -134,7 +133,7 @@ def learner_for(run: Run, compile: bool = True) -> Learner:
     full_batch, config = uses_full_batch(run.model), run.config
     kind = FullBatchLearner if full_batch else AdversarialLearner if isinstance(run.model, Adversarial) else Learner
     learner = kind(
-        run.model, run.data.spec, AdamW(**config["optim"]), max_steps=run.plan.max_steps, seed=config["seed"],
+        run.model, run.data.spec, optim.settings(config["optim"]), max_steps=run.plan.max_steps, seed=config["seed"],
         decay=0.0 if full_batch else config["train"]["ema"], max_bad_steps=config["train"]["max_bad_steps"],
         card={**run.card, "batch_images": run.batch_images},
         sharded=run.plan.processes > 1 and run.plan.strategy == "fsdp",

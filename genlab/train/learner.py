@@ -136,14 +136,14 @@ class Learner(pl.LightningModule):
             ema.update(self.ema, self.model, ema.decay_at(self.updates, self.decay))
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its learning-rate schedule, which advances once per optimiser step."""
+        """The optimiser and its learning-rate schedule, which advances once per optimiser step."""
         optimizer = self.make_optimizer(fused=not self._loss_is_scaled())
         scheduler = LambdaLR(optimizer, lambda step: self.optim.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
         """The optimiser of the model's weights. `fused`: True if the precision allows a fused optimiser."""
-        return self.optim.optimizer(self.model.parameters(), fused=fused)
+        return self.optim.optimizer(self.model, fused=fused)
 
     def _loss_is_scaled(self) -> bool:
         """True under fp16-mixed precision."""

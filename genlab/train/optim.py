@@ -1,8 +1,13 @@
-"""AdamW and its learning-rate schedule: the section `optim` of a config.
+"""The optimisers and their learning-rate schedule: the section `optim` of a config.
 
-AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), by torch; the cosine is Loshchilov & Hutter 2017
-(arXiv:1608.03983) without restarts. Weight decay is applied to matrices and kernels only: pulling a bias or a gain
-towards zero does not regularise.
+AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), by torch; Muon is in `muon.py`. Weight decay is applied to
+matrices and kernels only: pulling a bias or a gain towards zero does not regularise.
+
+After the warm-up, with a share d of the steps done, the learning rate is multiplied by
+    cosine       (1 + cos(pi d)) / 2            Loshchilov & Hutter 2017 (arXiv:1608.03983), without restarts
+    linear       1 - d
+    trapezoid    1, and over the last 40 % of the steps linearly to 0: Hägele et al. 2024 (arXiv:2405.18392)
+    constant     1
 
 The schedule is a function of the step, and not one of torch's schedulers, which have a state: so a resumed run can have
 another number of steps.
@@ -11,16 +16,18 @@ another number of steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlab.core import RequestError, nearest
+from genlab.train import muon
 
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "trapezoid", "constant")
+DECAY = 0.4  # share of the steps in which a trapezoid falls
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,13 @@ class AdamW:
         if self.discriminator_lr is not None and not 0 < self.discriminator_lr < math.inf:
             raise RequestError(f"optim.discriminator_lr={self.discriminator_lr} must be above 0, or null for optim.lr")
 
-    def optimizer(
-        self, parameters: Iterable[Tensor], fused: bool, discriminator: Iterable[Tensor] = ()
-    ) -> torch.optim.AdamW:
-        """The optimiser of the parameters, with those of a discriminator. `fused`: True if the precision allows it."""
-        groups = self._groups(parameters, self.lr) + self._groups(discriminator, self.discriminator_lr or self.lr)
+    def optimizer(self, model: nn.Module, fused: bool, discriminator: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser of a model, with the weights of a discriminator beside it. `fused`: True if the precision
+        allows it.
+        """
+        groups = self._groups(model.parameters(), self.lr)
+        if discriminator is not None:
+            groups += self._groups(discriminator.parameters(), self.discriminator_lr or self.lr)
         first, second = self.betas
         return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), fused=self.fused and fused)
 
@@ -68,10 +77,68 @@ class AdamW:
         return [group for group in groups if group["params"]]
 
     def factor(self, step: int, max_steps: int) -> float:
-        """Factor of `lr` in optimiser step `step` = 0, 1, …: linear warm-up, then the schedule, which ends at 0."""
+        """Factor of `lr` in optimiser step `step` = 0, 1, …: linear warm-up, then the schedule."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         done = min(1.0, (step - self.warmup) / max(1, max_steps - self.warmup))
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "trapezoid":
+            return min(1.0, (1 - done) / DECAY)
         return 1 - done if self.schedule == "linear" else 1.0
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Settings of Muon, and of AdamW for the weights that are no matrices.
+
+    `lr`: of matrices; `adam_lr`: of all other weights. A discriminator has `discriminator_lr` for its matrices, and for
+    its other weights the same multiple of `adam_lr`. `betas` and `fused` are those of AdamW. Raises RequestError for
+    values that are not possible.
+    """
+
+    lr: float = 2e-2
+    adam_lr: float = 3e-3
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.adam_lr < math.inf:
+            raise RequestError(f"optim.adam_lr={self.adam_lr} must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise RequestError(f"optim.momentum={self.momentum} must be a number from 0 to below 1")
+
+    def optimizer(self, model: nn.Module, fused: bool, discriminator: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As for AdamW."""
+        players = [(model, 1.0)]
+        if discriminator is not None:
+            players.append((discriminator, (self.discriminator_lr or self.lr) / self.lr))
+        groups: list[dict[str, Any]] = []
+        layouts: dict[nn.Parameter, muon.Layout] = {}
+        for player, factor in players:
+            of_player = muon.layouts(player)
+            layouts |= of_player
+            matrices = [p for p in player.parameters() if p.requires_grad and p in of_player]
+            others = [p for p in player.parameters() if p not in of_player]
+            settings = {"betas": tuple(self.betas), "eps": 1e-8, "fused": self.fused and fused}
+            if matrices:
+                group = {"lr": factor * self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+                groups.append({"params": matrices, **group})
+            groups += [{**group, **settings} for group in self._groups(others, factor * self.adam_lr)]
+        return muon.Muon(groups, layouts)
+
+
+def settings(section: Mapping[str, Any]) -> AdamW:
+    """The settings in the section `optim` of a config. Its `kind` is adamw if it has none.
+
+    Raises RequestError for a key or a value that is not possible.
+    """
+    kinds = {"adamw": AdamW, "muon": Muon}
+    values = dict(section)
+    kind = str(values.pop("kind", "adamw"))
+    if kind not in kinds:
+        raise RequestError(f"optim.kind={kind} is unknown; {nearest(kind, kinds)}")
+    try:
+        return kinds[kind](**values)
+    except TypeError as error:
+        raise RequestError(f"optim: {error}") from error

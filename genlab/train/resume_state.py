@@ -101,6 +101,12 @@ def _weights(saved: Mapping[str, Tensor], learner: Learner, updates: int) -> tup
 
 def _optimizer_state(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """The moments of a checkpoint under the settings of `groups`."""
+    kinds = [any("momentum" in group for group in each) for each in (saved["param_groups"], groups)]
+    if kinds[0] != kinds[1]:
+        raise RequestError(
+            "checkpoints/last.ckpt was written by another optimiser than that of config.yaml, and a run keeps its "
+            "optimiser: start a new run from its weights, for example genlab train init=RUN optim=muon"
+        )
     shapes = [[tuple(p.shape) for p in group["params"]] for group in groups]
     moments = saved["state"]
 

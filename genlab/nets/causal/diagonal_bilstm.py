@@ -61,6 +61,7 @@ class DiagonalLayer(nn.Module):
         inputs = nn.ModuleList(GateInput(width, self.units, groups=g) for g in (groups, 1))
         self.inputs: Sequence[GateInput] = inputs  # type: ignore[assignment]  # so that the parts keep their types
         self.states = nn.Parameter(uniform(2, 4 * self.units, 2 * self.units))  # of the pixel above, the one before
+        self.matrix_rows = {"states": 8 * [self.units]}  # the gates of both directions, for Muon
         self.up = MaskedConv2d("B", self.units, width, 1, groups=groups)
 
     def run(self, x: Tensor, biases: Biases = (None, None)) -> Tensor:
@@ -126,6 +127,8 @@ class DiagonalBiLSTM(PixelRNN):
     a value at the input (1: its intensity); `chained`: a step is a pixel, not a value. Raises RequestError for
     impossible sizes.
     """
+
+    adamw_weights = ("first.weight", "own.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -153,6 +153,8 @@ class GatedPixelCNN(nn.Module, Recompute):
     value. Raises RequestError for impossible sizes.
     """
 
+    adamw_weights = ("blocks.0.vertical.weight", "blocks.0.horizontal.weight")  # read the image: not for Muon
+
     def __init__(
         self,
         *,

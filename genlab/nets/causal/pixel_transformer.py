@@ -44,6 +44,7 @@ class Block(nn.Module):
         self.heads = heads
         self.norm, self.norm_up = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.matrix_rows = {"qkv.weight": 3 * [width]}  # for Muon
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
@@ -80,6 +81,8 @@ class PixelTransformer(nn.Module, Recompute):
     pixels, or local_2d in rectangles `block` [rows, columns] with a `flange` [rows above, columns on either side].
     Raises RequestError for impossible sizes.
     """
+
+    adamw_weights = ("first.weight", "wrap.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -58,6 +58,8 @@ class PixelCNN(nn.Module, Recompute):
     input (1: its intensity); `chained`: a step is a pixel, not a value. Raises RequestError for impossible sizes.
     """
 
+    adamw_weights = ("first.weight",)  # read the image: not for Muon
+
     def __init__(
         self,
         *,

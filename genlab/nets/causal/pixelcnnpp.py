@@ -78,6 +78,8 @@ class PixelCNNpp(nn.Module, Recompute):
     nothing: a step always is a whole pixel, and the head orders its colours. Raises RequestError for other sizes.
     """
 
+    adamw_weights = ("stem_u.weight", "stem_above.weight", "stem_left.weight")  # read the image: not for Muon
+
     def __init__(
         self,
         *,

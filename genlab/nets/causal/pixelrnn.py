@@ -42,6 +42,7 @@ class GateInput(nn.Module):
         super().__init__()
         self.reach, self.full = reach, groups == 1
         self.weight = nn.Parameter(uniform(4 * units, (reach + 1) * channels))
+        self.matrix_rows = {"weight": 4 * [units]}  # the gates, for Muon
         self.bias = nn.Parameter(torch.zeros(4, units))
         self.bias.data[1] = 1  # of the forget gates, so that they start open
         mask = torch.ones_like(self.weight)
@@ -137,6 +138,8 @@ class PixelRNN(nn.Module, Recompute):
     """
 
     blocks: Sequence[Layer]
+
+    adamw_weights: tuple[str, ...] = ("first.weight",)  # read the image: not for Muon
 
     def __init__(
         self,

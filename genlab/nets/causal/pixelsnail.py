@@ -49,6 +49,7 @@ class Block(nn.Module):
         self.convs: Sequence[GatedResNet] = convs  # type: ignore[assignment]  # so that the parts keep their types
         self.memory = GatedResNet(channels + width + 2, dropout=dropout)
         self.to_memory = pointwise(channels + width + 2, self.keys + self.values)
+        self.matrix_rows = {"to_memory.weight": [self.keys, self.values]}  # for Muon
         self.query = GatedResNet(width + 2, dropout=dropout)
         self.to_query = pointwise(width + 2, self.keys)
         self.out = GatedResNet(width, side=self.values, dropout=dropout)
@@ -75,6 +76,8 @@ class PixelSNAIL(nn.Module, Recompute):
     """
 
     place: Tensor
+
+    adamw_weights = ("above.weight", "left.weight")  # read the image: not for Muon
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class RowLSTMLayer(nn.Module):
         self.kernel, self.units = kernel, width // 2
         self.inputs = GateInput(width, self.units, reach=kernel // 2, groups=groups)
         self.states = nn.Parameter(uniform(4 * self.units, kernel * self.units))
+        self.matrix_rows = {"states": 4 * [self.units]}  # the gates, for Muon
         self.up = MaskedConv2d("B", self.units, width, 1, groups=groups)
 
     def run(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,8 @@ class ConvEncoder(nn.Module):
     `widths`: channels after each halving. `kernel`: an even number; 4 is usual.
     """
 
+    adamw_weights = ("layers.0.weight",)  # read the image: not for Muon
+
     def __init__(
         self, *, spec: ImageSpec, outputs: int, widths: Sequence[int] = (32, 64, 128), kernel: int = 4
     ) -> None:

@@ -22,6 +22,8 @@ CONFIGURABLE = {"net": ("ConvNet",)}
 class ConvNet(nn.Module):
     """Images (B, C, H, W) -> features (B, D), 0 or more. `widths`: channels of each stage; the last is D."""
 
+    adamw_weights = ("layers.0.weight",)  # read the image: not for Muon
+
     def __init__(self, *, spec: ImageSpec, widths: Sequence[int] = (32, 64, 128), depth: int = 2) -> None:
         super().__init__()
         if not widths or min(widths) < 1 or depth < 1:

@@ -99,6 +99,8 @@ class DCGANDiscriminator(nn.Module):
     value, which power iteration estimates, a step at every forward pass in training mode.
     """
 
+    adamw_weights = ("layers.0.weight",)  # read the image: not for Muon
+
     def __init__(
         self,
         *,

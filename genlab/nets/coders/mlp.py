@@ -23,6 +23,8 @@ CONFIGURABLE = {"net": ("MLPEncoder",), "encoder": ("MLPEncoder",), "decoder": (
 class MLPEncoder(nn.Module):
     """Images (B, C, H, W) -> vectors (B, `outputs`). `hidden`: widths of the layers in between."""
 
+    adamw_weights = ("layers.0.weight",)  # read the image: not for Muon
+
     def __init__(self, *, spec: ImageSpec, outputs: int, hidden: Sequence[int] = (512,)) -> None:
         super().__init__()
         self.spec, self.layers = spec, _linears([spec.dims, *hidden, outputs])

@@ -25,6 +25,8 @@ class ResNet(nn.Module):
     `size`: (H, W). `width`: channels in between. `depth`: number of blocks. `quiet`: the last layer starts at zero.
     """
 
+    adamw_weights = ("first.weight",)  # read the image: not for Muon
+
     def __init__(
         self,
         *,

@@ -46,6 +46,8 @@ class ImageContext(nn.Module):
 
     kind = "image"
 
+    adamw_weights = ("first.weight",)  # read the image: not for Muon
+
     def __init__(self, *, spec: ImageSpec, width: int = 64, depth: int = 4) -> None:
         super().__init__()
         if spec.context is None:
@@ -81,6 +83,7 @@ class LayerBiases(nn.Module):
         super().__init__()
         self.widths = widths
         self.maps = nn.Conv2d(context_width, sum(widths), 1, bias=False) if context_width else None
+        self.matrix_rows = {"maps.weight": widths}  # for Muon
 
     def check(self, context: Tensor | None) -> None:
         """Raise ValueError for context features where the net has none, and for missing ones where it has."""
