@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genlab.build.gate import trusted
 from genlab.build.untrusted import check_plain
 from genlab.core import RequestError, nearest
+from genlab.request import length
 from genlab.request.folder_check import check_folder
 from genlab.request.folders import configs_folder, groups
 from genlab.request.nodes import dotted_keys, format_error, missing_keys, plain_values, without_hydra
@@ -101,6 +102,8 @@ class Request:
         config = self._compose(overrides)
         check_trust(config, parsed)
         self._check_values(defaults, base, config, choices)
+        if self.verb == "train":
+            length.choose(config, {o.key_or_group for o in parsed})
         return config
 
     def parse(self, overrides: list[str]) -> list[Override]:
