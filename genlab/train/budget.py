@@ -39,6 +39,7 @@ from genlab.train.callbacks import PAUSE, Pictures
 from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.fit import learner_for, prime, quiet, trainer_for
 from genlab.train.learner import Learner
+from genlab.train.progress import in_words
 from genlab.train.run import Run
 
 USUAL_INTERVAL = 300  # steps, for an interval that is null and not chosen by a budget of minutes
@@ -53,9 +54,9 @@ FIRST_STEPS = 2  # not measured: compilation and the first allocations make them
 class Speed:
     """Seconds on this machine.
 
-    `start`: from the call of fit to the first step. `step`: an optimiser step. `validation`: of the whole split, with
-    the checkpoint that is written on a new best. `pictures`: a grid of each kind. `checkpoint`: to write one. `test`:
-    to evaluate the test split.
+    `start`: to initialise a model that is primed from the data. `step`: an optimiser step. `validation`: of the whole
+    split, with the checkpoint that is written on a new best. `pictures`: a grid of each kind. `checkpoint`: to write
+    one. `test`: to evaluate the test split.
     """
 
     start: float
@@ -128,14 +129,15 @@ def measure(
     environment: ClusterEnvironment | None = None,
 ) -> Speed:
     """Train a copy of the model for a small share of `seconds`, and time what training consists of."""
-    start = time.perf_counter()
     limit = min(MEASURED_SHARE * seconds, MOST_SECONDS)
     with isolate_rng(include_cuda=run.plan.accelerator == "gpu"), tempfile.TemporaryDirectory() as name:
         model, data = copy.deepcopy(run.model), copy.copy(run.data)
         plan = replace(run.plan, max_steps=10**9)
         trial = replace(run, model=model, data=data, plan=plan, folder=Path(name), checkpoint=None, card={})
+        start = time.perf_counter()
         prime(trial)
-        learner, watch = learner_for(trial), Stopwatch(trial, start, limit, draw)
+        watch = Stopwatch(trial, time.perf_counter() - start, limit, draw)
+        learner = learner_for(trial)
         with quiet():
             trainer = trainer_for(
                 trial, learner, environment or LightningEnvironment(), max_steps=-1, logger=False, callbacks=[watch],
@@ -150,7 +152,10 @@ def measure(
 
 
 class Stopwatch(pl.Callback):
-    """Time the steps for `limit` seconds, then validation, pictures and a checkpoint; then stop. `start`: of fit."""
+    """Time the steps for `limit` seconds, then validation, pictures and a checkpoint; then stop.
+
+    `start`: as in `Speed`.
+    """
 
     def __init__(self, run: Run, start: float, limit: float, draw: Callable[..., Any] | None) -> None:
         self.run, self.start, self.limit, self.draw = run, start, limit, draw
@@ -161,7 +166,6 @@ class Stopwatch(pl.Callback):
     def on_train_start(self, trainer: Any, learner: Any) -> None:
         """Install our signal handlers again, which Lightning has replaced."""
         signals.install()
-        self.start = time.perf_counter() - self.start
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
         """Ask all ranks to stop after this step, once enough is measured or at a signal."""
@@ -231,13 +235,6 @@ class FirstImages:
     def batches(self, name: str) -> Any:
         """The batches of this rank."""
         return self.data.batches(name, torch.arange(self.n))
-
-
-def in_words(seconds: float) -> str:
-    """A time for people: 50 seconds, 12 minutes, 3.5 hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -48,7 +48,7 @@ class Plan:
         if accelerator == "gpu" and devices > gpus:
             raise RequestError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus != 1)}")
         strategy = _one_of("strategy", trainer["strategy"], ("auto", "ddp", "fsdp"))
-        clip, steps = trainer["gradient_clip_val"], trainer["max_steps"]
+        clip, steps = trainer["gradient_clip_val"], trainer.get("max_steps")
         if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise RequestError(f"trainer.gradient_clip_val={clip} must be above 0, or null for no clipping")
         return cls(
