@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,8 @@ def session(args: argparse.Namespace) -> dict[str, Any]:
 
 def carry_out(stage: Stage) -> None:
     """Run a stage; whatever goes wrong in it is noted, and does not end the session."""
+    if stage.name != "train":  # whose run goes on
+        shutil.rmtree(stage.work, ignore_errors=True)
     try:
         if stage.left < 1:
             raise OutOfTime("no time was left for it")
