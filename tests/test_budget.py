@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from trainees import Crash, checkpoint, config, outcome, same, trained
 
 from genlab.core import Interrupted, RequestError
-from genlab.processes import launch, preparation, resume
+from genlab.processes import launch, preparation, resume, sweep
 from genlab.request import length
-from genlab.train import budget
+from genlab.train import budget, progress
 from genlab.train.budget import Speed, steps_within
 from genlab.train.learner import Learner
 from genlab.train.plan import Plan
@@ -139,6 +139,20 @@ def test_measuring_leaves_no_trace(tmp_path):
     same(state(), before)
     assert files(tmp_path) == {}
     assert min(speed.start, speed.step, speed.validation, speed.pictures, speed.checkpoint, speed.test) > 0
+
+
+def test_a_sweep_recognises_a_run_that_has_chosen_its_number(finished):
+    assert sweep._status(finished, config(**BUDGET)) == "finished"
+    with pytest.raises(RequestError, match="holds another run"):
+        sweep._status(finished, config(**BUDGET, seed=4))
+
+
+def test_a_long_run_says_how_long_it_will_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FORECAST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LONG_SECONDS", 0.0)
+    trained(tmp_path / "run", trainer__max_steps=4, train__sample_every=0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "train.minutes= changes it" in line]
+    assert [line.startswith("4 steps: about ") for line in lines] == [True]
 
 
 @pytest.mark.slow

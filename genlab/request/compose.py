@@ -189,9 +189,7 @@ class Request:
             if refusal:
                 group, part = refusal.groups()
                 raise RequestError(f"{group}/{part}=…: this {group} has no {part} to choose") from error
-            without = re.match(
-                r"Error resolving interpolation '\$\{(\w+)\}'", str(error)
-            )
+            without = re.match(r"Error resolving interpolation '\$\{(\w+)\}'", str(error))
             if without:
                 raise RequestError(f"~{without[1]}: {without[1]} cannot be taken away, choose another one") from error
             plugin = re.search(r"'hydra/(?:launcher|sweeper)/(joblib|optuna|submitit)\w*'", str(error))

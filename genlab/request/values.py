@@ -40,9 +40,8 @@ KINDS = {
     "trainer.devices": Kind("a whole number or auto", (int,), words=("auto",)),
     "data.validation": NUMBER,  # a count or a share
     "corrupted": Kind("true, false or null", (bool,), null=True),
-    **dict.fromkeys(
-        ("train.minutes", "train.epochs", "train.pause_after"), Kind("a number or null", (int, float), null=True)
-    ),
+    **dict.fromkeys(("trainer.gradient_clip_val", "optim.discriminator_lr"), NUMBER_OR_NULL),
+    **dict.fromkeys(("train.minutes", "train.epochs", "train.pause_after"), NUMBER_OR_NULL),
     **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
     **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles"), COUNT),
     **dict.fromkeys(("components", "steps", "units"), COUNT),
