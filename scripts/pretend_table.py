@@ -69,6 +69,8 @@ These are not tested: the existence of CUDA kernels, CUDA's results, autocast of
 `capture_error_mode="thread_local"`, so that NCCL's watchdog does not end it), NCCL, and speed. Numbers of a GPU
 differ from a CPU's in the last bits.
 
+`scripts/gpu_session.sh` tests these where there is a GPU: [gpu-session.md](gpu-session.md).
+
 ## The table
 
 - train: waits of a step. resumed: a mark if it was. sample, top, some: waits to draw 5 images, to

@@ -22,6 +22,7 @@ from genlab.processes import group, training
 from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import read_records, record_resume, restore_records
 from genlab.processes.run_lock import locked
+from genlab.request import length
 from genlab.request.compose import format_error
 from genlab.request.values import format_value
 from genlab.system import signals
@@ -50,6 +51,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         config.trust = []
         for override in overrides:
             apply_override(config, override)
+        _choose_length(config, [override.partition("=")[0] for override in overrides])
         with _described_by(file):
             plan = check_config(config)
             group.join(plan.accelerator)
@@ -75,6 +77,8 @@ def run_config(file: Path) -> DictConfig:
     for key, kind in (("seed", int), ("compile", bool)):
         if type(config.get(key)) is not kind:
             raise RequestError(f"{file} is not the config of a run: {key} is {config.get(key)}")
+    for key in ("minutes", "epochs", "pause_after"):  # which older runs do not have
+        config["train"].setdefault(key, None)
     return OmegaConf.create(config)
 
 
@@ -103,6 +107,19 @@ def apply_override(config: DictConfig, override: str) -> None:
         raise RequestError(f"cannot read {format_value(override)}: {format_error(error)}") from error
 
 
+def _choose_length(config: DictConfig, given: list[str]) -> None:
+    """Let a new trainer.max_steps replace a budget, in place. A run keeps the number that it has chosen by a budget."""
+    changed = next((key for key in length.KEYS if key in given and key.startswith("train.")), None)
+    steps = config.trainer.max_steps
+    if changed and steps is not None:
+        raise RequestError(
+            f"{changed}={config.train[changed.partition('.')[2]]}: this run has trainer.max_steps={steps}; train "
+            "longer with more steps, or train for some minutes now and go on later with train.pause_after"
+        )
+    if steps is None or "trainer.max_steps" in given:
+        length.choose(config, given)
+
+
 def _prepare(folder: Path, config: DictConfig, plan: Plan) -> Prepared:
     """Read the last checkpoint, build data and model, and check that they fit together."""
     checkpoint = read_last(folder)
@@ -121,6 +138,8 @@ def _check_unfinished(folder: Path, checkpoint: dict[str, Any] | None, config: D
     if checkpoint is None:
         return
     step = checkpoint["genlab"]["step"]
+    if not plan.max_steps:
+        raise RequestError(f"trainer.max_steps=null: run={folder} is at step {step} already: give a number of steps")
     if step and step >= plan.max_steps and not (folder / "checkpoints" / "best.ckpt").exists():
         raise RequestError(
             f"trainer.max_steps={plan.max_steps}: run={folder} is at step {step} and has no validation yet, so that "

@@ -33,10 +33,12 @@ from genlab.core import Interrupted, RequestError, RunError
 from genlab.processes import group, resume, sweep_overrides, sweep_table, sweep_workers, training
 from genlab.processes.sweep_table import FAILED
 from genlab.processes.sweep_workers import signal_listener
+from genlab.request import length
 from genlab.request.compose import Request, check_trust, quoted, split_hydra
 from genlab.system import signals
 from genlab.system.atomic import write_text
 from genlab.system.failures import explained, shortened
+from genlab.train.budget import SHARES
 from genlab.train.plan import Plan
 
 
@@ -100,7 +102,9 @@ def job(config: DictConfig) -> float | None:
         return None
     task, _ = split_hydra(OmegaConf.merge({"hydra": settings}, config))  # type: ignore[arg-type]
     words = list(settings.overrides.task)
-    check_trust(task, Request("train", [], command="").parse(words))
+    parsed = Request("train", [], command="").parse(words)
+    check_trust(task, parsed)
+    length.choose(task, {o.key_or_group for o in parsed})
     print(f"[{folder.name}] {' '.join(words)}", file=sys.stderr)
     requeue = launcher == "submitit" and signal.getsignal(signal.SIGUSR2)  # submitit's handler
     with signal_listener() as first_signal:
@@ -108,7 +112,7 @@ def job(config: DictConfig) -> float | None:
             if launcher == "joblib":
                 sweep_workers.reserve_gpus(task.trainer, settings.job.num)
             results = group.run_verb("train", lambda: _results(task, folder, shlex.join(["genlab", "train", *words])))
-            return sweep_table.objective(results["valid"])
+            return sweep_table.objective(results["valid"]) if results else math.inf  # {}: it has paused
         except (Exception, signals.Stopped) as error:
             if first_signal() and launcher == "joblib":
                 return None  # the parent has received the signal as well, or has ended
@@ -150,10 +154,14 @@ def _status(folder: Path, task: DictConfig) -> str:
         for name in (FAILED, "command.txt"):  # of a job that failed before its run began
             (folder / name).unlink(missing_ok=True)
         return "new"
-    existing = OmegaConf.create(untrusted.config_file(file))
-    requested = OmegaConf.create(OmegaConf.to_yaml(task, resolve=True))
+    existing: Any = OmegaConf.create(untrusted.config_file(file))
+    requested: Any = OmegaConf.create(OmegaConf.to_yaml(task, resolve=True))
+    for section, names in (("trainer", ("max_steps",)), ("train", tuple(SHARES))):
+        for name in names:  # which the run has chosen itself
+            if requested[section].get(name) is None:
+                requested[section][name] = existing[section].get(name)
     if existing != requested:
-        key = next(key for key in {**requested, **existing} if requested.get(key) != existing.get(key))  # type: ignore[dict-item]
+        key = next(key for key in {**requested, **existing} if requested.get(key) != existing.get(key))
         raise RequestError(f"{folder} holds another run (its {key} differs): give another hydra.sweep.dir")
     return "finished" if (folder / "results.json").is_file() else "begun"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -29,8 +30,9 @@ from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import open_folder
 from genlab.request.progress import with_progress
 from genlab.system import signals
-from genlab.system.atomic import write_json
-from genlab.train import provenance
+from genlab.system.atomic import write_json, write_text
+from genlab.train import budget, provenance
+from genlab.train.callbacks import PAUSE
 from genlab.train.checkpoint import read
 from genlab.train.fit import FitResult, Run, fit
 from genlab.train.plan import Plan
@@ -65,14 +67,15 @@ def start(folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Seq
     if prepared is not None:
         prepared.take_checkpoint()  # the ranks read their own
     launch.ranks(plan.devices, "genlab.processes.training:work", folder=str(folder.absolute()), trust=list(trust))
-    return json.loads((folder / "results.json").read_text())
+    results = folder / "results.json"
+    return json.loads(results.read_text()) if results.exists() else {}  # none of a run that has paused
 
 
 def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Train from the last checkpoint of the folder, if any, then evaluate the best weights once on the test split.
 
-    It is called on every rank. `trust` is from the command line, never from the folder. Raises Interrupted if a signal
-    ends it.
+    It is called on every rank. `trust` is from the command line, never from the folder. Returns the content of
+    results.json, or {} if the run has paused (train.pause_after). Raises Interrupted if a signal ends it.
     """
     folder = Path(folder)
     resume = f"`genlab resume {shlex.quote(f'run={folder}')}`"
@@ -105,19 +108,23 @@ def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume:
         prepared = prepare(config, None if begun else config.get("init"))
         prepared.checkpoint = read_last(folder)
     data, model = prepared.data, prepared.model
-    card = {
+    settings: Any = OmegaConf.to_container(config)
+    run = Run(model, data, settings, plan, folder, checkpoint=prepared.take_checkpoint())
+    if budget.is_open(settings):
+        text = choose_length(run, config)
+    run.card = {
         "config": text,
         "spec": asdict(data.spec),
         "version": provenance.genlab_version(),
         "commit": provenance.commit(),
         **fingerprint.card(data),
     }
-    settings: Any = OmegaConf.to_container(config)
-    result = fit(
-        Run(model, data, settings, plan, folder, card, prepared.take_checkpoint()),
-        draw=viz.save_grid,
-        environment=environment(),
-    )
+    plan = run.plan
+    result = fit(run, draw=viz.save_grid, environment=environment())
+    if result.interrupted == PAUSE and not signals.received:
+        if group.is_rank_zero():
+            print(f"paused at step {result.step} of {plan.max_steps}; everything is saved, go on with {resume}")
+        return {}
     if result.interrupted:
         done = result.step >= plan.max_steps
         raise Interrupted(
@@ -127,6 +134,25 @@ def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume:
         )
     with signals.impatiently():
         return conclude(folder, config, plan, data, result)
+
+
+def choose_length(run: Run, config: DictConfig) -> str:
+    """Choose the number of steps and the intervals that the config leaves open (`budget.settle`), for `run` and
+    `config`; rank zero writes them into config.yaml and prints them. Returns the text of config.yaml.
+    """
+    with signals.patiently():
+        chosen, line = budget.settle(run, draw=viz.save_grid, environment=environment())
+    steps = chosen.pop("max_steps")
+    config.trainer.max_steps = steps
+    config.train.update(chosen)
+    text = OmegaConf.to_yaml(config)
+    run.plan = replace(run.plan, max_steps=steps)
+    run.config = OmegaConf.to_container(config)  # type: ignore[assignment]
+    if group.is_rank_zero():
+        write_text(run.folder / "config.yaml", text)
+        if line:
+            print(line, file=sys.stderr, flush=True)
+    return text
 
 
 def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genlab.build.gate import trusted
 from genlab.build.untrusted import check_plain
 from genlab.core import RequestError, nearest
+from genlab.request import length
 from genlab.request.folder_check import check_folder
 from genlab.request.folders import configs_folder, groups
 from genlab.request.nodes import dotted_keys, format_error, missing_keys, plain_values, without_hydra
@@ -102,6 +103,8 @@ class Request:
         config = self._compose(overrides) if len(kept) < len(parsed) else base  # a tenth of a second each
         check_trust(config, parsed)
         self._check_values(defaults, base, config, choices)
+        if self.verb == "train":
+            length.choose(config, {o.key_or_group for o in parsed})
         return config
 
     def parse(self, overrides: list[str]) -> list[Override]:
@@ -187,6 +190,9 @@ class Request:
             if refusal:
                 group, part = refusal.groups()
                 raise RequestError(f"{group}/{part}=…: this {group} has no {part} to choose") from error
+            without = re.match(r"Error resolving interpolation '\$\{(\w+)\}'", str(error))
+            if without:
+                raise RequestError(f"~{without[1]}: {without[1]} cannot be taken away, choose another one") from error
             plugin = re.search(r"'hydra/(?:launcher|sweeper)/(joblib|optuna|submitit)\w*'", str(error))
             if plugin:
                 package = f"hydra-{plugin[1]}-{'sweeper' if plugin[1] == 'optuna' else 'launcher'}"

@@ -32,15 +32,17 @@ class Kind(NamedTuple):
 FLAG, WHOLE, NUMBER = Kind("true or false", (bool,)), Kind("a whole number", (int,)), Kind("a number", (int, float))
 TEXT = Kind("a word", (str, int, float))  # a name may look like a number; code that needs a word uses str(value)
 COUNT = Kind("a whole number or null", (int,), null=True)
+NUMBER_OR_NULL = Kind("a number or null", (int, float), null=True)
 NAME = Kind("a word or null", (str, int, float), null=True)
 
 # Keys whose default is null or does not show all that they accept. Listed is the whole key or its last part.
 KINDS = {
     "trainer.devices": Kind("a whole number or auto", (int,), words=("auto",)),
-    "trainer.gradient_clip_val": Kind("a number or null", (int, float), null=True),
-    "optim.discriminator_lr": Kind("a number or null", (int, float), null=True),
     "data.validation": NUMBER,  # a count or a share
     "corrupted": Kind("true, false or null", (bool,), null=True),
+    **dict.fromkeys(("trainer.gradient_clip_val", "optim.discriminator_lr"), NUMBER_OR_NULL),
+    **dict.fromkeys(("train.minutes", "train.epochs", "train.pause_after"), NUMBER_OR_NULL),
+    **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
     **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles"), COUNT),
     **dict.fromkeys(("components", "steps", "units"), COUNT),
     **dict.fromkeys(("image", "context", "known", "classifier", "layer", "label", "code", "chain"), NAME),

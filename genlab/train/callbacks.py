@@ -9,6 +9,7 @@ why validation is not Lightning's loop, which runs after the point where its che
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -175,20 +176,27 @@ class Pictures(Periodic):
         return None if context is None else context.to(learner.device)
 
 
-class Checkpoints(Periodic):
-    """Write last.ckpt every so many steps, at the last step, and after the step in which a signal asks to stop."""
+PAUSE = 1000  # agreed on by all ranks like a signal, and larger than the number of any signal
 
-    def __init__(self, every: int, last: Path) -> None:
+
+class Checkpoints(Periodic):
+    """Write last.ckpt every so many steps, at the last step, and after the step in which a signal asks to stop.
+
+    `pause_after`: minutes from now, after which training saves and stops as if by a signal; None for never.
+    """
+
+    def __init__(self, every: int, last: Path, pause_after: float | None = None) -> None:
         super().__init__(every)
         self.last = last
+        self.pause_at = math.inf if pause_after is None else time.perf_counter() + 60 * pause_after
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
         """Install our signal handlers again: Lightning has replaced that of SIGTERM, and restores ours at the end."""
         signals.install()
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
-        """Pass a signal on to the learner, before the ranks agree on whether to stop after this step."""
-        learner.signal = signals.received
+        """Pass a request to stop on to the learner, before the ranks agree on whether to stop after this step."""
+        learner.signal = signals.received or (PAUSE if time.perf_counter() >= self.pause_at else 0)
 
     def due(self, trainer: pl.Trainer, learner: Learner, step: int) -> bool:
         """True also if training stops at this step for any reason."""

@@ -21,6 +21,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
@@ -43,9 +44,10 @@ from genlab.train.run import Run
 class FitResult:
     """The result of training.
 
-    `step`: optimiser steps so far. `interrupted`: the signal that stopped training, 0 if it ended by itself. `seconds`:
-    of training over all sessions. `images_per_second`: of this session, without logging, validation, pictures and
-    checkpoints. `peak_memory`: bytes. `valid`: details of the best validation.
+    `step`: optimiser steps so far. `interrupted`: the signal that stopped training, `callbacks.PAUSE` after
+    train.pause_after, 0 if it ended by itself. `seconds`: of training over all sessions. `images_per_second`: of this
+    session, without logging, validation, pictures and checkpoints. `peak_memory`: bytes. `valid`: details of the best
+    validation.
     """
 
     step: int
@@ -66,15 +68,14 @@ def fit(
     `draw(path, images, spec, columns)` writes a grid of images; without it no pictures are made. `environment`:
     the description of the ranks for Lightning; None for a single process.
     """
-    if run.checkpoint is None and isinstance(run.model, Primed) and not run.config.get("init"):
-        run.model.prime(run.data.split("train").images, seed=run.config["seed"])
+    prime(run)
     learner = learner_for(run)
     train, max_steps = run.config["train"], run.plan.max_steps
     log = Log(train["log_every"])
     validation = Validation(train["valid_every"], run.best, train["patience"])
     pictures = Pictures(train["sample_every"] if draw else 0, run.folder, train["samples"], draw)
-    progress = Progress(log, run.step_images)
-    checkpoints = Checkpoints(train["checkpoint_every"], run.last)
+    progress = Progress(log, run.step_images, forecast=train.get("minutes") is None)
+    checkpoints = Checkpoints(train["checkpoint_every"], run.last, train.get("pause_after"))
     checkpoint = run.take_checkpoint()
     resumed = checkpoint["genlab"] if checkpoint else None
     if checkpoint:
@@ -89,15 +90,10 @@ def fit(
     environment = environment or LightningEnvironment()
     start = time.perf_counter()
     learner.clock = lambda: (resumed["seconds"] if resumed else 0.0) + time.perf_counter() - start
-    if run.plan.accelerator == "gpu":
-        run.data.move_to(torch.device("cuda", environment.local_rank()))
     with quiet(), loggers.closing(log_to):
-        trainer = pl.Trainer(
-            **_hardware(run, learner), max_steps=max_steps, max_epochs=-1,
-            callbacks=[log, validation, pictures, progress, checkpoints], logger=log_to,
-            plugins=[checkpoint_io, environment], default_root_dir=run.folder,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False, limit_val_batches=0, num_sanity_val_steps=0,
+        trainer = trainer_for(
+            run, learner, environment, max_steps=max_steps, logger=log_to, checkpoint_io=checkpoint_io,
+            callbacks=[log, validation, pictures, progress, checkpoints],
         )  # fmt: skip
         try:
             trainer.fit(learner, datamodule=run.data, ckpt_path=str(run.last) if resumed else None)
@@ -118,6 +114,25 @@ def fit(
         peak_memory=peak_memory(),
         valid=validation.state["details"],
     )
+
+
+def prime(run: Run) -> None:
+    """Initialise a `core.Primed` model from the training images, if the run is new and has no `init=`."""
+    if run.checkpoint is None and isinstance(run.model, Primed) and not run.config.get("init"):
+        run.model.prime(run.data.split("train").images, seed=run.config["seed"])
+
+
+def trainer_for(
+    run: Run, learner: Learner, environment: ClusterEnvironment, *, checkpoint_io: CheckpointIO, **settings: Any
+) -> pl.Trainer:
+    """Lightning's Trainer for the plan of `run`; on a GPU, the images are moved there. `settings`: of the Trainer."""
+    if run.plan.accelerator == "gpu":
+        run.data.move_to(torch.device("cuda", environment.local_rank()))
+    return pl.Trainer(
+        **_hardware(run, learner), max_epochs=-1, plugins=[checkpoint_io, environment], default_root_dir=run.folder,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, limit_val_batches=0, num_sanity_val_steps=0, **settings,
+    )  # fmt: skip
 
 
 def check_resumable(run: Run) -> None:

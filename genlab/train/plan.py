@@ -20,7 +20,8 @@ PRECISIONS = {"auto": "", "32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mix
 class Plan:
     """`devices` processes on each of `nodes` machines, one device each.
 
-    `precision`: as Lightning spells it. `accumulate`: batches per optimiser step. `clip`: largest norm of the gradient.
+    `precision`: as Lightning spells it. `max_steps`: optimiser steps; 0 if the run has yet to choose their number
+    (`budget.py`). `accumulate`: batches per optimiser step. `clip`: largest norm of the gradient.
     """
 
     accelerator: str
@@ -47,7 +48,7 @@ class Plan:
         if accelerator == "gpu" and devices > gpus:
             raise RequestError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus != 1)}")
         strategy = _one_of("strategy", trainer["strategy"], ("auto", "ddp", "fsdp"))
-        clip = trainer["gradient_clip_val"]
+        clip, steps = trainer["gradient_clip_val"], trainer.get("max_steps")
         if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise RequestError(f"trainer.gradient_clip_val={clip} must be above 0, or null for no clipping")
         return cls(
@@ -56,7 +57,7 @@ class Plan:
             nodes=_positive("num_nodes", trainer["num_nodes"], "a number of machines"),
             strategy=strategy,
             precision=_precision(str(trainer["precision"]), accelerator),
-            max_steps=_positive("max_steps", trainer["max_steps"], "a number of optimiser steps"),
+            max_steps=0 if steps is None else _positive("max_steps", steps, "a number of optimiser steps"),
             accumulate=_positive("accumulate_grad_batches", trainer["accumulate_grad_batches"], "a number of batches"),
             clip=clip,
         )

@@ -18,6 +18,7 @@ from genlab.train.callbacks import Log, Periodic
 from genlab.train.learner import Learner
 
 EVERY_SECONDS = 10.0
+FORECAST_SECONDS, LONG_SECONDS = 5.0, 60.0  # a forecast is made after so many seconds, for training longer than that
 LABELS = {  # the training metrics that are shown, if the model has them
     "bits_per_dim": "bits/dim",
     "loss": "loss",
@@ -27,12 +28,16 @@ LABELS = {  # the training metrics that are shown, if the model has them
 
 
 class Progress(Periodic):
-    """Show step, training metrics, images per second and time left. Only rank zero shows them."""
+    """Show step, training metrics, images per second and time left. Only rank zero shows them.
 
-    def __init__(self, log: Log, step_images: int) -> None:
+    `forecast`: say once, after the first seconds, how long training will take, if it is more than a minute.
+    """
+
+    def __init__(self, log: Log, step_images: int, forecast: bool) -> None:
         super().__init__(every=1)
         self.logged = log  # its latest row is shown (not named `log`, which is an attribute of Lightning)
         self.step_images = step_images  # images of one optimiser step over all ranks
+        self.forecast = forecast
         self._bar: Bar | None = None
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
@@ -52,12 +57,29 @@ class Progress(Periodic):
         now = time.perf_counter()
         seconds_per_step = (now - self._start) / max(1, step - self._first)
         text = " ".join([*self._numbers(), f"{self.step_images / seconds_per_step:,.0f} images/s"])
+        if self.forecast and trainer.is_global_zero:
+            self._show_forecast(now, step, learner.max_steps)
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         elif trainer.is_global_zero and (now - self._shown >= EVERY_SECONDS or step == learner.max_steps):
             self._shown = now
             left = (learner.max_steps - step) * seconds_per_step
             print(f"step {step}/{learner.max_steps}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
+
+    def _show_forecast(self, now: float, step: int, max_steps: int) -> None:
+        """Show it once. The first step is not counted: it compiles and allocates."""
+        if step == self._first + 1:
+            self._second = now
+        elif now - self._second >= FORECAST_SECONDS:
+            self.forecast = False
+            seconds = (max_steps - step) * (now - self._second) / (step - self._first - 1)
+            if seconds >= LONG_SECONDS:
+                console = self._bar.console if self._bar else Console(stderr=True, soft_wrap=True)
+                console.print(
+                    f"{max_steps:,} steps: about {in_words(seconds)} of training to come on this machine, validation "
+                    "and pictures not counted; train.minutes= changes it",
+                    highlight=False,
+                )
 
     def _numbers(self) -> list[str]:
         values = {label: self.logged.latest.get(f"train/{name}") for name, label in LABELS.items()}
@@ -71,6 +93,13 @@ class Progress(Periodic):
     def on_exception(self, trainer: Any, learner: Any, exception: BaseException) -> None:
         """Stop the bar, so that the terminal works again."""
         self.on_train_end(trainer, learner)
+
+
+def in_words(seconds: float) -> str:
+    """A time for people: 50 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +62,13 @@ class Run:
 def check_train(train: Mapping[str, Any]) -> None:
     """Raise RequestError if a setting of the section `train` of a config is not possible."""
     for key in ("log_every", "valid_every", "checkpoint_every", "max_bad_steps", "samples"):
-        if not isinstance(train[key], int) or train[key] < 1:
+        chosen_later = train[key] is None and key.endswith("_every") and key != "log_every"
+        if not chosen_later and (not isinstance(train[key], int) or train[key] < 1):
             raise RequestError(f"train.{key}={train[key]} must be a whole number of at least 1")
-    if not isinstance(train["sample_every"], int) or train["sample_every"] < 0:
+    for key in ("minutes", "epochs", "pause_after"):
+        if train.get(key) is not None and not 0 < train[key] < math.inf:
+            raise RequestError(f"train.{key}={train[key]} must be a number above 0")
+    if train["sample_every"] is not None and (not isinstance(train["sample_every"], int) or train["sample_every"] < 0):
         raise RequestError(f"train.sample_every={train['sample_every']} must be a number of steps, or 0 for no samples")
     if not 0 <= train["ema"] < 1:
         raise RequestError(f"train.ema={train['ema']} must be at least 0 (no averaging) and below 1")
