@@ -27,6 +27,7 @@ from genlab.request.values import format_value
 from genlab.system import signals
 from genlab.train.fit import check_resumable, is_complete
 from genlab.train.plan import Plan
+from genlab.train.precision import settle
 from genlab.train.resume_state import read_last
 
 SECTIONS = ("trainer", "train", "optim")
@@ -52,6 +53,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
             apply_override(config, override)
         with _described_by(file):
             plan = check_config(config)
+            settle(config, plan.accelerator)
             group.join(plan.accelerator)
             group.from_rank_zero(lambda: lock.enter_context(locked(folder)))
             prepared = _prepare(folder, config, plan)
