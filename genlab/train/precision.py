@@ -1,10 +1,10 @@
 """`trainer.precision=auto`: bfloat16 where this machine trains faster with it, float32 elsewhere.
 
 The name of an instruction set does not decide it. On CPUs with AMX, training in bf16 is several times as fast as in
-float32; with avx512_bf16 it is nearly twice as fast on AMD's processors and slower on Intel's; without either it is half
-as fast. So the convolution that most of a step's time goes into is timed in both precisions, forward and backward under
-autocast, as in training. This takes about a tenth of a second. GPUs of compute capability 8 or more have units for bf16
-and are not timed.
+float32. With avx512_bf16 it is nearly twice as fast on AMD's processors and slower on Intel's. Without either it is
+half as fast. So the convolution that most of a step's time goes into is timed in both precisions, forward and backward
+under autocast, as in training. This takes about a tenth of a second. GPUs of compute capability 8 or more have units
+for bf16 and are not timed.
 
 The outcome is written into the run's config.yaml. So all ranks use the same precision, and a resumed run keeps it.
 """
