@@ -41,6 +41,12 @@ class Logistic(nn.Module):
             mean.zero_()
             log_s.fill_(-1.0)
 
+    @torch.no_grad()
+    def predict(self, weights: Tensor) -> None:
+        """Let the means start at `weights` (c, k) times the last k features, and the scales small."""
+        self.proj.weight[: self.channels, -weights.shape[1] :] = weights
+        self.proj.bias[self.channels :] = -3.0
+
     def forward(self, h: Tensor) -> LogisticPixels:
         """Features (..., D) -> the distribution of the values."""
         return LogisticPixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1], self.levels)

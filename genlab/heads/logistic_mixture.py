@@ -50,6 +50,15 @@ class LogisticMixture(nn.Module):
             bias[1 : 1 + channels] = (2 * torch.arange(components) + 1) / components - 1
             bias[1 + channels : 1 + 2 * channels] = -1.5
 
+    @torch.no_grad()
+    def predict(self, weights: Tensor) -> None:
+        """Let the means start at `weights` (C, k) times the last k features, and the components close to them."""
+        groups = self.proj.weight.view(-1, self.components, self.proj.in_features)
+        groups[1 : 1 + self.channels, :, -weights.shape[1] :] = weights[:, None]
+        bias = self.proj.bias.view(-1, self.components)
+        bias[1 : 1 + self.channels] *= 0.2
+        bias[1 + self.channels : 1 + 2 * self.channels] = -3.0
+
     def forward(self, h: Tensor) -> LogisticMixturePixels:
         """Features (..., D) -> the distribution of the values."""
         return self._pixels(project(h, self.proj.weight, self.proj.bias), h.shape[:-1])

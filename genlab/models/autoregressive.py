@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from genlab.core import Completion, Draw, Filters, ImageSpec, RequestError, declared, from_steps, to_steps
 from genlab.models.ancestral import Generation, Known, clamped
 from genlab.models.base import GenerativeModel
+from genlab.models.neighbours import Neighbours, Predicting, WithNeighbours
 from genlab.models.particles import weighted
 
 CONFIGURABLE = {"model": ("Autoregressive",)}
@@ -33,6 +34,7 @@ class Autoregressive(GenerativeModel):
     """A causal net and a head, and optionally a network for the context.
 
     `net(spec=, context_width=, chained=)`, `head(width=, channels=, levels=)` and `context(spec=)` are constructors.
+    `neighbours`: the head also reads the intensities of neighbouring pixels (`neighbours.py`).
     """
 
     exact = True
@@ -42,21 +44,30 @@ class Autoregressive(GenerativeModel):
         self,
         spec: ImageSpec,
         *,
-        net: Callable[..., nn.Module],
+        net: Callable[..., Any],
         head: Callable[..., nn.Module],
         context: Callable[..., nn.Module] | None = None,
+        neighbours: bool = False,
     ) -> None:
         if head is None:
             raise RequestError("an autoregressive model needs a model/head= other than none: it is p(x_t | x_<t)")
         super().__init__(spec, context)
         chained = declared(head, "chains_colours")
         self.net: Any = net(spec=spec, context_width=getattr(self.context, "width", 0), chained=chained)
-        self.head: Any = head(width=self.net.out_width, channels=self.net.step_channels, levels=spec.levels)
+        near = Neighbours(spec, self.net.step_channels) if neighbours else None
+        width = self.net.out_width + (near.width if near else 0)
+        self.neighbours = near
+        self.head: Any = head(width=width, channels=self.net.step_channels, levels=spec.levels)
+        if near and isinstance(self.head, Predicting):
+            self.head.predict(near.prediction())
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W) -> nats (B,), exact."""
         self.spec.check(x)
-        pixels = self.head(self.net(x, self._condition(context, len(x))))
+        h = self.net(x, self._condition(context, len(x)))
+        if self.neighbours is not None:
+            h = torch.cat([h, self.neighbours(x, self.dtype)], -1)
+        pixels = self.head(h)
         nats: Tensor = pixels.log_prob(to_steps(x, self.net.step_channels))
         return nats.sum(1)
 
@@ -90,7 +101,8 @@ class Autoregressive(GenerativeModel):
         known_values = Known.of(x, known, self.spec, self.net.step_channels)
         effective = None
         with torch.inference_mode():
-            generation = Generation(self.net, self.head, self.spec, condition, draw)
+            net = WithNeighbours(self.net, self.neighbours) if self.neighbours else self.net
+            generation = Generation(net, self.head, self.spec, condition, draw)
             if known_values.ordered:
                 steps = clamped(generation, known_values)
             else:

@@ -28,6 +28,7 @@ from genlab.request.values import format_value
 from genlab.system import signals
 from genlab.train.fit import check_resumable, is_complete
 from genlab.train.plan import Plan
+from genlab.train.precision import settle
 from genlab.train.resume_state import read_last
 
 SECTIONS = ("trainer", "train", "optim")
@@ -54,6 +55,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         _choose_length(config, [override.partition("=")[0] for override in overrides])
         with _described_by(file):
             plan = check_config(config)
+            settle(config, plan.accelerator)
             group.join(plan.accelerator)
             group.from_rank_zero(lambda: lock.enter_context(locked(folder)))
             prepared = _prepare(folder, config, plan)

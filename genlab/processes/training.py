@@ -36,6 +36,7 @@ from genlab.train.callbacks import PAUSE
 from genlab.train.checkpoint import read
 from genlab.train.fit import FitResult, Run, fit
 from genlab.train.plan import Plan
+from genlab.train.precision import settle
 from genlab.train.resume_state import read_last
 from genlab.viz import pictures
 
@@ -47,6 +48,7 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -
     written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
     """
     plan = check_config(config)
+    settle(config, plan.accelerator)
     folder = Path(folder)
     joined = group.world_size() > 1  # one of several processes started by torchrun or SLURM
     if joined:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from genlab.core import RequestError, nearest
+from genlab.train.precision import faster
 
 PRECISIONS = {"auto": "", "32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
 
@@ -85,10 +86,4 @@ def _precision(precision: str, accelerator: str) -> str:
         raise RequestError(f"trainer.precision={precision} is unknown; {nearest(precision, PRECISIONS)}")
     if precision == "fp16-mixed" and accelerator == "cpu":
         raise RequestError("trainer.precision=fp16-mixed needs a GPU; on a CPU choose bf16-mixed or 32")
-    if precision != "auto":
-        return PRECISIONS[precision]
-    if accelerator == "gpu":
-        fast = torch.cuda.get_device_capability()[0] >= 8
-    else:
-        fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bf16-mixed" if fast else "32-true"
+    return PRECISIONS[faster(accelerator)[0] if precision == "auto" else precision]
