@@ -20,18 +20,18 @@ def speed(monkeypatch):
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.8, "bf16-mixed"), (1.0, "32"), (0.5, "32")])
-def test_the_faster_precision_is_written_into_the_config_and_printed(speed, capsys, gain, expected):
+def test_the_faster_precision_is_written_into_the_config_and_said(speed, gain, expected):
     speed(gain)
     config = OmegaConf.create({"trainer": {"precision": "auto"}})
-    precision.settle(config, "cpu")
+    line = precision.settle(config, "cpu")
     assert config.trainer.precision == expected
-    assert f"trainer.precision=auto: {expected}" in capsys.readouterr().err
+    assert line.startswith(f"trainer.precision=auto: {expected}, because")
 
 
 def test_a_precision_that_was_chosen_stays_and_is_not_measured(monkeypatch):
     monkeypatch.setattr(precision, "faster", None)
     config = OmegaConf.create({"trainer": {"precision": "bf16-mixed"}})
-    precision.settle(config, "cpu")
+    assert precision.settle(config, "cpu") == ""
     assert config.trainer.precision == "bf16-mixed"
 
 
@@ -45,13 +45,14 @@ def test_the_measurement_is_positive_made_once_and_leaves_no_trace():
 
 
 @pytest.mark.slow
-def test_a_run_records_its_precision_and_a_resumed_one_keeps_it(speed, tmp_path):
+def test_a_run_records_its_precision_and_a_resumed_one_keeps_it(speed, tmp_path, capsys):
     run = tmp_path / "run"
     speed(1.8)
     with pytest.raises(Crash):
         trained(run, trainer__precision="auto", data__crash_at=9)
     recorded = OmegaConf.load(run / "config.yaml")
     assert recorded.trainer.precision == "bf16-mixed"
+    assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().err
     recorded.data.crash_at = None
     OmegaConf.save(recorded, run / "config.yaml")
     speed(0.5)

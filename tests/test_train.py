@@ -22,7 +22,6 @@ from genlab.system.atomic import write_text
 from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
-from genlab.train.plan import Plan
 from genlab.train.running_sums import RunningSums
 
 
@@ -302,13 +301,6 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"hydra\.run\.dir=.* cannot be written"):
         trained(tmp_path / "file" / "run")
-
-
-def test_automatic_precision(monkeypatch):
-    settings = config(trainer__precision="auto").trainer
-    for amx, precision in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert Plan.of(settings).precision == precision
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def config(**changes: Any) -> DictConfig:
         "logger": {"kind": "csv", "project": "genlab"},
         "train": {
             "ema": 0.9, "log_every": 3, "valid_every": 5, "sample_every": 6, "checkpoint_every": 4,
-            "max_bad_steps": 3, "patience": None, "samples": 4,
+            "max_bad_steps": 3, "patience": None, "samples": 4, "minutes": None, "epochs": None, "pause_after": None,
         },
     }  # fmt: skip
     made = OmegaConf.create(base)

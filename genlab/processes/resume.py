@@ -55,7 +55,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         _choose_length(config, [override.partition("=")[0] for override in overrides])
         with _described_by(file):
             plan = check_config(config)
-            settle(config, plan.accelerator)
+            precision = settle(config, plan.accelerator)
             group.join(plan.accelerator)
             group.from_rank_zero(lambda: lock.enter_context(locked(folder)))
             prepared = _prepare(folder, config, plan)
@@ -63,6 +63,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
             before = read_records(folder)
             try:
                 group.from_rank_zero(lambda: record_resume(folder, config, bool(overrides), command))
+                training.say(precision)
                 return training.start(folder, plan, prepared, config.trust)
             except RequestError:
                 if group.is_rank_zero():

@@ -41,14 +41,15 @@ from genlab.train.resume_state import read_last
 from genlab.viz import pictures
 
 
-def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -> dict[str, Any]:
+def run(config: DictConfig, folder: Path, command: str, or_next: bool = False, note: str = "") -> dict[str, Any]:
     """Train by `config` in a new `folder`. Returns the content of results.json.
 
     `config` is resolved and has no hydra section. Raises RequestError if the request cannot work; then nothing has been
     written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
+    `note`: a line to print when training begins.
     """
     plan = check_config(config)
-    settle(config, plan.accelerator)
+    precision = settle(config, plan.accelerator)
     folder = Path(folder)
     joined = group.world_size() > 1  # one of several processes started by torchrun or SLURM
     if joined:
@@ -59,6 +60,8 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False) -
         prepared = prepare(config, config.get("init"))
     with signals.patiently(), ExitStack() as lock:
         folder = group.from_rank_zero(lambda: open_folder(folder, config, command, lock, or_next))
+        say(note)
+        say(precision)
         return work(folder, trust=config.trust) if joined else start(folder, plan, prepared, config.trust)
 
 
@@ -152,9 +155,14 @@ def choose_length(run: Run, config: DictConfig) -> str:
     run.config = OmegaConf.to_container(config)  # type: ignore[assignment]
     if group.is_rank_zero():
         write_text(run.folder / "config.yaml", text)
-        if line:
-            print(line, file=sys.stderr, flush=True)
+    say(line)
     return text
+
+
+def say(line: str) -> None:
+    """Rank zero prints the line, unless it is empty, where progress is printed."""
+    if line and group.is_rank_zero():
+        print(line, file=sys.stderr, flush=True)
 
 
 def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult) -> dict[str, Any]:

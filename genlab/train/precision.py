@@ -11,7 +11,6 @@ The outcome is written into the run's config.yaml. So all ranks use the same pre
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import cache
 
@@ -23,11 +22,15 @@ WIDTH, SIDE, BATCH, ROUNDS = 64, 32, 2, 4  # the convolution: 64 -> 128 channels
 GAIN = 1.1  # bf16 must be this many times as fast, because it rounds
 
 
-def settle(config: DictConfig, accelerator: str) -> None:
-    """Replace `trainer.precision=auto` in the config of a run by the faster precision, and print why."""
-    if config.trainer.precision == "auto":
-        config.trainer.precision, reason = faster(accelerator)
-        print(f"trainer.precision=auto: {config.trainer.precision}, because {reason}", file=sys.stderr)
+def settle(config: DictConfig, accelerator: str) -> str:
+    """Replace `trainer.precision=auto` in the config of a run by the faster precision.
+
+    Returns a line that says why; "" if the config names a precision.
+    """
+    if config.trainer.precision != "auto":
+        return ""
+    config.trainer.precision, reason = faster(accelerator)
+    return f"trainer.precision=auto: {config.trainer.precision}, because {reason}"
 
 
 def faster(accelerator: str) -> tuple[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
-from genlab.processes import group, sweep, training
+from genlab.processes import sweep, training
 from genlab.request import length, start_from
 from genlab.request.compose import Request, split_hydra
 from genlab.request.folders import groups
@@ -19,21 +18,18 @@ def command(request: Request) -> int:
     if request.sweep:
         return sweep.run(request)
     config, hydra = split_hydra(start_from.composed(request))
-    line = _usual_length(request, config)
-    if line and group.this_rank().rank == 0:
-        print(line, file=sys.stderr)
     named = any(word.startswith("hydra.run.dir=") for word in request.overrides)
-    training.run(config, Path(hydra.run.dir), request.command, or_next=not named)
+    training.run(config, Path(hydra.run.dir), request.command, or_next=not named, note=_usual_length(request, config))
     return 0
 
 
-def _usual_length(request: Request, config: DictConfig) -> str | None:
+def _usual_length(request: Request, config: DictConfig) -> str:
     """A line for a run that was given no length: how long it will train, and the experiment of its model and data on
-    this kind of device, if there is one. None for other runs.
+    this kind of device, if there is one. "" for other runs.
     """
     given = {o.key_or_group for o in request.parse(request.overrides)} & {*length.KEYS, "experiment"}
     if given or config.train.minutes != length.USUAL_MINUTES:
-        return None
+        return ""
     line = f"train.minutes={length.USUAL_MINUTES}: no length was given, and train.minutes= changes it"
     accelerator, names = config.trainer.accelerator, config.names
     gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
