@@ -8,7 +8,10 @@ from trainees import Tiny, checkpoint, trained
 
 from genlab.build import restore
 from genlab.core import ImageSpec
+from genlab.nets.layers.masked import MaskedConv2d
 from genlab.train import ema
+from genlab.train.buffers import varying
+from genlab.train.gradient_guard import GradientGuard
 from genlab.train.learner import Learner
 from genlab.train.optim import AdamW
 
@@ -39,6 +42,24 @@ def test_frozen_and_buffers_copied():
     assert int(average.num_batches_tracked) == 1
     assert not average.training
     assert not any(p.requires_grad for p in average.parameters())
+
+
+def test_constants_are_neither_saved_nor_copied_but_running_statistics_are():
+    model = nn.Sequential(MaskedConv2d("A", 3, 3, 3, groups=1), nn.BatchNorm2d(3))
+    mask, mean = model[0].mask, model[1].running_mean
+    assert {id(b) for b in varying(model)} == {id(b) for b in model[1].buffers()}
+    average = ema.frozen_copy(model)
+    mask.fill_(7)
+    mean.fill_(7)
+    ema.copy_buffers(average, model)
+    assert average[0].mask.max() == 1
+    assert average[1].running_mean.min() == 7
+    guard = GradientGuard(max_bad_steps=1)
+    guard.begin_step(model)
+    assert sum(saved.numel() for saved in guard._buffers) == 3 + 3 + 1
+    mean.fill_(9)
+    guard.undo(model)
+    assert mean.min() == 7
 
 
 def learner(decay):

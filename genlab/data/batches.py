@@ -83,24 +83,24 @@ class TrainingSequence:
         return map(self.batch, count(self.start()))
 
 
-def training_order(seed: int, total: int, start: int, length: int) -> Tensor:
-    """Numbers of the images at positions start .. start + length - 1 of the training sequence, (length,).
+def training_order(seed: int, total: int, start: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers of the images at positions start .. start + length - 1 of the training sequence, (length,), on `device`.
 
     `total`: how many training images there are.
     """
     pieces = []
     while length > 0:
         epoch, offset = divmod(start, total)
-        piece = permutation(seed, epoch, total)[offset : offset + length]
+        piece = permutation(seed, epoch, total, device)[offset : offset + length]
         pieces.append(piece)
         start, length = start + len(piece), length - len(piece)
     return torch.cat(pieces)
 
 
 @lru_cache(maxsize=2)  # a batch rarely spans more than two epochs
-def permutation(seed: int, epoch: int, total: int) -> Tensor:
-    """The order of the images in one epoch, (total,)."""
-    return torch.randperm(total, generator=generator(seed, ORDER, epoch))
+def permutation(seed: int, epoch: int, total: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order of the images in one epoch, (total,). It stays on `device`, which holds the images."""
+    return moved(torch.randperm(total, generator=generator(seed, ORDER, epoch)), device)
 
 
 def generator(*key: int) -> torch.Generator:

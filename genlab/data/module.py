@@ -143,7 +143,8 @@ class ImageData(LightningDataModule):
         splits, _ = self._loaded
         split = splits.get("grey", splits["train"])
         start = (number * world + rank) * self.batch_size
-        images, labels, index, _ = take(split, training_order(self.seed, len(split.labels), start, self.batch_size))
+        order = training_order(self.seed, len(split.labels), start, self.batch_size, split.images.device)
+        images, labels, index, _ = take(split, order)
         random = generator(self.seed, DRAW, number, rank)
         if self.binarize == "dynamic":
             images = dynamic_draw(images, random)

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from genlab.train.buffers import varying
+
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy that is never trained and always in evaluation mode."""
@@ -37,6 +39,6 @@ def update(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def copy_buffers(target: nn.Module, source: nn.Module) -> None:
-    """Copy the buffers of `source` to `target`, a model of the same architecture, in place."""
-    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+    """Copy the buffers of `source` that change in training to `target`, a model of the same architecture, in place."""
+    for old, new in zip(varying(target), varying(source), strict=True):
         old.copy_(new)

@@ -30,6 +30,7 @@ from genlab.system import signals
 from genlab.system.device import true_float32
 from genlab.train import loggers, optim
 from genlab.train.adversarial import AdversarialLearner
+from genlab.train.buffers import varying
 from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
 from genlab.train.compile import compile_networks
 from genlab.train.full_batch import FullBatchLearner, uses_full_batch
@@ -194,21 +195,24 @@ def quiet() -> Iterator[None]:
 def _hardware(run: Run, learner: Learner) -> dict[str, Any]:
     """The plan as arguments of Lightning's Trainer."""
     plan = run.plan
-    strategy = _strategy(plan, learner.sharded, partly=getattr(run.model, "partly_trained", False))
+    strategy = _strategy(plan, learner, partly=getattr(run.model, "partly_trained", False))
     return {
         "accelerator": plan.accelerator, "devices": plan.devices, "num_nodes": plan.nodes, "strategy": strategy,
         "precision": plan.precision, "accumulate_grad_batches": plan.accumulate, "gradient_clip_val": plan.clip,
     }  # fmt: skip
 
 
-def _strategy(plan: Plan, sharded: bool, partly: bool) -> Strategy | str:
+def _strategy(plan: Plan, learner: Learner, partly: bool) -> Strategy | str:
     """`partly`: some steps leave some weights without a gradient, for which DDP would otherwise wait for ever."""
-    if sharded:
+    if learner.sharded:
         # One file with everything, written by rank zero, as without sharding.
         return ModelParallelStrategy(
             data_parallel_size=plan.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    return DDPStrategy(find_unused_parameters=partly) if plan.processes > 1 else "auto"
+    if plan.processes == 1:
+        return "auto"
+    # Constants, such as masks, need not be sent to the other ranks at every step.
+    return DDPStrategy(find_unused_parameters=partly, broadcast_buffers=bool(varying(learner)))
 
 
 def _fused(plan: Plan) -> bool:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genlab.core import RunError
+from genlab.train.buffers import varying
 from genlab.train.non_finite import first_non_finite
 
 
@@ -33,12 +34,12 @@ class GradientGuard:
         self.grad_norm = torch.zeros(())
         self.skip = self.bad = False
         self._suspect: str | None = None  # name of a weight whose gradient is not finite
-        self._buffers: list[Tensor] = []  # of the model, as they were before the step
+        self._buffers: list[Tensor] = []  # those that change in training, as they were before the step
 
     def begin_step(self, model: nn.Module) -> None:
-        """Save the buffers of the model. Call it before the first forward pass of an optimiser step."""
+        """Save the buffers that change in training. Call it before the first forward pass of an optimiser step."""
         self.skip = self.bad = False
-        self._buffers = [buffer.clone() for buffer in model.buffers()]
+        self._buffers = [buffer.clone() for buffer in varying(model)]
 
     def check(self, model: nn.Module, loss_sum: Tensor, signal: int, scaled: bool) -> int:
         """Decide together with the other ranks if this step is skipped. The host waits for the device only here.
@@ -76,7 +77,7 @@ class GradientGuard:
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
         """Restore the buffers: a forward pass on non-finite values may have changed running statistics."""
-        for buffer, before in zip(model.buffers(), self._buffers, strict=True):
+        for buffer, before in zip(varying(model), self._buffers, strict=True):
             buffer.copy_(before)
 
     def count(self) -> bool:

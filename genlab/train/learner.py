@@ -25,6 +25,7 @@ from genlab.data.batches import context_of
 from genlab.measure.bits import bits_per_dim
 from genlab.system.device import true_float32
 from genlab.train import ema
+from genlab.train.buffers import varying
 from genlab.train.checkpoint import check_moments
 from genlab.train.fsdp import shard, unsharded
 from genlab.train.gradient_guard import GradientGuard
@@ -174,7 +175,7 @@ class Learner(pl.LightningModule):
         training = model.training
         model.eval()
         if dist.is_initialized():
-            for buffer in model.buffers():
+            for buffer in varying(model):
                 dist.broadcast(buffer, 0)
         try:
             with torch.no_grad(), true_float32(), torch.autocast(self.device.type, enabled=False), unsharded(model):
