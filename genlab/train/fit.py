@@ -75,7 +75,7 @@ def fit(
     log = Log(train["log_every"])
     validation = Validation(train["valid_every"], run.best, train["patience"])
     pictures = Pictures(train["sample_every"] if draw else 0, run.folder, train["samples"], draw)
-    progress = Progress(log, run.step_images, forecast=train.get("minutes") is None)
+    progress = Progress(log, run.step_images, forecast=train.get("minutes") is None, compiled=run.config["compile"])
     checkpoints = Checkpoints(train["checkpoint_every"], run.last, train.get("pause_after"))
     checkpoint = run.take_checkpoint()
     resumed = checkpoint["genlab"] if checkpoint else None

@@ -31,19 +31,23 @@ class Progress(Periodic):
     """Show step, training metrics, images per second and time left. Only rank zero shows them.
 
     `forecast`: say once, after the first seconds, how long training will take, if it is more than a minute.
+    `compiled`: say how long the first step takes, which compiles the network.
     """
 
-    def __init__(self, log: Log, step_images: int, forecast: bool) -> None:
+    def __init__(self, log: Log, step_images: int, forecast: bool, compiled: bool = False) -> None:
         super().__init__(every=1)
         self.logged = log  # its latest row is shown (not named `log`, which is an attribute of Lightning)
         self.step_images = step_images  # images of one optimiser step over all ranks
-        self.forecast = forecast
+        self.forecast, self.compiled = forecast, compiled
         self._bar: Bar | None = None
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
         """Print a summary of the data and start the clock. All checks of the run are done by now."""
-        if trainer.is_global_zero and hasattr(trainer.datamodule, "summary"):
-            print(trainer.datamodule.summary, file=sys.stderr)
+        if trainer.is_global_zero:
+            if hasattr(trainer.datamodule, "summary"):
+                print(trainer.datamodule.summary, file=sys.stderr)
+            if self.compiled:
+                print("compile=true: the first step compiles the network", file=sys.stderr, flush=True)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
@@ -57,6 +61,8 @@ class Progress(Periodic):
         now = time.perf_counter()
         seconds_per_step = (now - self._start) / max(1, step - self._first)
         text = " ".join([*self._numbers(), f"{self.step_images / seconds_per_step:,.0f} images/s"])
+        if self.compiled and trainer.is_global_zero and step == self._first + 1:
+            self._say(f"compile=true: the first step took {in_words(now - self._start)}")
         if self.forecast and trainer.is_global_zero:
             self._show_forecast(now, step, learner.max_steps)
         if self._bar:
@@ -74,12 +80,15 @@ class Progress(Periodic):
             self.forecast = False
             seconds = (max_steps - step) * (now - self._second) / (step - self._first - 1)
             if seconds >= LONG_SECONDS:
-                console = self._bar.console if self._bar else Console(stderr=True, soft_wrap=True)
-                console.print(
+                self._say(
                     f"{max_steps:,} steps: about {in_words(seconds)} of training to come on this machine, validation "
-                    "and pictures not counted; train.minutes= changes it",
-                    highlight=False,
+                    "and pictures not counted; train.minutes= changes it"
                 )
+
+    def _say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        console = self._bar.console if self._bar else Console(stderr=True, soft_wrap=True)
+        console.print(line, highlight=False)
 
     def _numbers(self) -> list[str]:
         values = {label: self.logged.latest.get(f"train/{name}") for name, label in LABELS.items()}
