@@ -118,10 +118,13 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Smoke runs by name, and a PixelCNN that was trained before."""
+    """Smoke runs by name, and a PixelCNN that was trained before. One draws its pictures at the end, as users' do."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in RUNS.items():
-        assert cli.run(["train", *words, *TINY, f"hydra.run.dir={folder / name}"]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            if name != "gaussian":
+                patch.setattr("genlab.processes.training.draw_pictures", lambda *_, **__: None)
+            assert cli.run(["train", *words, *TINY, f"hydra.run.dir={folder / name}"]) == 0
     checkpoints = folder / "pixelcnn" / "checkpoints"
     checkpoints.mkdir(parents=True)
     shutil.copy(Path(__file__).parent / "fixtures" / "checkpoints" / "pixelcnn.ckpt", checkpoints / "best.ckpt")
@@ -256,8 +259,8 @@ def test_temperature_is_that_of_the_pixels_too(runs):
         p = (log_p / temperature).softmax(-1)[0]
         mean = p @ torch.arange(256).double()
         deviation = (p @ torch.arange(256).double().square() - mean.square()).sqrt()
-        x = model.draw(h.expand(150, -1), seeded(1), temperature).double().flatten(1)
-        assert ((x.mean(0) - mean) / deviation.clamp(min=0.1) * 150**0.5).abs().max() < 5
+        x = model.draw(h.expand(60, -1), seeded(1), temperature).double().flatten(1)
+        assert ((x.mean(0) - mean) / deviation.clamp(min=0.1) * 60**0.5).abs().max() < 5
         assert (x.std(0) / deviation).median().item() == pytest.approx(1, abs=0.02)
 
 

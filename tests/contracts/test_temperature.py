@@ -95,7 +95,7 @@ def test_autoregressive_completions_are_those_of_the_tempered_model(known_pixel,
     x, known = every[50], torch.zeros(2, 1, dtype=torch.bool)
     known[known_pixel] = True
     probability = given_known(tempered_chain(model, temperature), every, x, known)
-    n = 3000
+    n = 1500
     done = model.complete(
         x.expand(n, -1, -1, -1), known.expand(n, -1, -1), temperature=temperature, particles=64, generator=seeded()
     )
@@ -146,7 +146,7 @@ def test_latent_gaussian_completions_are_those_of_the_tempered_model(case, tempe
     model, every = case.tiny(seed=2), zoo.every_image(case.spec)
     known = torch.zeros(case.spec.height, case.spec.width, dtype=torch.bool)
     known[-1, -1] = True
-    x, n = every[-1], 4000
+    x, n = every[-1], 2000
     probability = given_known(tempered_latent(model, temperature), every, x, known)
     done = model.complete(
         x.expand(n, -1, -1, -1), known.expand(n, -1, -1), particles=64, temperature=temperature, generator=seeded()
@@ -166,10 +166,11 @@ def test_latent_gaussian_completions_weight_by_tempered_pixels(temperature):
     model.head.proj.bias.zero_()
     known = torch.tensor([[True, True], [True, False]])
     probability = given_known(tempered_latent(model, temperature), every, every[-1], known)
+    n = 10_000
     drawn = model.complete(
-        every[-1].expand(N, -1, -1, -1), known.expand(N, -1, -1), temperature=temperature, particles=64, seed=0
+        every[-1].expand(n, -1, -1, -1), known.expand(n, -1, -1), temperature=temperature, particles=64, seed=0
     )
-    assert (zoo.histogram(drawn.images, spec) / N - probability).abs().sum() / 2 < 0.015
+    assert (zoo.histogram(drawn.images, spec) / n - probability).abs().sum() / 2 < 0.015
 
 
 @torch.no_grad()
