@@ -162,9 +162,14 @@ def there(device: Any) -> bool:
 
 def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation: refuse a mixture, count a sync, compute on the CPU, wrap."""
-    flat = leaves((args, kwargs))
-    ours = [a for a in flat if isinstance(a, Pretend)]
-    plain = [a for a in flat if isinstance(a, torch.Tensor) and not isinstance(a, Pretend)]
+    ours, plain, generators = [], [], []
+    for a in leaves((args, kwargs)):
+        if isinstance(a, Pretend):
+            ours.append(a)
+        elif isinstance(a, torch.Tensor):
+            plain.append(a)
+        elif isinstance(a, torch.Generator):
+            generators.append(a)
     if func in (aten.is_pinned.default, aten._pin_memory.default):
         return pinned(func, args[0])
     to = kwargs.get("device")
@@ -175,7 +180,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         check_index(func, *args)
     elif ours and func not in COPIES and (wrong := [tuple(a.shape) for a in plain if a.dim() or not elementwise(func)]):
         raise RuntimeError(f"Expected all tensors to be on the same device, found pretend:0 and cpu ({func}, {wrong})")
-    for generator in (a for a in flat if isinstance(a, torch.Generator)):
+    for generator in generators:
         if any(generator._cdata == each._cdata for each in Generator.alive) != on:  # it comes in another wrapping
             raise RuntimeError(f"Expected a generator of the draw's device, found one of the other ({func})")
     if ours and func.overloadpacket in WAITS:
@@ -187,26 +192,26 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif func in COPIES and on and plain and not (kwargs.get("non_blocking") or (len(args) > 2 and args[2])):
         sync("blocking copy from the host")
 
-    def inner(value: Any) -> Any:
-        if isinstance(value, Pretend):
-            return value.elem
-        return torch.device("cpu") if isinstance(value, torch.device) and there(value) else value
-
     if func is aten._conj.default:  # lazy: a bit on `elem`, which nobody would look at here
         func = aten._conj_physical.default
-    out = func(*each(inner, args), **each(inner, kwargs))
+    out = func(*each(on_the_cpu, args), **each(on_the_cpu, kwargs))
     if not on:
         return out
     if func is aten._to_copy.default and any(out is a for a in plain):
         out = out.clone()
-    wrapped = each(lambda o: Pretend(o) if isinstance(o, torch.Tensor) else o, out)
+    wrapped = Pretend(out) if isinstance(out, torch.Tensor) else each(wrap, out)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+NUMBERS = frozenset({int, float, bool, type(None), torch.dtype, str})  # leaves of no interest
 
 
 def each(change: Any, value: Any) -> Any:
     """The arguments or results of an operation with every leaf changed. `torch.utils._pytree` takes four times as long,
     which was more than half of the time of these tests.
     """
+    if type(value) in NUMBERS:
+        return value
     if isinstance(value, (list, tuple)):
         return type(value)([each(change, part) for part in value])
     if isinstance(value, dict):
@@ -214,11 +219,27 @@ def each(change: Any, value: Any) -> Any:
     return change(value)
 
 
-def leaves(value: Any) -> list[Any]:
-    """The leaves of the same."""
-    found: list[Any] = []
-    each(found.append, value)
-    return found
+def leaves(value: Any) -> Iterator[Any]:
+    """The leaves of the same, without numbers."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if type(part) in NUMBERS:
+            continue
+        if isinstance(part, (list, tuple, dict)):
+            yield from leaves(part)
+        else:
+            yield part
+
+
+def on_the_cpu(value: Any) -> Any:
+    """The tensor that a tensor of the device stands for; the CPU for the device."""
+    if isinstance(value, Pretend):
+        return value.elem
+    return torch.device("cpu") if isinstance(value, torch.device) and there(value) else value
+
+
+def wrap(value: Any) -> Any:
+    """A tensor of the device for one of the CPU."""
+    return Pretend(value) if isinstance(value, torch.Tensor) else value
 
 
 def elementwise(func: Any) -> bool:

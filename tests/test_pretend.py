@@ -19,9 +19,10 @@ HERE = Path(__file__).parent
 VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 pytestmark = pytest.mark.skipif(VERSION < (2, 10), reason="a device in Python needs torch 2.10")
 
-ROWS, STEPS = 5, 60  # of the images: rows of pixels, and steps of those that make one value a step
+ROWS, STEPS = 3, 36  # of the images: rows of pixels, and steps of those that make one value a step
 # A step of EM is told how many components there are, which of them have images, and of each which cells are filled.
 LOOKS_OF_EM = 8
+LOOKS_OF_COMPLETION = 4  # of other models: two for each of the two masks
 
 
 def table(which: str, folder: Path) -> dict:
@@ -42,7 +43,7 @@ def allowed(model: str, operation: str) -> int | None:
     if operation.startswith(("sample", "complete, top")) or "flow" in model:
         return ROWS if "flow" not in model or operation.startswith("sample") else None
     if operation.startswith("complete"):
-        return STEPS if "pixel" in model or "lstm" in model else ROWS
+        return STEPS if "pixel" in model or "lstm" in model else LOOKS_OF_COMPLETION
     return 0 if operation in ("loss and gradient", "features", "reconstruct", "repair") else None
 
 
