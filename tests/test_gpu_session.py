@@ -106,7 +106,6 @@ def test_a_training_is_paused_carried_and_finished(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_quick_stages_run_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_stages, "random_kills", lambda stage: None)  # test_faults.py runs it
-    report = run(tmp_path, "environment,precision,resume,sampling", "--budget=20")
+    report = run(tmp_path, "environment,resume,sampling", "--budget=20")
     assert {record["status"] for record in report.values()} == {"ok"}, report
     assert report["resume"]["figures"]["killed"] is None
-    assert set(report["precision"]["figures"]) == {"32", "bf16-mixed"}
