@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 
 # The tests' tensors are tiny, and threads that wait for one another on a busy machine are a hundred times slower. Set
@@ -74,6 +75,33 @@ def composed_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Request, "check", checked)
         patch.setattr(Request, "_compose", composed)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def files_read_once():
+    """Hydra reads and parses two dozen files for every config. Here each is read once, until it changes."""
+    from hydra._internal.config_repository import ConfigRepository
+
+    load, memory = ConfigRepository.load_config, {}
+
+    def loaded(self, config_path):
+        folders = [source.path for source in self.sources]
+        files = [Path(folder) / f"{config_path.removesuffix('.yaml')}.yaml" for folder in folders if folder]
+        states = [file.stat() for file in files if file.is_file()]
+        key = config_path, *folders, *((state.st_ino, state.st_mtime_ns, state.st_size) for state in states)
+        if key not in memory:
+            memory[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(memory[key])  # Hydra changes what it gets
+
+    def copied(self, memo):
+        repository = copy(self)
+        repository.sources = list(self.sources)
+        return repository
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", loaded)
+        patch.setattr(ConfigRepository, "__deepcopy__", copied, raising=False)
         yield
 
 
