@@ -20,7 +20,8 @@ QUICK = (
     "stacked_ae",
 )  # fmt: skip
 RESUMED = (*QUICK, "flow", "latent_gaussian", "mixture_density", "classifier")  # learners and buffers of each kind
-GUARDED = ("gated_pixelcnn conditional_categorical", "gan label", "gaussian_mixture em")  # one of each class of learner
+# One of each class of learner. The first is also stopped, which is the guard's own work.
+GUARDED = ("gated_pixelcnn conditional_categorical", "gan label", "gaussian_mixture em")
 GENERATORS = ("none", "cpu", "device")
 FIT_IN_THEIR_OWN_WAY = ("gan", "gaussian_mixture", "ppca", "flow")  # more than an objective and its gradient
 

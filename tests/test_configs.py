@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
+from omegaconf import OmegaConf
 
-from genlab.build import build
 from genlab.core import ImageSpec
 from genlab.request.compose import Request
 from genlab.request.folders import configs_folder, groups
@@ -30,7 +30,7 @@ def test_experiments_compose_and_build_and_trainer_smoke_shortens_them(name):
     config = Request("train", [f"experiment={name}", "trainer=smoke"], command="").config()
     spec = ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10)
     with torch.device("meta"):  # full width, of which only the shapes are computed
-        build(config.model, spec)
+        assert zoo.accepted(OmegaConf.to_container(config.model), spec) is not None
     assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)
     assert config.train.sample_every == 6
     assert config.optim.warmup == 2
