@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +25,9 @@ RESUMED = (*QUICK, "flow", "latent_gaussian", "mixture_density", "classifier")  
 GUARDED = ("gated_pixelcnn conditional_categorical", "gan label", "gaussian_mixture em")
 GENERATORS = ("none", "cpu", "device")
 FIT_IN_THEIR_OWN_WAY = ("gan", "gaussian_mixture", "ppca", "flow")  # more than an objective and its gradient
+
+
+MADE: dict[str, nn.Module] = {}  # models by the name of their subject
 
 
 class Dots:
@@ -56,13 +60,15 @@ class Subject:
         return ImageData(Dots(), **options)
 
     def model(self, spec: Any) -> nn.Module:
-        """With weights that are not all zero, which untrained heads' are."""
-        torch.manual_seed(0)
-        model = build(self.make(spec), spec)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(0.05 * torch.randn_like(p))
-        return model
+        """With weights that are not all zero, which untrained heads' are; on the CPU, the same at every call."""
+        if self.name not in MADE:
+            torch.manual_seed(0)
+            model = build(self.make(spec), spec)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(0.05 * torch.randn_like(p))
+            MADE[self.name] = model
+        return copy.deepcopy(MADE[self.name])
 
 
 CONTEXTS: dict[str, dict[str, Any]] = {"none": {}, "label": {"context": Label()}, "image": {"context": Grey()}}
