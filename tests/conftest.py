@@ -20,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["GENLAB_OVERSUBSCRIBE"] = "1"
 
 
+LONG = tuple(f"tests/test_{name}.py" for name in ("pretend", "wheel", "gpu_session", "bench", "faults", "output"))
+
+
 def pytest_collection_modifyitems(items):
     """Skip GPU tests where there is none. The longest tests come first, so that none is left over at the end.
 
@@ -28,7 +31,7 @@ def pytest_collection_modifyitems(items):
     import torch
 
     torch.set_num_threads(1)
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_pretend.py"))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 from genlab.build import untrusted
 from genlab.build.gate import Gate
@@ -128,7 +130,7 @@ def _build(
         return plan()(spec=spec)
 
     try:
-        with _limited_size(), torch.device("meta"):
+        with _limited_size(), torch.device("meta"), _ValuesLeftOut():
             sketch = _call("model", make, plain)
     except RequestError as error:
         # A constructor of the user's own package may read values of tensors, which a sketch does not have.
@@ -142,6 +144,27 @@ def _build(
 def _plain(config: DictConfig | Mapping[str, Any]) -> Any:
     """The config as mappings, lists and plain values. Interpolations in a config composed by Hydra are resolved."""
     return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+
+
+class _ValuesLeftOut(TorchFunctionMode):
+    """Inside the block, functions that change nothing but values are not called.
+
+    A sketch has no values, and on the meta device PyTorch computes the shapes of these functions slowly, in Python.
+    """
+
+    FUNCTIONS = frozenset(
+        {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.constant_}
+        | {Tensor.normal_, Tensor.uniform_, Tensor.mul_, F.normalize}
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The first argument instead of the result of one of `FUNCTIONS`."""
+        kwargs = kwargs or {}
+        if func in self.FUNCTIONS:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.mv:  # of the power iterations of spectral norm
+            return args[0].new_empty(len(args[0]))
+        return func(*args, **kwargs)
 
 
 class TooLarge(RequestError):
