@@ -126,7 +126,7 @@ def sampling(stage: Stage) -> None:
 
 def resume(stage: Stage) -> None:
     """kill -9, then resume: equal to an undisturbed run? A second undisturbed run shows what the device repeats."""
-    every, steps = (4, 60) if stage.args.quick else (20, 300)
+    every, steps = (4, 24) if stage.args.quick else (20, 300)
     words = TOY if stage.args.quick else ["model=gated_pixelcnn", "data=mnist_mini", "data.limit=1000"]
     words = [*words, f"trainer={where(stage)}", f"trainer.max_steps={steps}", f"train.valid_every={steps}"]
     words += ["train.sample_every=0", f"train.checkpoint_every={every}", "train.log_every=2"]

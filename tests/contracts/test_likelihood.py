@@ -113,7 +113,7 @@ def test_eight_images_can_be_learnt_by_heart(case):
     if most is None:
         bits = bits_per_dim(made.log_prob(x).detach(), case.spec).mean().item()
         most = bits - math.log2(8) / case.spec.dims - 0.3
-    optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3, weight_decay=0)
+    optimiser = torch.optim.AdamW(made.parameters(), lr=1e-2, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         optimiser.zero_grad()
