@@ -255,4 +255,4 @@ def test_wrong_requests_create_nothing(tmp_path, changes, sentence):
 def test_the_config_fits_the_code(words):
     made = settings(Request("train", [*words, "trainer=cpu"], command="").config().optim)
     assert isinstance(made, Muon)
-    assert (made.lr, made.adam_lr) == (0.02, 0.003)
+    assert (made.lr, made.adam_lr) == (0.005, 0.003)

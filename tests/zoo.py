@@ -204,6 +204,7 @@ def family(*classes: str) -> tuple[str, ...]:
     return tuple(m for m in choices("model") if _composed(m)._target_.rpartition(".")[2] in classes)
 
 
+@cache
 def choices(group: str) -> list[str]:
     """What there is to choose from in a group of configs."""
     return list(groups([configs_folder()])[group])

@@ -97,7 +97,7 @@ class Muon(AdamW):
     values that are not possible.
     """
 
-    lr: float = 2e-2
+    lr: float = 5e-3
     adam_lr: float = 3e-3
     momentum: float = 0.95
 
