@@ -29,7 +29,7 @@ from genlab.core import RequestError, nearest
 from genlab.request import length
 from genlab.request.folder_check import check_folder
 from genlab.request.folders import configs_folder, groups
-from genlab.request.nodes import dotted_keys, format_error, missing_keys, plain_values, without_hydra
+from genlab.request.nodes import dotted_keys, format_error, keys_without_hydra, missing_keys, plain_values
 from genlab.request.overrides import check_choice, check_key, of_hydra, parse, quoted
 from genlab.request.values import check_value, check_values, format_value, nearest_choice, nearest_key
 
@@ -95,7 +95,7 @@ class Request:
         chosen = [o for o in parsed if o.key_or_group in choices and not of_hydra(o)]
         kept = [o for o in chosen if not o.is_delete()]
         base = self._compose([str(o.input_line) for o in kept])
-        valid = {*dotted_keys(without_hydra(base)), *choices}
+        valid = {*keys_without_hydra(base), *choices}
         for o in parsed:
             if o not in chosen and not of_hydra(o):
                 check_key(o, self.verb, base, valid)

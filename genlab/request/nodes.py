@@ -24,9 +24,9 @@ def dotted_keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
-    """The config without Hydra's own section."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def keys_without_hydra(config: DictConfig) -> list[str]:
+    """`dotted_keys` without those of Hydra's own section."""
+    return [key for key in dotted_keys(config) if key.partition(".")[0] != "hydra"]
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
@@ -34,8 +34,11 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
 
     Raises RequestError if an interpolation cannot be resolved.
     """
+    plain: dict[str, Any] = {}
     try:
-        plain: Any = OmegaConf.to_container(without_hydra(config), resolve=True)
+        for key in (str(key) for key in config if key != "hydra"):
+            value = "???" if OmegaConf.is_missing(config, key) else config[key]
+            plain[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise RequestError(f"the config does not resolve: {format_error(error)}") from error
     return plain
@@ -54,7 +57,7 @@ def section_of(config: DictConfig, key: str) -> DictConfig | None:
 def missing_keys(config: DictConfig) -> list[str]:
     """The dotted keys whose value is "???", Hydra's section left out."""
     missing = []
-    for key in dotted_keys(without_hydra(config)):
+    for key in keys_without_hydra(config):
         section, _, name = key.rpartition(".")
         if OmegaConf.is_missing(OmegaConf.select(config, section) if section else config, name):
             missing.append(key)
