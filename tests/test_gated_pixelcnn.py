@@ -41,10 +41,10 @@ def test_a_shallow_net_sees_a_box_without_a_wedge():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dilations", "residual"), [(None, True), ([2, 1], False)])
-def test_the_vertical_stack_never_sees_the_row_it_serves(dilations, residual):
+@pytest.mark.parametrize("dilations", [None, [2, 1]])
+def test_the_vertical_stack_never_sees_the_row_it_serves(dilations):
     spec = ImageSpec(2, 5, 6, 9)
-    net = GatedPixelCNN(spec=spec, width=6, depth=4, dilations=dilations, residual_vertical=residual).double()
+    net = GatedPixelCNN(spec=spec, width=6, depth=4, dilations=dilations).double()
     stacks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _, __, out: stacks.append(out[0]))
@@ -89,22 +89,13 @@ def test_the_gate_is_that_of_the_paper_in_other_units():
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (2, 6, 1), (3, 2, 3), (1, 9, 5)])
-@pytest.mark.parametrize(
-    ("kernel", "dilations", "residual"), [(3, [4, 1], False), (5, [1, 3], False), (7, None, False), (3, [2, 1], True)]
-)
+@pytest.mark.parametrize(("kernel", "dilations"), [(3, [4, 1]), (5, [1, 3]), (7, None)])
 @pytest.mark.parametrize("chained", [False, True])
-def test_cache_with_wide_kernels_on_narrow_images(shape, kernel, dilations, residual, chained):
+def test_cache_with_wide_kernels_on_narrow_images(shape, kernel, dilations, chained):
     torch.manual_seed(0)
     spec = ImageSpec(*shape, levels=5)
     net = GatedPixelCNN(
-        spec=spec,
-        width=7,
-        depth=4 if residual else 3,
-        kernel=kernel,
-        dilations=dilations,
-        feature_width=4,
-        chained=chained,
-        residual_vertical=residual,
+        spec=spec, width=7, depth=3, kernel=kernel, dilations=dilations, feature_width=4, chained=chained
     ).double()
     for p in net.parameters():
         p.normal_(0, 0.5)
@@ -118,10 +109,9 @@ def test_cache_with_wide_kernels_on_narrow_images(shape, kernel, dilations, resi
             previous = steps[:, t]
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_signals_and_gradients_pass_twenty_layers(residual):
+def test_signals_and_gradients_pass_twenty_layers():
     torch.manual_seed(0)
-    net = GatedPixelCNN(spec=ImageSpec(1, 16, 16), width=32, depth=20, residual_vertical=residual)
+    net = GatedPixelCNN(spec=ImageSpec(1, 16, 16), width=32, depth=20)
     stacks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _, __, out: stacks.append(out))

@@ -168,10 +168,7 @@ class GatedPixelCNNCache(Cache):
                 self.begun[i] += biases[2 * i + 1][..., self.order]
             if i + 1 < len(self.vertical):
                 value, opening = a.tanh_().view(shape).chunk(2, 2)
-                into, expand = self.vertical[i + 1].entering, self.net.blocks[i].expand_vertical
-                torch.addcmul(value, value, opening, out=into)
-                if expand is not None:
-                    into.copy_(F.linear(into, expand.weight[:, :, 0, 0], expand.bias).add_(layer.entering))
+                torch.addcmul(value, value, opening, out=self.vertical[i + 1].entering)
 
     def prefill(self, x: Tensor) -> None:
         """The vertical stack over what the next rows read of the known ones."""
@@ -184,7 +181,6 @@ class GatedPixelCNNCache(Cache):
             needed, reach = needed - layer.reach, layer.reach
             kept = min(needed, rows)
             lack = max(kept + reach - v.shape[2], 0)  # rows above the image
-            before = v[:, :, -kept:]
             v = F.pad(v, (reach, reach, lack, reach))[:, :, -(kept + 2 * reach) :]
             a = layer.vertical(v)  # of the newest rows, then what they give to the next
             vertical.pending.unflatten(1, (self.columns, -1)).copy_(a[:, :, kept:].permute(2, 3, 0, 1))
@@ -193,7 +189,7 @@ class GatedPixelCNNCache(Cache):
                 if bias is not None:
                     a = a + bias[:, :, -kept:]
                 value, opening = a.tanh().chunk(2, 1)
-                v = layer.vertical_output(before, torch.addcmul(value, value, opening))
+                v = torch.addcmul(value, value, opening)
 
     def stream_at(self, i: int, column: int) -> Tensor:
         """The stream before layer i, or after the last one, at a column (B, p)."""

@@ -8,8 +8,6 @@ horizontal stack is residual, from layer 2 on. At its end come ReLU, 1x1, ReLU.
 
 Ours differs from the paper:
 - A value enters as a few learnt numbers (see `layers/values.py`).
-- With `residual_vertical` the vertical stack is residual as well: layers between the first and the last add a 1x1 of
-  their gate's output to it.
 - The taps of a layer may be spread: `dilations` are the distances, one per layer in turn. A shallow net then sees far.
 - Kernels are cropped to the pixels that may be seen, where the paper masks them. The image enters the vertical stack
   one row late. After that its layers may read the row they are on, and need no shift.
@@ -107,42 +105,27 @@ class LeftConv2d(nn.Conv2d):
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks, v and h: (B, D, H, W) each -> (B, p, H, W) each (fig. 2 of the paper).
+    """One layer of both stacks, v and h: (B, D, H, W) each -> (B, p, H, W) each (fig. 2 of the paper)."""
 
-    `residual_vertical`: v is residual in this layer.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        kernel: int,
-        dilation: int,
-        *,
-        groups: int,
-        first: bool,
-        residual_vertical: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, width: int, kernel: int, dilation: int, *, groups: int, first: bool) -> None:
         super().__init__()
         self.first, self.reach = first, kernel // 2 * dilation
         self.vertical = nn.Conv2d(channels, 2 * width, (kernel // 2 + 1, kernel), dilation=dilation)
         self.link = nn.Conv2d(2 * width, 2 * width, 1, bias=False)
         self.horizontal = LeftConv2d(channels, width, kernel, dilation, groups=groups, strict=first)
         self.expand = MaskedConv2d("B", width, width, 1, groups=groups)
-        self.expand_vertical = nn.Conv2d(width, width, 1) if residual_vertical else None
 
     def initialise(self, depth: int) -> None:
-        """Start with unit variance along the vertical stack, and with small steps along residual stacks."""
-        residual = [conv for conv in (self.expand, self.expand_vertical) if conv is not None]
-        for conv in (self.vertical, self.link, self.horizontal, *residual):
+        """Start with unit variance along the vertical stack, and with small steps along the residual horizontal one."""
+        for conv in (self.vertical, self.link, self.horizontal, self.expand):
             fan_in = conv.weight[0].numel()
             nn.init.normal_(conv.weight, std=fan_in**-0.5)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
         for conv in (self.link, self.horizontal):  # their outputs are added
             conv.weight.data *= 0.5**0.5
-        for conv in () if self.first else residual:
-            conv.weight.data *= depth**-0.5
+        if not self.first:
+            self.expand.weight.data *= depth**-0.5
 
     def above(self, v: Tensor, bias: Tensor | None) -> Tensor:
         """Pre-activations (B, 2p, H, W) of the vertical stack."""
@@ -158,20 +141,16 @@ class GatedLayer(nn.Module):
         if biases[1] is not None:
             b = b.add_(biases[1])
         added = self.expand(gate(b))
-        return v if last else self.vertical_output(v, gate(a)), added if self.first else added.add_(h)
-
-    def vertical_output(self, v: Tensor, gated: Tensor) -> Tensor:
-        """The vertical stack before the layer and the output of its gate -> the vertical stack after the layer."""
-        return gated if self.expand_vertical is None else self.expand_vertical(gated).add_(v)
+        return v if last else gate(a), added if self.first else added.add_(h)
 
 
 class GatedPixelCNN(nn.Module, Recompute):
     """Integer images (B, C, H, W) -> features of every step (B, T, D) that depend on earlier steps alone.
 
     `width`: p, channels of each stack; `depth`: number of layers; `kernel`: odd, 3 or more; `dilations`: distances of
-    the taps, one per layer in turn (None: 1); `residual_vertical`: the vertical stack is residual, too;
-    `feature_width`: D, features of a step, which the head reads; `value_width`: numbers that represent a value at the
-    input (1: its intensity); `chained`: a step is a pixel, not a value. Raises RequestError for impossible sizes.
+    the taps, one per layer in turn (None: 1); `feature_width`: D, features of a step, which the head reads;
+    `value_width`: numbers that represent a value at the input (1: its intensity); `chained`: a step is a pixel, not a
+    value. Raises RequestError for impossible sizes.
     """
 
     adamw_weights = ("blocks.0.vertical.weight", "blocks.0.horizontal.weight")  # read the image: not for Muon
@@ -186,7 +165,6 @@ class GatedPixelCNN(nn.Module, Recompute):
         depth: int = 15,
         kernel: int = 3,
         dilations: Sequence[int] | None = None,
-        residual_vertical: bool = False,
         feature_width: int = 128,
         value_width: int = 8,
     ) -> None:
@@ -208,15 +186,7 @@ class GatedPixelCNN(nn.Module, Recompute):
         self.values = Values(spec, value_width)
         inputs = [self.values.channels] + (depth - 1) * [width]
         layers = nn.ModuleList(
-            GatedLayer(
-                channels,
-                width,
-                kernel,
-                dilations[i % len(dilations)],
-                groups=groups,
-                first=i == 0,
-                residual_vertical=residual_vertical and 0 < i < depth - 1,
-            )
+            GatedLayer(channels, width, kernel, dilations[i % len(dilations)], groups=groups, first=i == 0)
             for i, channels in enumerate(inputs)
         )
         self.blocks: Sequence[GatedLayer] = layers  # type: ignore[assignment]  # a ModuleList forgets the types
