@@ -289,7 +289,9 @@ def test_the_table_is_sorted_by_validation_value(tmp_path, capsys):
     assert [row["run"] for row in rows] == ["2", "0", "1", "4", "3"]
     assert [row["failed"] for row in rows] == ["", "", "", "not finished", "why"]
     assert [row["valid"] for row in rows] == [1.0, 2.0, None, None, None]
-    assert "1\tseed=1\t-\t\t-" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run\toverrides\tvalid\tfailed\ttest" in printed
+    assert "1\tseed=1\t-\t\t-" in printed
 
 
 # ---- GPUs

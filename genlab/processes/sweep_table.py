@@ -70,7 +70,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     console = Console()
     cells = [[_cell(value) for value in row.values()] for row in rows]
     if not console.is_terminal:
-        for each in cells:
+        for each in [list(rows[0]), *cells]:
             print("\t".join(each))
         return
     table = Table(title="runs, best validation first", title_justify="left")
