@@ -47,13 +47,15 @@ CONFIGURABLE = {"data": ("ImageData",)}
 
 SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "hflip")
+USUAL_BATCH = 16  # images
 
 
 class ImageData(LightningDataModule):
     """The splits of a source, as whole splits and as a training sequence.
 
     `validation`: how many training images become the validation split, or which share of them if it is below 1. It is
-    not used if the source publishes a validation split. `batch_size`: images in a training batch of one process.
+    not used if the source publishes a validation split. `batch_size`: images in a training batch of one process;
+    None for 16 (`genlab train` chooses a number for the device, see train/batch_size.py).
     `eval_batch_size`: images in a batch of `batches`. `root`: see `files.data_root`. `binarize`: see `binarize.py`.
     `augment`: "hflip" mirrors half of the training images. `context`: what every image is conditioned on, see
     `context.py`; None for nothing. `limit`: use only the first images of every split. `seed`: of the training sequence.
@@ -69,7 +71,7 @@ class ImageData(LightningDataModule):
         source: Source,
         *,
         validation: int | float,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         eval_batch_size: int = 200,
         root: str | Path | None = None,
         binarize: str = "none",
@@ -81,6 +83,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         choose("binarize", binarize, KINDS)
         choose("augment", augment, AUGMENT)
+        batch_size = USUAL_BATCH if batch_size is None else batch_size
         at_least(1, "batch_size", batch_size)
         at_least(1, "eval_batch_size", eval_batch_size)
         at_least(0, "seed", seed)

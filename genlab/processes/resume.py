@@ -26,9 +26,9 @@ from genlab.request import length
 from genlab.request.compose import format_error
 from genlab.request.values import format_value
 from genlab.system import signals
+from genlab.train import batch_size, precision
 from genlab.train.fit import check_resumable, is_complete
 from genlab.train.plan import Plan
-from genlab.train.precision import settle
 from genlab.train.resume_state import read_last
 
 SECTIONS = ("trainer", "train", "optim")
@@ -55,7 +55,8 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
         _choose_length(config, [override.partition("=")[0] for override in overrides])
         with _described_by(file):
             plan = check_config(config)
-            precision = settle(config, plan.accelerator)
+            batch_size.settle(config, plan.accelerator)
+            chosen = precision.settle(config, plan.accelerator)
             group.join(plan.accelerator)
             group.from_rank_zero(lambda: lock.enter_context(locked(folder)))
             prepared = _prepare(folder, config, plan)
@@ -63,7 +64,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
             before = read_records(folder)
             try:
                 group.from_rank_zero(lambda: record_resume(folder, config, bool(overrides), command))
-                training.say(precision)
+                training.say(chosen)
                 return training.start(folder, plan, prepared, config.trust)
             except RequestError:
                 if group.is_rank_zero():

@@ -31,12 +31,11 @@ from genlab.processes.run_folder import open_folder
 from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.system.atomic import write_json, write_text
-from genlab.train import budget, provenance
+from genlab.train import batch_size, budget, precision, provenance
 from genlab.train.callbacks import PAUSE
 from genlab.train.checkpoint import read
 from genlab.train.fit import FitResult, Run, fit
 from genlab.train.plan import Plan
-from genlab.train.precision import settle
 from genlab.train.resume_state import read_last
 from genlab.viz import pictures
 
@@ -49,7 +48,8 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False, n
     `note`: a line to print when training begins.
     """
     plan = check_config(config)
-    precision = settle(config, plan.accelerator)
+    batch_size.settle(config, plan.accelerator)
+    chosen = precision.settle(config, plan.accelerator)
     folder = Path(folder)
     joined = group.world_size() > 1  # one of several processes started by torchrun or SLURM
     if joined:
@@ -61,7 +61,7 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False, n
     with signals.patiently(), ExitStack() as lock:
         folder = group.from_rank_zero(lambda: open_folder(folder, config, command, lock, or_next))
         say(note)
-        say(precision)
+        say(chosen)
         return work(folder, trust=config.trust) if joined else start(folder, plan, prepared, config.trust)
 
 

@@ -33,6 +33,8 @@ from genlab.request.nodes import dotted_keys, format_error, keys_without_hydra, 
 from genlab.request.overrides import check_choice, check_key, of_hydra, parse, quoted
 from genlab.request.values import check_value, check_values, format_value, nearest_choice, nearest_key
 
+NO_EXPERIMENT = "experiment=null"  # the default, but Hydra does not let anybody say so
+
 
 @dataclass
 class Request:
@@ -63,7 +65,7 @@ class Request:
                 raise RequestError(
                     f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help"
                 )
-            else:
+            elif word != NO_EXPERIMENT:
                 self.overrides.append(quoted(word))
 
     def config(self) -> DictConfig:
