@@ -48,14 +48,15 @@ def cell(words: str, seed: int, minutes: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     budget.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     request = Request("train", [*shlex.split(words), *FIXED, f"train.minutes={minutes}", f"seed={seed}"], "")
-    config, _ = split_hydra(request.config())
+    config: Any = split_hydra(request.config())[0]
     plan = check_config(config)
     batch_size.settle(config, plan.accelerator)
     precision.settle(config, plan.accelerator)
     plan = check_config(config)
     prepared = prepare(config)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(prepared.model, prepared.data, OmegaConf.to_container(config), plan, Path(folder))
+        settings: Any = OmegaConf.to_container(config)
+        run = Run(prepared.model, prepared.data, settings, plan, Path(folder))
         start = time.process_time()
         choose_length(run, config)
         result = fit(run)
