@@ -107,7 +107,10 @@ def tables() -> Iterator[str]:
                 found.setdefault(row["words"], {})[row["seed"]] = row
         names = variants(table)
         base = found.get(names["base"], {})
-        yield f"Base of `{file.stem}`: `genlab train {table.base}`, {table.minutes} CPU minutes.\n"
+        if not base:
+            continue
+        yield f"`{file.stem}`, {table.minutes} minutes of CPU time. The base:\n"
+        yield f"```bash\ngenlab train {table.base}\n```\n"
         yield "| variant | bits/dim, seed by seed | against the base | steps | parameters | words |"
         yield "| --- | --- | --- | --- | --- | --- |"
         lines = []

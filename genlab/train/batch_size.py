@@ -1,7 +1,7 @@
 """`data.batch_size=null`: as many images as suit the device.
 
-A CPU computes no faster with large batches, and training learns more from twice as many steps of half as many images.
-A GPU needs many images at once to be busy.
+A CPU computes hardly faster with large batches, and training learns more from twice as many steps of half as many
+images. A GPU needs many images at once to be busy.
 
 The number is written into the run's config.yaml. So all ranks use the same, and a resumed run keeps it.
 """
