@@ -18,6 +18,7 @@ import json
 import shlex
 import statistics
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -110,7 +111,8 @@ def tables() -> Iterator[str]:
         if not base:
             continue
         yield f"`{file.stem}`, {table.minutes} minutes of CPU time. The base:\n"
-        yield f"```bash\ngenlab train {table.base}\n```\n"
+        command = textwrap.wrap(f"genlab train {table.base}", 116, break_on_hyphens=False)
+        yield "\n".join(["```bash", " \\\n  ".join(command), "```\n"])
         yield "| variant | bits/dim, seed by seed | against the base | steps | parameters | words |"
         yield "| --- | --- | --- | --- | --- | --- |"
         lines = []
