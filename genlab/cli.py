@@ -15,7 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from genlab.system import output, signals
+from genlab.system import allocator, output, signals
 
 VERBS = {
     "train": "train a model, then evaluate its best weights once on the test split",
@@ -47,6 +47,7 @@ genlab VERB --help explains the keys of a verb. First steps, which download noth
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit with status 0, 1 (a run failed), 2 (the request was wrong) or 128 + a signal's number."""
     signals.install()
+    allocator.keep_freed_memory()
     output.steady()
     words = sys.argv[1:] if arguments is None else arguments
     status = run(words)

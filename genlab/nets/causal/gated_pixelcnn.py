@@ -34,6 +34,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.nets.causal.recompute import Recompute
 from genlab.nets.layers.context import LayerBiases
 from genlab.nets.layers.masked import MaskedConv2d, at_offsets, group_of_channel
+from genlab.nets.layers.tanh import tanh
 from genlab.nets.layers.values import Values
 
 CONFIGURABLE = {"net": ("GatedPixelCNN",)}
@@ -52,23 +53,21 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:  # type: ignore[override]
-        # On a CPU tanh is slow in bf16: a conversion to float32 and back is three times as fast.
-        convert = a.dtype == torch.bfloat16 and a.device.type == "cpu"
-        tanh = a.float().tanh_().to(a.dtype) if convert else a.tanh()
-        ctx.save_for_backward(tanh)
-        value, opening = tanh.chunk(2, 1)
+        active = tanh(a)
+        ctx.save_for_backward(active)
+        value, opening = active.chunk(2, 1)
         return torch.addcmul(value, value, opening)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (tanh,) = ctx.saved_tensors
-        value, opening = tanh.chunk(2, 1)
-        out = torch.empty_like(tanh)
+        (active,) = ctx.saved_tensors
+        value, opening = active.chunk(2, 1)
+        out = torch.empty_like(active)
         of_value, of_opening = out.chunk(2, 1)
         torch.addcmul(gradient, gradient, opening, out=of_value)
         torch.mul(gradient, value, out=of_opening)
-        return torch.ops.aten.tanh_backward.grad_input(out, tanh, grad_input=out)
+        return torch.ops.aten.tanh_backward.grad_input(out, active, grad_input=out)
 
 
 class LeftConv2d(nn.Conv2d):
