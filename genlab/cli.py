@@ -27,6 +27,8 @@ VERBS = {
     "show": "draw pictures of what a model has learnt: filters, codes, traversals",
     "features": "compute the features of every image of a split",
     "probe": "train a linear classifier on the features, and on others for comparison",
+    "compress": "write images into one file without loss, in as few bits as the model says",
+    "decompress": "read the images of such a file",
     "quality": "measure how closely samples resemble test images",
     "list": "list the models, data sets and experiments",
 }

@@ -181,6 +181,16 @@ class Likelihood(Protocol):
 
 
 @runtime_checkable
+class Chained(Protocol):
+    """A model that factorises p(x) into the conditional distributions of one value after another."""
+
+    def walk(self, n: int, choose: Callable[[Tensor], Tensor], context: Tensor | None = None) -> Tensor:
+        """n images (n, C, H, W), value by value: `choose` gets the logits (n, K) of the next value of every image,
+        given those chosen so far, and returns integers (n,).
+        """
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """A model or an algorithm that draws images."""
 

@@ -14,7 +14,7 @@ ROOT = Path(genlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FOREIGN = {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "hydra", "omegaconf", "yaml", "pooch"}
-FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib"}
+FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib", "constriction"}
 # Every room may import core, system and itself; below, the other rooms and the foreign packages of each. A room of
 # nets stands for itself. `verbs`, `cli` and the package's front may import everything.
 MAY = {
@@ -31,10 +31,11 @@ MAY = {
     "models": (set(), {"torch", "numpy", "sklearn"}),
     "data": (set(), {"torch", "torchvision", "numpy", "PIL", "rich", "scipy", "pooch"}),
     "build": (set(), {"torch", "omegaconf", "yaml"}),
-    "measure": ({"data", "build"}, {"torch", "numpy", "sklearn", "torchmetrics"}),
+    "coding": ({"flows", "models"}, {"torch", "numpy", "scipy", "constriction"}),
+    "measure": ({"data", "build"}, {"torch", "numpy", "sklearn", "torchmetrics", "PIL"}),
     "viz": ({"data", "build"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
     "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf"}),
-    "request": ({"build", "data", "viz", "models", "codes"}, {"torch", "numpy", "hydra", "omegaconf", "rich"}),
+    "request": ({"build", "data", "viz", "models", "codes"}, {"torch", "numpy", "PIL", "hydra", "omegaconf", "rich"}),
     # A run ends with its test and its pictures; resuming reports YAML that somebody has edited.
     "processes": (
         {"build", "data", "request", "train", "measure", "viz"},

@@ -38,13 +38,13 @@ class Coupling(Layer):
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> the same shape."""
         changed, kept = y[:, : self.changed], y[:, self.changed :]
-        z, log_det = self.transform(changed, self._net_outputs(kept, context))
+        z, log_det = self.transform(changed, self.net_outputs(kept, context))
         return torch.cat([z, kept], 1), total(log_det)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         changed, kept = z[:, : self.changed], z[:, self.changed :]
-        return torch.cat([self.undo(changed, self._net_outputs(kept, context)), kept], 1)
+        return torch.cat([self.undo(changed, self.net_outputs(kept, context)), kept], 1)
 
     def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, c, H, W), parameters (B, numbers, c, H, W) -> z and ln |dz/dy|, both of the shape of y."""
@@ -54,7 +54,7 @@ class Coupling(Layer):
         """The inverse of `transform`: z (B, c, H, W), parameters (B, numbers, c, H, W) -> y."""
         raise NotImplementedError
 
-    def _net_outputs(self, kept: Tensor, context: Tensor | None) -> Tensor:
+    def net_outputs(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """The net's outputs, (B, numbers, c, H, W)."""
         outputs = self.net(kept, resized(context, kept)).to(kept.dtype)
         return outputs.contiguous().unflatten(1, (self.numbers, self.changed))

@@ -71,15 +71,19 @@ class Variational(Uniform):
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Integers 0..K-1 as floats (B, C, H, W) -> numbers in (0, K), and the log-weight -log q(u | x)."""
-        _, height, width = self.padded
-        x = F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2])) * (2 / (self.levels - 1)) - 1
-        features = self.look(self.squeeze(x)[0]).to(y.dtype)
-        noise = torch.rand_like(x).clamp(EDGE, 1 - EDGE).logit()
-        v, log_det = self.flow(self.squeeze(noise)[0], features)
+        noise = torch.rand(len(y), *self.padded, dtype=y.dtype, device=y.device).clamp(EDGE, 1 - EDGE).logit()
+        v, log_det = self.flow(self.squeeze(noise)[0], self.features(y))
         # log q(v) = log logistic(noise) - log_det, and du/dv = logistic(v), the density of the logistic distribution.
         log_weight = total(_log_logistic(v)) - total(_log_logistic(noise)) + log_det
         u = self.squeeze.inverse(v)[..., : y.shape[2], : y.shape[3]].sigmoid()
         return y + u.clamp(EDGE, 1 - EDGE), log_weight
+
+    def features(self, y: Tensor) -> Tensor:
+        """What the couplings see of integers 0..K-1 as floats (B, C, H, W): (B, `width`, H / 2, W / 2), rounded up."""
+        _, height, width = self.padded
+        x = F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2])) * (2 / (self.levels - 1)) - 1
+        features: Tensor = self.look(self.squeeze(x)[0]).to(y.dtype)
+        return features
 
 
 def _log_logistic(v: Tensor) -> Tensor:

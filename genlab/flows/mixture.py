@@ -43,23 +43,23 @@ class MixtureCoupling(Coupling):
 
     def transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""
-        log_weight, mean, log_scale, stretch, shift = self._unpacked(parameters)
-        z, log_slope = _logit_cdf(y, log_weight, mean, log_scale)
+        log_weight, mean, log_scale, stretch, shift = self.unpacked(parameters)
+        z, log_slope = logit_cdf(y, log_weight, mean, log_scale)
         return z * stretch.exp() + shift, log_slope + stretch
 
     def undo(self, z: Tensor, parameters: Tensor) -> Tensor:
         """See `Coupling`."""
-        log_weight, mean, log_scale, stretch, shift = self._unpacked(parameters)
+        log_weight, mean, log_scale, stretch, shift = self.unpacked(parameters)
         z = (z - shift) * (-stretch).exp()
         with torch.no_grad():
             y = _solved(z, log_weight, mean, log_scale)
         if not torch.is_grad_enabled():
             return y
-        value, log_slope = _logit_cdf(y, log_weight, mean, log_scale)
+        value, log_slope = logit_cdf(y, log_weight, mean, log_scale)
         step = (z - value) * (-log_slope.detach()).exp()  # the derivatives of one Newton step are those of the inverse
         return y + step - step.detach()
 
-    def _unpacked(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def unpacked(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Log-weights, means and log-scales of the mixture, (B, K, c, H, W) each; s and t, (B, c, H, W) each."""
         k = self.components
         logits, mean, log_scale, affine = parameters.split([k, k, k, 2], 1)
@@ -68,7 +68,7 @@ class MixtureCoupling(Coupling):
 
 
 def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
-    """Solve _logit_cdf(y) = z for y, up to the rounding of y or z. z (B, …).
+    """Solve logit_cdf(y) = z for y, up to the rounding of y or z. z (B, …).
 
     `mixture`: log-weights, means and log-scales, (B, K, …) each.
     """
@@ -82,7 +82,7 @@ def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
     removing = y.device.type == "cpu"
     solved, index = torch.empty_like(y), torch.arange(y.numel(), device=y.device)
     for i in range(BISECTIONS):
-        value, log_slope = _logit_cdf(y, *parts)
+        value, log_slope = logit_cdf(y, *parts)
         step = (z - value) * (-log_slope).exp()
         moving = (step.abs() > tiny * (1 + y.abs())) & ((z - value).abs() > tiny * (1 + z.abs()))
         if removing:
@@ -104,7 +104,7 @@ def _solved(z: Tensor, *mixture: Tensor) -> Tensor:
     return solved.view(shape)
 
 
-def _logit_cdf(y: Tensor, log_weight: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+def logit_cdf(y: Tensor, log_weight: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """y (B, …) -> logit(F(y)), F the mixture's distribution function, and the logarithm of its slope, (B, …) each.
 
     The parameters of the mixture are (B, K, …).

@@ -34,17 +34,17 @@ class Split(Layer):
     def forward(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> the same shape."""
         leaving, kept = y[:, : self.leaving], y[:, self.leaving :]
-        mean, log_std = self._gaussian(kept, context)
+        mean, log_std = self.gaussian(kept, context)
         z = (leaving - mean) * (-log_std).exp()
         return torch.cat([z, kept], 1), total(-log_std.expand_as(z))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         leaving, kept = z[:, : self.leaving], z[:, self.leaving :]
-        mean, log_std = self._gaussian(kept, context)
+        mean, log_std = self.gaussian(kept, context)
         return torch.cat([leaving * log_std.exp() + mean, kept], 1)
 
-    def _gaussian(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def gaussian(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the standard deviation, (B or 1, leaving, H, W) each."""
         parameters = self.place[None]
         if self.given is not None:

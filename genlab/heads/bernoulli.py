@@ -72,6 +72,11 @@ class BernoulliPixels:
         """Uniform noise (..., c) in [0, 1) -> integers (..., c)."""
         return (noise < self.logits.sigmoid()).long()
 
+    def next_logits(self, before: list[Tensor]) -> Tensor:
+        """Logits (..., 2) of the next value, which does not depend on the values before."""
+        logit = self.logits[..., len(before)]
+        return torch.stack([torch.zeros_like(logit), logit], -1)
+
     def mean(self) -> Tensor:
         """Expected level (..., c)."""
         return self.logits.sigmoid()

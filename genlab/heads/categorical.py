@@ -87,6 +87,10 @@ class CategoricalPixels:
         last = cdf.narrow(-1, cdf.shape[-1] - 1, 1)
         return torch.searchsorted(cdf, noise.to(cdf.dtype) * last, right=True)
 
+    def next_logits(self, before: list[Tensor]) -> Tensor:
+        """Logits (..., K) of the only value."""
+        return self.logits
+
     def mean(self) -> Tensor:
         """Expected level (..., 1)."""
         levels = torch.arange(self.logits.shape[-1], device=self.logits.device, dtype=self.logits.dtype)

@@ -106,13 +106,13 @@ class ConditionalCategoricalPixels:
 
     def tempered(self, temperature: float) -> ChainPixels:
         """Every conditional p(x_i | x_<i) to the power 1 / temperature, exact over the K levels."""
-        return ChainPixels(self._logits, len(self.weights), temperature)
+        return ChainPixels(self.next_logits, len(self.weights), temperature)
 
     def mean(self) -> Tensor:
         """Expected level (..., C) of every channel, given that earlier ones are at the level nearest to their mean."""
         return self.tempered(1).mean()
 
-    def _logits(self, before: list[Tensor]) -> Tensor:
+    def next_logits(self, before: list[Tensor]) -> Tensor:
         """Logits (..., K) of the next value."""
         remaining = self.inner
         for j, value in enumerate(before):

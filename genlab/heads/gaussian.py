@@ -140,7 +140,7 @@ class GaussianPixels:
 
     def tempered(self, temperature: float) -> ChainPixels:
         """The distribution of every value to the power 1 / temperature, exact over its K levels."""
-        return ChainPixels(self._logits, len(self.mu), temperature)
+        return ChainPixels(self.next_logits, len(self.mu), temperature)
 
     def mean(self) -> Tensor:
         """Expected level (..., c): the sum of P(x > v) over v."""
@@ -151,7 +151,7 @@ class GaussianPixels:
             total = total + ndtr((half * self.mu + (half - v - 0.5)) * rate)
         return total.T.reshape(*self.lead, -1).to(self.dtype)
 
-    def _logits(self, before: list[Tensor]) -> Tensor:
+    def next_logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
         all_levels = torch.arange(self.levels, device=self.mu.device, dtype=torch.double)

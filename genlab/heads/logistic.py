@@ -76,13 +76,13 @@ class LogisticPixels:
 
     def tempered(self, temperature: float) -> ChainPixels:
         """The distribution of every value to the power 1 / temperature, exact over its K levels."""
-        return ChainPixels(self._logits, len(self.mu), temperature)
+        return ChainPixels(self.next_logits, len(self.mu), temperature)
 
     def mean(self) -> Tensor:
         """Expected level (..., c)."""
         return expected(self.mu, self.log_s, self.levels).T.reshape(*self.lead, -1)
 
-    def _logits(self, before: list[Tensor]) -> Tensor:
+    def next_logits(self, before: list[Tensor]) -> Tensor:
         """log P (..., K) of the next value, which does not depend on the values before."""
         i = len(before)
         all_levels = torch.arange(self.levels, device=self.mu.device, dtype=self.mu.dtype)

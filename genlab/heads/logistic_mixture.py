@@ -107,7 +107,7 @@ class LogisticMixturePixels:
 
     def tempered(self, temperature: float) -> ChainPixels:
         """Every conditional p(x_i | x_<i), a mixture, to the power 1 / temperature: exact over K levels, but slow."""
-        return ChainPixels(self._logits, self.channels, temperature)
+        return ChainPixels(self.next_logits, self.channels, temperature)
 
     def mean(self) -> Tensor:
         """Expected level (..., C). In every component, each channel is conditioned on the expected earlier channels.
@@ -123,7 +123,7 @@ class LogisticMixturePixels:
                 remaining = self._given_value(remaining, coefficients, i, scaled(means[i], self.levels))
         return (weights.softmax(0) * torch.stack(means)).sum(1).T.reshape(*self.lead, self.channels)
 
-    def _logits(self, before: list[Tensor]) -> Tensor:
+    def next_logits(self, before: list[Tensor]) -> Tensor:
         """log p(x_i | x_<i) of every level (..., K): components are weighted by their probability of the earlier
         values.
         """

@@ -26,6 +26,7 @@ from genlab.models.ancestral import Generation, Known, clamped
 from genlab.models.base import GenerativeModel
 from genlab.models.neighbours import Neighbours, Predicting, WithNeighbours
 from genlab.models.particles import weighted
+from genlab.system.device import true_float32
 
 CONFIGURABLE = {"model": ("Autoregressive",)}
 
@@ -97,12 +98,36 @@ class Autoregressive(GenerativeModel):
         """Weights of the net's first layer as images (N, C, h, w); None if they are not pictures."""
         return self.net.filters() if isinstance(self.net, Filters) else None
 
+    @torch.no_grad()
+    def walk(self, n: int, choose: Callable[[Tensor], Tensor], context: Tensor | None = None) -> Tensor:
+        """n images (n, C, H, W), value by value: `choose` gets the logits (n, K) of the next value of every image,
+        given those chosen so far, and returns integers (n,). Float32 products are computed in float32.
+        """
+        head = self.head.for_steps() if hasattr(self.head, "for_steps") else self.head
+        condition = self._condition(context, n)
+        with torch.inference_mode(), true_float32():
+            net = self._steps
+            state = net.start(n, self.device, None, condition)
+            previous, steps = None, []
+            for _ in range(self.spec.dims // self.net.step_channels):
+                h, state = net.step(previous, state)
+                pixels, values = head(h), list[Tensor]()
+                for _ in range(self.net.step_channels):
+                    values.append(choose(pixels.next_logits(values)))
+                previous = torch.stack(values, -1)
+                steps.append(previous)
+        return from_steps(torch.stack(steps, 1), self.spec).clone()
+
+    @property
+    def _steps(self) -> Any:
+        """What generation takes its steps from: the net, or the net with neighbours."""
+        return WithNeighbours(self.net, self.neighbours) if self.neighbours else self.net
+
     def _complete(self, x: Tensor, known: Tensor, draw: Draw, condition: Tensor | None) -> Completion:
         known_values = Known.of(x, known, self.spec, self.net.step_channels)
         effective = None
         with torch.inference_mode():
-            net = WithNeighbours(self.net, self.neighbours) if self.neighbours else self.net
-            generation = Generation(net, self.head, self.spec, condition, draw)
+            generation = Generation(self._steps, self.head, self.spec, condition, draw)
             if known_values.ordered:
                 steps = clamped(generation, known_values)
             else:

@@ -146,6 +146,10 @@ class LatentGaussian(GenerativeModel):
         """Weights of the encoder's first layer as images (N, C, h, w); None if they are not pictures."""
         return self.encoder.filters() if isinstance(self.encoder, Filters) else None
 
+    def pixels_given(self, z: Tensor, context: Tensor | None = None) -> Any:
+        """Latents (B, L) -> p(x | z) of every step, as the head returns it for features (B, T, D)."""
+        return self._given_z(z, self._condition(context, len(z)))
+
     # ---- drawing
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:

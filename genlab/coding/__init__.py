@@ -1,0 +1,1 @@
+"""Lossless compression: a likelihood turned into files that decode."""

@@ -1,0 +1,116 @@
+"""Images as a bits-back code of a latent Gaussian model: about minus the ELBO in bits for an image.
+
+For every batch of images x the encoder pops latents z under q(z | x), pushes x under p(x | z) and pushes z under p(z).
+The bits that the first step took from the stack come back when the decoder, who knows x by then, pushes z under
+q(z | x) (Townsend, Bird, Barber 2019, arXiv:1901.04866). The images form one chain: each takes the bits that those
+before it have left. Only the first ones take bits from the stack's initial words. So batches begin small and grow with
+the stack.
+
+A latent is a multiple of 2^-12 between -16 and 16, and q and p are normal distributions rounded to these values. A q
+that is wider or lies further out is cut off. It is still a distribution, so this only costs bits.
+
+n images, L latent units, T steps of c values, K levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.coding.bit_stack import BitStack
+from genlab.core import from_steps, to_steps
+
+CELL = 2.0**-12  # the distance between two values of a latent
+END = int(16 / CELL)
+
+
+SHARE = 2  # of images that are coded for each one that the next batch may add
+
+
+def batches(n: int, most: int, share: int) -> list[slice]:
+    """Slices of n images: single ones until `share` are coded, then 2 at once, …, up to `most`."""
+    slices: list[slice] = []
+    start = 0
+    while start < n:
+        size = min(n - start, most, 1 + start // share)
+        slices.append(slice(start, start + size))
+        start += size
+    return slices
+
+
+@torch.inference_mode()
+def encode(model: Any, x: Tensor, most: int, context: Tensor | None = None) -> bytes:
+    """Integers (n, C, H, W) -> the code; at most `most` images at once."""
+    stack = BitStack(_initial_words(model))
+    for part in batches(len(x), most, SHARE):
+        images, labels = x[part].long(), None if context is None else context[part]
+        mean, std = _posterior(model, images, labels)
+        z = stack.pop_normal(-END, END, mean, std)
+        _push_pixels(stack, model, z, images, labels)
+        stack.push_normal(z, -END, END, *_prior(z))
+    return stack.stored()
+
+
+@torch.inference_mode()
+def decode(model: Any, code: bytes, n: int, most: int, context: Tensor | None = None) -> Tensor:
+    """The code -> integers (n, C, H, W). Raises bit_stack.Corrupt if `encode` did not make it."""
+    stack = BitStack(_initial_words(model), code)
+    out = torch.zeros(n, *model.spec.shape, dtype=torch.long, device=model.device)
+    for part in reversed(batches(n, most, SHARE)):
+        labels = None if context is None else context[part]
+        z = np.zeros((part.stop - part.start, model.latent_dim))
+        z = stack.pop_normal(-END, END, *_prior(z))
+        out[part] = _pop_pixels(stack, model, z, labels)
+        stack.push_normal(z, -END, END, *_posterior(model, out[part], labels))
+    stack.check_restored()
+    return out
+
+
+def _initial_words(model: Any) -> int:
+    """Enough for the latents of the first images."""
+    return 2 * int(model.latent_dim) + 64
+
+
+def _posterior(model: Any, x: Tensor, context: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of q(z | x), in cells, (n, L) each."""
+    mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
+    std = (log_var / 2).exp() / CELL
+    return (mean / CELL).clamp(-END, END).numpy(), std.clamp(0.25, 10 * END).numpy()
+
+
+def _prior(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of p(z), in cells, of the shape of z."""
+    return np.zeros(z.shape), np.full(z.shape, 1 / CELL)
+
+
+def _push_pixels(stack: BitStack, model: Any, z: np.ndarray, x: Tensor, context: Tensor | None) -> None:
+    """Push x (n, C, H, W) under p(x | z), so that the first value of every step is popped first."""
+    pixels = _given(model, z, context)
+    values = list(to_steps(x, model.step_channels).unbind(-1))
+    tables = [_table(pixels.next_logits(values[:i])) for i in range(len(values))]
+    for value, table in zip(reversed(values), reversed(tables), strict=True):
+        stack.push_levels(value.cpu().numpy(), table)
+
+
+def _pop_pixels(stack: BitStack, model: Any, z: np.ndarray, context: Tensor | None) -> Tensor:
+    """The inverse of `_push_pixels`."""
+    pixels = _given(model, z, context)
+    values: list[Tensor] = []
+    for _ in range(model.step_channels):
+        given = pixels.next_logits(values)
+        popped = torch.from_numpy(stack.pop_levels(_table(given)))
+        values.append(popped.view(given.shape[:-1]).to(given.device))
+    return from_steps(torch.stack(values, -1), model.spec)
+
+
+def _given(model: Any, z: np.ndarray, context: Tensor | None) -> Any:
+    """p(x | z) of every step for latents (n, L) in cells."""
+    return model.pixels_given(torch.from_numpy(z * CELL).to(model.dtype).to(model.device), context)
+
+
+def _table(logits: Tensor) -> np.ndarray:
+    """Logits (..., K) -> probabilities (N, K)."""
+    return logits.float().softmax(-1).flatten(0, -2).cpu().numpy()

@@ -1,0 +1,146 @@
+"""`genlab compress`: images into one file without loss, in about as many bits as the model says.
+
+With report=true the same images are also compressed by the usual codecs, and a table compares all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from genlab.build import restore
+from genlab.coding.codec import BLOCK, Codec, Machine, family, fingerprint, to_bytes
+from genlab.coding.container import Writer, digest
+from genlab.core import RequestError
+from genlab.measure.code_lengths import classical_lengths, information
+from genlab.processes import blocks, launch
+from genlab.request.compose import Request, split_hydra
+from genlab.request.contexts import Classes
+from genlab.request.image_set import ImageSet, read_image_set
+from genlab.request.numbers import check_at_least
+from genlab.request.outputs import writable
+from genlab.request.progress import with_progress
+from genlab.request.tables import print_table
+from genlab.system.atomic import atomically
+from genlab.system.device import choose_device
+
+
+def command(request: Request) -> None:
+    """Check the request, write the file and print a line, or a table."""
+    config, _ = split_hydra(request.config())
+    out = writable("out", config.out, ".glz")
+    check_at_least(config, "workers", 1)
+    for key in ("block", "batch_size"):
+        if config[key] is not None:
+            check_at_least(config, key, 1)
+    for key in ("portable", "verify", "report"):
+        if not isinstance(config[key], bool):
+            raise RequestError(f"{key}={config[key]}: expected true or false")
+    launch.check_cores(config.workers, "cpu")
+    settings = (config.ckpt, config.weights, list(config.trust), config.portable, config.batch_size, config.device)
+    codec, model_hash = open_codec(*settings)
+    images = read_image_set("in", str(config["in"]), codec.spec, config.data, config.trust, limit=config.data.limit)
+    labels = _labels(config, codec, images)
+    size = config.block or BLOCK[codec.kind]
+    header = {
+        "model": model_hash, "kind": codec.kind, "portable": config.portable, "at_once": codec.at_once,
+        "spec": asdict(codec.spec), "source": images.source, "count": len(images),
+        "machine": Machine.here(codec.device).as_dict(),
+        "pictures": images.pictures and [asdict(picture) for picture in images.pictures],
+    }  # fmt: skip
+
+    def pieces() -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(images), size):
+            stop = min(start + size, len(images))
+            yield images.part(start, stop), None if labels is None else labels[start:stop], config.verify
+
+    def write(advance):  # type: ignore[no-untyped-def]
+        coded, by_lzma = 0, 0
+        opening = (reopened, (codec, model_hash)) if config.workers == 1 else (open_codec, settings)
+        with atomically(out) as temporary, open(temporary, "wb") as file:
+            writer = Writer(file)
+            for content, coder, image_hash, count in blocks.in_order(*opening, encode_block, pieces(), config.workers):
+                writer.add(content, count, coder, image_hash)
+                coded, by_lzma = coded + len(content), by_lzma + (coder == "lzma")
+                advance(count)
+            return coded, by_lzma, writer.close(header), len(writer.blocks)
+
+    started = time.perf_counter()
+    coded, by_lzma, length, number = with_progress("compressing", len(images), write)
+    seconds = time.perf_counter() - started
+    values = len(images) * codec.spec.dims
+    print(
+        f"{out}: {len(images):,} images in {length:,} bytes, {8 * length / values:.4f} bits/dim, "
+        f"{len(images) / seconds:.1f} images/s{'' if config.verify else ' (not verified)'}"
+    )
+    if by_lzma:
+        print(f"{by_lzma} of {number} blocks could not be coded by the model and were compressed by LZMA")
+    if not config.portable:
+        print("to decompress it takes the same kind of machine and the same version of torch (see portable=)")
+    if config.report:
+        _report(codec, images, labels, coded, length)
+
+
+def open_codec(
+    ckpt: str, weights: str, trust: list[str], portable: bool, at_once: int | None, device: str
+) -> tuple[Codec, str]:
+    """The codec of a checkpoint, and the fingerprint of its model."""
+    model, run = restore(ckpt, weights=weights, trust=trust)
+    family(model)
+    model_hash = fingerprint(model, run["model"])
+    return Codec(model.to(choose_device(device)), portable=portable, at_once=at_once), model_hash
+
+
+def reopened(codec: Codec, model_hash: str) -> tuple[Codec, str]:
+    """A codec that is open already."""
+    return codec, model_hash
+
+
+def encode_block(
+    opened: tuple[Codec, str], x: Tensor, labels: Tensor | None, verify: bool
+) -> tuple[bytes, str, str, int]:
+    """A block of images -> (its bytes, how it is coded, the hash of its images, their number)."""
+    codec, _ = opened
+    content, coder = codec.encode(x.long(), labels, verify=verify)
+    return content, coder, digest(to_bytes(x, codec.spec)), len(x)
+
+
+def _labels(config: DictConfig, codec: Codec, images: ImageSet) -> Tensor | None:
+    """The labels (N,) that a class-conditional model needs: those of the data set, or `label=` for all."""
+    kind = codec.model.conditioning
+    if kind == "image":
+        raise RequestError("this model is conditioned on a second image, which a .glz file does not hold")
+    if kind == "none":
+        if config.label is not None:
+            raise RequestError(f"label={config.label}: this model takes no label")
+        return None
+    if config.label is not None:
+        _, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
+        return torch.full((len(images),), Classes.of(run, codec.spec).number(config.label))
+    if images.labels is None:
+        raise RequestError("this model is conditioned on a class label: give label=, one for all images")
+    return images.labels
+
+
+def _report(codec: Codec, images: ImageSet, labels: Tensor | None, coded: int, length: int) -> None:
+    """Print the table of code lengths."""
+    n, dims = len(images), len(images) * codec.spec.dims
+
+    def measure(advance):  # type: ignore[no-untyped-def]
+        nats = information(codec.model, images, labels, advance)
+        return nats, list(classical_lengths(images))
+
+    nats, classical = with_progress("measuring", n, measure)
+    exact = codec.kind == "autoregressive"
+    name = "log2 1/p(x) of the model" if exact else "bound of the model"
+    rows = [(name, nats), ("coded by the model", 8.0 * coded), ("the whole file", 8.0 * length)]
+    rows += [(name, 8.0 * size) for name, size in classical]
+    cells = [(name, f"{bits / 8:,.0f}", f"{bits / n:,.1f}", f"{bits / dims:.4f}") for name, bits in rows]
+    lines = [f"{name}: {size} bytes, {image} bits/image, {dim} bits/dim" for name, size, image, dim in cells]
+    print_table(f"{n:,} images of {images.source}", ("code", "bytes", "bits/image", "bits/dim"), cells, lines)
