@@ -29,6 +29,8 @@ VERBS = {
     "probe": "train a linear classifier on the features, and on others for comparison",
     "compress": "write images into one file without loss, in as few bits as the model says",
     "decompress": "read the images of such a file",
+    "score": "tell how odd every image of a set is to a model",
+    "neighbours": "find the nearest training images of images, and near duplicates",
     "quality": "measure how closely samples resemble test images",
     "list": "list the models, data sets and experiments",
 }

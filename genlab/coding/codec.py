@@ -49,7 +49,7 @@ class Undecodable(Exception):
 class Machine:
     """What the bits of a net's floats depend on."""
 
-    torch: str
+    torch_version: str
     device: str
     instructions: str
     processor: str

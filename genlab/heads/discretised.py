@@ -65,6 +65,11 @@ def log_mass(x: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
     return _LogMass.apply(x, mean, log_s, levels)  # type: ignore[no-any-return]
 
 
+def rate(log_s: Tensor, levels: int) -> Tensor:
+    """log s on [-1, 1] -> 1 / s in units of a level."""
+    return (-math.log((levels - 1) / 2) - log_s.clamp(FLOOR, CEILING)).exp()
+
+
 def draw(uniform: Tensor, mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
     """Uniform numbers in [0, 1) -> logistic values in units of a level, not rounded."""
     half = (levels - 1) / 2
@@ -79,9 +84,9 @@ def nearest(value: Tensor, levels: int) -> Tensor:
 def expected(mean: Tensor, log_s: Tensor, levels: int) -> Tensor:
     """Expected level: the sum of P(x > v) over the K - 1 lowest levels v, one term in memory at a time."""
     half = (levels - 1) / 2
-    rate = (-math.log(half) - log_s.clamp(FLOOR, CEILING)).exp()
-    terms: Iterable[Tensor] = (torch.sigmoid((half * mean + (half - v - 0.5)) * rate) for v in range(levels - 1))
-    return sum(terms, torch.zeros_like(rate * mean))
+    steepness = rate(log_s, levels)
+    terms: Iterable[Tensor] = (torch.sigmoid((half * mean + (half - v - 0.5)) * steepness) for v in range(levels - 1))
+    return sum(terms, torch.zeros_like(steepness * mean))
 
 
 class _LogMass(torch.autograd.Function):

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from genlab.core import RequestError
 from genlab.heads.chain import ChainPixels
-from genlab.heads.discretised import draw, expected, log_mass, nearest, pixels_last, project, scaled, small_batches
+from genlab.heads.discretised import (
+    draw,
+    expected,
+    log_mass,
+    nearest,
+    pixels_last,
+    project,
+    rate,
+    scaled,
+    small_batches,
+)
 
 CONFIGURABLE = {"head": ("LogisticMixture",)}
 
@@ -127,14 +137,30 @@ class LogisticMixturePixels:
         """log p(x_i | x_<i) of every level (..., K): components are weighted by their probability of the earlier
         values.
         """
+        weights, mean, log_s = self._next(before)
+        all_levels = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
+        each = log_mass(all_levels, mean, log_s, self.levels)  # (K, M, N)
+        return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
+
+    def next_below(self, before: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function from edges (E, N), levels of N pixels, to P(x_i < edge | x_<i), (E, N).
+
+        A few edges cost a fraction of all K logits.
+        """
+        weights, mean, log_s = self._next(before)
+        weights, steepness = weights.softmax(0), rate(log_s, self.levels)
+        half = (self.levels - 1) / 2
+        shift = (half * mean + (half + 0.5)) * steepness
+        return lambda edges: (torch.sigmoid(edges[:, None] * steepness - shift) * weights).sum(1)
+
+    def _next(self, before: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, means and log scales of the components (M, N) of the next value, given the values before."""
         weights, mu, log_s, coefficients = self._parts(self.parameters)
         x = [value.reshape(-1).to(mu.dtype) for value in before]
         means = self._means(mu, coefficients, [scaled(value, self.levels) for value in x])
         for i, value in enumerate(x):
             weights = weights + log_mass(value, means[i], log_s[i], self.levels)
-        all_levels = torch.arange(self.levels, device=weights.device, dtype=weights.dtype)[:, None, None]
-        each = log_mass(all_levels, means[-1], log_s[len(x)], self.levels)  # (K, M, N)
-        return torch.logsumexp(weights.log_softmax(0) + each, 1).T.reshape(*self.lead, self.levels)
+        return weights, means[-1], log_s[len(x)]
 
     def _parts(self, groups: Tensor) -> tuple[Tensor, ...]:
         """Component logits (M, N), means and log scales (C, M, N), coefficients (P, M, N) between -1 and 1."""

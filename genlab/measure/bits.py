@@ -2,7 +2,7 @@
 
     bits/dim = -log p(x) / (C * H * W * ln 2)
 
-of the original data (Theis et al. 2016, arXiv:1511.01844). No other file of genlab makes this division.
+of the original data (Theis et al. 2016, arXiv:1511.01844). No other file of genlab divides by ln 2.
 
 Every number is a mean over images. Each image is counted once, and the sum is in float64 in the order of the file. A
 result also has its conditions: exact or a bound, number of draws, split, data variant, weights and precision. The
@@ -26,6 +26,11 @@ from torch import Tensor
 from genlab.core import ImageSpec, Likelihood, RunError
 from genlab.data.batches import Batch, context_of
 from genlab.system.device import moved, precision_used, true_float32
+
+
+def in_bits(nats: Tensor) -> Tensor:
+    """Log-probabilities in nats -> information in bits, -log2 p, of the same shape."""
+    return -nats / math.log(2)
 
 
 def bits_per_dim(nats: Tensor, spec: ImageSpec) -> Tensor:

@@ -64,13 +64,21 @@ class Autoregressive(GenerativeModel):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W) -> nats (B,), exact."""
+        return self._step_log_prob(x, context).sum(1)
+
+    def pixel_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integer images (B, C, H, W) -> log p of every pixel given the earlier ones, nats (B, H, W)."""
+        return self._step_log_prob(x, context).view(len(x), self.spec.height, self.spec.width, -1).sum(3)
+
+    def _step_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Integer images (B, C, H, W) -> log p of every step given the earlier ones, nats (B, T)."""
         self.spec.check(x)
         h = self.net(x, self._condition(context, len(x)))
         if self.neighbours is not None:
             h = torch.cat([h, self.neighbours(x, self.dtype)], -1)
         pixels = self.head(h)
         nats: Tensor = pixels.log_prob(to_steps(x, self.net.step_channels))
-        return nats.sum(1)
+        return nats
 
     def objective(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """Negative log-likelihood in nats, "loss" (B,)."""
@@ -99,9 +107,9 @@ class Autoregressive(GenerativeModel):
         return self.net.filters() if isinstance(self.net, Filters) else None
 
     @torch.no_grad()
-    def walk(self, n: int, choose: Callable[[Tensor], Tensor], context: Tensor | None = None) -> Tensor:
-        """n images (n, C, H, W), value by value: `choose` gets the logits (n, K) of the next value of every image,
-        given those chosen so far, and returns integers (n,). Float32 products are computed in float32.
+    def walk(self, n: int, choose: Callable[[Any, list[Tensor]], Tensor], context: Tensor | None = None) -> Tensor:
+        """n images (n, C, H, W), value by value. `choose` gets the distribution of a step, as the head returns it for
+        features (n, D), and the values of this step so far, (n,) each; it returns the next value, integers (n,).
         """
         head = self.head.for_steps() if hasattr(self.head, "for_steps") else self.head
         condition = self._condition(context, n)
@@ -113,7 +121,7 @@ class Autoregressive(GenerativeModel):
                 h, state = net.step(previous, state)
                 pixels, values = head(h), list[Tensor]()
                 for _ in range(self.net.step_channels):
-                    values.append(choose(pixels.next_logits(values)))
+                    values.append(choose(pixels, values))
                 previous = torch.stack(values, -1)
                 steps.append(previous)
         return from_steps(torch.stack(steps, 1), self.spec).clone()

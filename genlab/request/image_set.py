@@ -4,8 +4,9 @@
     FILE.npy             integers (N, C, H, W), or (N, H, W) grey
     GLOB or FOLDER       picture files, in alphabetical order
 
-Every picture is cut into tiles of the model's size, row by row; tiles at the right and lower edge are filled up with
-copies of the last column and row. A picture of the model's size is one tile.
+To compress a picture without loss, it is cut into tiles of the model's size, row by row; tiles at the right and lower
+edge are filled up with copies of the last column and row (`Files`). To score it, it is cropped and resized to the
+model's images as in data=folder (`Fitted`). A picture of the model's size is one tile and does not change.
 
 N tiles, C channels, H x W pixels of the model, K levels.
 """
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from genlab.build import build_data
@@ -30,6 +31,7 @@ from genlab.core import ImageSpec, RequestError
 from genlab.data.reader import EXTENSIONS, FORMATS, Unreadable, printable, read
 from genlab.data.tree import scan_folder
 from genlab.request.compose import Request, split_hydra
+from genlab.request.pictures import quantise
 
 EXACT_MODES = ("1", "L", "P", "RGB")  # picture modes whose pixels `read` keeps exactly
 
@@ -61,6 +63,10 @@ class ImageSet:
         """Tiles start … stop - 1: integers (n, C, H, W)."""
         raise NotImplementedError
 
+    def name(self, i: int) -> str:
+        """The file of image i, or its number."""
+        return str(i)
+
 
 class Images(ImageSet):
     """Images in memory (N, C, H, W)."""
@@ -77,8 +83,40 @@ class Images(ImageSet):
         return self.images[start:stop]
 
 
+class Fitted(ImageSet):
+    """Picture files, decoded one at a time, cropped and resized to the model's images as in data=folder. N is their
+    number.
+    """
+
+    def __init__(self, source: str, spec: ImageSpec, paths: list[Path]) -> None:
+        super().__init__(source, spec, None, None)
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """See `ImageSet`."""
+        return torch.stack([self._image(path) for path in self.paths[start:stop]])
+
+    def name(self, i: int) -> str:
+        """See `ImageSet`."""
+        return printable(self.paths[i])
+
+    def _image(self, path: Path) -> Tensor:
+        spec = self.spec
+        try:
+            colours = read(path).colours.convert("L" if spec.channels == 1 else "RGB")
+        except Unreadable as error:
+            raise RequestError(f"{printable(path)} is not a readable picture: {error}") from error
+        if colours.size != (spec.width, spec.height):
+            colours = ImageOps.fit(colours, (spec.width, spec.height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(colours)).view(spec.height, spec.width, spec.channels).permute(2, 0, 1)
+        return quantise(pixels, spec)
+
+
 class Files(ImageSet):
-    """Picture files, decoded one at a time."""
+    """Picture files, decoded one at a time, cut into tiles."""
 
     def __init__(self, source: str, spec: ImageSpec, paths: list[Path]) -> None:
         pictures = [_size(path, spec) for path in paths]
@@ -127,12 +165,20 @@ def untiled(tiles: Tensor, picture: Picture, spec: ImageSpec) -> Tensor:
 
 
 def read_image_set(
-    key: str, source: str, spec: ImageSpec, places: Mapping[str, Any], trust: Any = (), *, limit: int | None = None
+    key: str,
+    source: str,
+    spec: ImageSpec,
+    places: Mapping[str, Any],
+    trust: Any = (),
+    *,
+    limit: int | None = None,
+    fit: bool = False,
 ) -> ImageSet:
     """The images that config key `key` names, for a model of `spec`.
 
     `places`: the keys root and path of a data set on this machine. `limit`: only the first images (of a data set or an
-    array). Raises RequestError if there are none, or if they do not fit the model.
+    array). `fit`: crop and resize pictures instead of cutting them into tiles. Raises RequestError if there are none,
+    or if they do not fit the model.
     """
     if source.startswith("data:"):
         return _data_set(key, source, spec, places, trust, limit)
@@ -149,6 +195,8 @@ def read_image_set(
     other = [p for p in paths if p.suffix.lower() not in EXTENSIONS]
     if other:
         raise RequestError(f"{key}={source}: {printable(other[0])} is no picture file")
+    if fit and spec.levels <= 256 and spec.channels in (1, 3):
+        return Fitted(source, spec, paths)
     if spec.levels != 256 or spec.channels not in (1, 3):
         raise RequestError(
             f"{key}={source}: picture files have 256 levels and 1 or 3 channels, the model's images {spec.levels} "

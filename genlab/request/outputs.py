@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -35,6 +38,16 @@ def writable(key: str, value: str, *suffixes: str) -> Path:
     return path
 
 
+def new_folder(key: str, value: str) -> Path:
+    """The folder that config key `key` names, which is not made yet. Raises RequestError unless it is new or empty."""
+    path = Path(str(value)).expanduser()
+    if not path.parent.is_dir():
+        raise RequestError(f"{key}={value}: the folder {path.parent} does not exist")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RequestError(f"{key}={value} exists already and is not empty: give a new folder")
+    return path
+
+
 def check_drawing(config: DictConfig) -> Path:
     """Check `n`, `temperature`, `seed` and `out` of a verb that draws images. Returns the path of the PNG."""
     check_at_least(config, "n", 1)
@@ -48,6 +61,15 @@ def check_out(config: DictConfig) -> Path:
     out = writable("out", config.out, ".png")
     writable("out", str(out.with_suffix(".npy")), ".npy")
     return out
+
+
+def save_columns(out: Path, names: Any, columns: Mapping[str, np.ndarray]) -> None:
+    """Write a CSV file with a row for every image i, `names.name(i)`, and its number in every column (N,)."""
+    with atomically(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        for i, row in enumerate(zip(*columns.values(), strict=True)):
+            writer.writerow([names.name(i), *(f"{value:.6g}" for value in row)])
 
 
 def save_images(

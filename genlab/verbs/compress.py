@@ -8,10 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from genlab.build import restore
@@ -21,11 +19,11 @@ from genlab.core import RequestError
 from genlab.measure.code_lengths import classical_lengths, information
 from genlab.processes import blocks, launch
 from genlab.request.compose import Request, split_hydra
-from genlab.request.contexts import Classes
 from genlab.request.image_set import ImageSet, read_image_set
 from genlab.request.numbers import check_at_least
 from genlab.request.outputs import writable
 from genlab.request.progress import with_progress
+from genlab.request.set_labels import labels_of
 from genlab.request.tables import print_table
 from genlab.system.atomic import atomically
 from genlab.system.device import choose_device
@@ -44,15 +42,16 @@ def command(request: Request) -> None:
             raise RequestError(f"{key}={config[key]}: expected true or false")
     launch.check_cores(config.workers, "cpu")
     settings = (config.ckpt, config.weights, list(config.trust), config.portable, config.batch_size, config.device)
-    codec, model_hash = open_codec(*settings)
+    opened = open_codec(*settings)
+    codec = opened.codec
     images = read_image_set("in", str(config["in"]), codec.spec, config.data, config.trust, limit=config.data.limit)
-    labels = _labels(config, codec, images)
+    labels = labels_of(config, codec.model, opened.run, images, "in")
     size = config.block or BLOCK[codec.kind]
     header = {
-        "model": model_hash, "kind": codec.kind, "portable": config.portable, "at_once": codec.at_once,
+        "model": opened.fingerprint, "kind": codec.kind, "portable": config.portable, "at_once": codec.at_once,
         "spec": asdict(codec.spec), "source": images.source, "count": len(images),
         "machine": Machine.here(codec.device).as_dict(),
-        "pictures": images.pictures and [asdict(picture) for picture in images.pictures],
+        "pictures": None if images.pictures is None else [asdict(picture) for picture in images.pictures],
     }  # fmt: skip
 
     def pieces() -> Iterator[tuple[Any, ...]]:
@@ -62,10 +61,12 @@ def command(request: Request) -> None:
 
     def write(advance):  # type: ignore[no-untyped-def]
         coded, by_lzma = 0, 0
-        opening = (reopened, (codec, model_hash)) if config.workers == 1 else (open_codec, settings)
+        opening, arguments = (already, (opened,)) if config.workers == 1 else (open_codec, settings)
         with atomically(out) as temporary, open(temporary, "wb") as file:
             writer = Writer(file)
-            for content, coder, image_hash, count in blocks.in_order(*opening, encode_block, pieces(), config.workers):
+            for content, coder, image_hash, count in blocks.in_order(
+                opening, arguments, encode_block, pieces(), config.workers
+            ):
                 writer.add(content, count, coder, image_hash)
                 coded, by_lzma = coded + len(content), by_lzma + (coder == "lzma")
                 advance(count)
@@ -87,45 +88,32 @@ def command(request: Request) -> None:
         _report(codec, images, labels, coded, length)
 
 
-def open_codec(
-    ckpt: str, weights: str, trust: list[str], portable: bool, at_once: int | None, device: str
-) -> tuple[Codec, str]:
-    """The codec of a checkpoint, and the fingerprint of its model."""
+class Opened(NamedTuple):
+    """A codec, the fingerprint of its model, and the config of its run."""
+
+    codec: Codec
+    fingerprint: str
+    run: dict[str, Any]
+
+
+def open_codec(ckpt: str, weights: str, trust: list[str], portable: bool, at_once: int | None, device: str) -> Opened:
+    """The codec of a checkpoint."""
     model, run = restore(ckpt, weights=weights, trust=trust)
     family(model)
-    model_hash = fingerprint(model, run["model"])
-    return Codec(model.to(choose_device(device)), portable=portable, at_once=at_once), model_hash
+    found = fingerprint(model, run["model"])
+    return Opened(Codec(model.to(choose_device(device)), portable=portable, at_once=at_once), found, run)
 
 
-def reopened(codec: Codec, model_hash: str) -> tuple[Codec, str]:
-    """A codec that is open already."""
-    return codec, model_hash
+def already(opened: Opened) -> Opened:
+    """The codec that this process has opened."""
+    return opened
 
 
-def encode_block(
-    opened: tuple[Codec, str], x: Tensor, labels: Tensor | None, verify: bool
-) -> tuple[bytes, str, str, int]:
+def encode_block(opened: Opened, x: Tensor, labels: Tensor | None, verify: bool) -> tuple[bytes, str, str, int]:
     """A block of images -> (its bytes, how it is coded, the hash of its images, their number)."""
-    codec, _ = opened
+    codec = opened.codec
     content, coder = codec.encode(x.long(), labels, verify=verify)
     return content, coder, digest(to_bytes(x, codec.spec)), len(x)
-
-
-def _labels(config: DictConfig, codec: Codec, images: ImageSet) -> Tensor | None:
-    """The labels (N,) that a class-conditional model needs: those of the data set, or `label=` for all."""
-    kind = codec.model.conditioning
-    if kind == "image":
-        raise RequestError("this model is conditioned on a second image, which a .glz file does not hold")
-    if kind == "none":
-        if config.label is not None:
-            raise RequestError(f"label={config.label}: this model takes no label")
-        return None
-    if config.label is not None:
-        _, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
-        return torch.full((len(images),), Classes.of(run, codec.spec).number(config.label))
-    if images.labels is None:
-        raise RequestError("this model is conditioned on a class label: give label=, one for all images")
-    return images.labels
 
 
 def _report(codec: Codec, images: ImageSet, labels: Tensor | None, coded: int, length: int) -> None:

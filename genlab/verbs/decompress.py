@@ -26,10 +26,10 @@ from genlab.processes import blocks, launch
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import Picture, untiled
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import writable
+from genlab.request.outputs import new_folder, writable
 from genlab.request.progress import with_progress
 from genlab.system.atomic import atomically
-from genlab.verbs.compress import open_codec, reopened
+from genlab.verbs.compress import Opened, already, open_codec
 
 
 def command(request: Request) -> None:
@@ -41,11 +41,12 @@ def command(request: Request) -> None:
     reader, out = Reader(path), _destination(config)
     header = _checked(reader)
     settings = (config.ckpt, config.weights, list(config.trust), header["portable"], header["at_once"], config.device)
-    codec, model_hash = open_codec(*settings)
-    if header["model"] != model_hash:
+    opened = open_codec(*settings)
+    codec = opened.codec
+    if header["model"] != opened.fingerprint:
         raise RequestError(
             f"in={path} was made with another model than ckpt={config.ckpt}: their fingerprints are "
-            f"{header['model'][:12]} and {model_hash[:12]}"
+            f"{header['model'][:12]} and {opened.fingerprint[:12]}"
         )
     numbers = _numbers(config, len(reader.blocks))
     pictures = header["pictures"] and [Picture(**entry) for entry in header["pictures"]]
@@ -55,8 +56,8 @@ def command(request: Request) -> None:
 
     def decoded(advance) -> Iterator[Tensor]:  # type: ignore[no-untyped-def]
         pieces = ((reader.content(i), *_described(reader, i)) for i in numbers)
-        opening = (reopened, (codec, model_hash)) if config.workers == 1 else (open_codec, settings)
-        results = blocks.in_order(*opening, decode_block, pieces, config.workers)
+        opening, arguments = (already, (opened,)) if config.workers == 1 else (open_codec, settings)
+        results = blocks.in_order(opening, arguments, decode_block, pieces, config.workers)
         for number, images in zip(numbers, results, strict=True):
             if images is None:
                 raise RequestError(f"block {number} of in={path} does not decode here{difference}")
@@ -70,9 +71,9 @@ def command(request: Request) -> None:
     print(f"{out}: {count:,} images in {seconds:.1f} s, {count / seconds:.1f} images/s, equal to those compressed")
 
 
-def decode_block(opened: tuple[Codec, str], content: bytes, coder: str, count: int, images: str) -> Tensor | None:
+def decode_block(opened: Opened, content: bytes, coder: str, count: int, images: str) -> Tensor | None:
     """A block -> its images (n, C, H, W) uint8 (int32 for many levels), or None if they are not those encoded."""
-    codec, _ = opened
+    codec = opened.codec
     try:
         x = codec.decode(content, coder, count)
     except Undecodable:
@@ -130,12 +131,7 @@ def _destination(config: DictConfig) -> Path:
     """The .npy file or the folder that `out` names. A folder must be new or empty."""
     if str(config.out).endswith(".npy"):
         return writable("out", config.out, ".npy")
-    out = Path(str(config.out)).expanduser()
-    if not out.parent.is_dir():
-        raise RequestError(f"out={config.out}: the folder {out.parent} does not exist")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"out={config.out} exists already: give a new folder, or a file name ending in .npy")
-    return out
+    return new_folder("out", config.out)
 
 
 def _write(out: Path, decoded: Iterator[Tensor], spec: ImageSpec, pictures: list[Picture] | None, count: int) -> None:

@@ -34,6 +34,7 @@ from genlab.system import signals
 from genlab.system.atomic import write_json
 from genlab.system.device import choose_device
 from genlab.train.plan import Plan
+from genlab.verbs import evaluate_images as extras
 
 NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim, but a reconstruction error"
 NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; its samples can be compared with test images"
@@ -48,6 +49,9 @@ def command(request: Request) -> None:
     check_seed(config)
     if config.batch_size is not None:
         check_at_least(config, "batch_size", 1)
+    for key in ("per_image", "classify"):
+        if not isinstance(config[key], bool):
+            raise RequestError(f"{key}={config[key]}: expected true or false")
     writable("out", config.out, ".json")
     plan = Plan.of(config.trainer)
     launch.check_cores(plan.devices, plan.accelerator)
@@ -67,11 +71,19 @@ def command(request: Request) -> None:
             )
         evaluate_samples(config)
         return
+    if config.per_image or config.classify:
+        if plan.devices > 1:
+            raise RequestError("per_image=true and classify=true run on one process: leave trainer.devices= out")
+        extras.check(config, model)
     open_data(config, run, warn=False).split(config.split)  # so that a missing file is reported once, not by each rank
     if group.world_size() == 1 and plan.devices > 1:
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=OmegaConf.to_container(config))
     else:
         work(OmegaConf.to_container(config))
+    if config.per_image:
+        extras.write_scores_of_split(config)
+    if config.classify:
+        extras.write_classification(config)
 
 
 @signals.impatiently()  # at once, also on one rank of several: there is nothing to save
