@@ -124,7 +124,11 @@ class Muon(AdamW):
             if matrices:
                 group = {"lr": factor * self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
                 groups.append({"params": matrices, **group})
-            groups += [{**group, **settings} for group in self._groups(others, factor * self.adam_lr)]
+            # Updates of matrices have a fixed size, so without decay the weights grow and gates saturate. The others
+            # are not decayed: a head needs large weights to be certain.
+            groups += [
+                {**group, **settings, "weight_decay": 0.0} for group in self._groups(others, factor * self.adam_lr)
+            ]
         return muon.Muon(groups, layouts)
 
 
