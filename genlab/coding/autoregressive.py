@@ -71,8 +71,10 @@ def coded(
     n = pixels.parameters.shape[-1]
     zero = torch.zeros(1, n, dtype=pixels.parameters.dtype, device=pixels.parameters.device)
     edges = torch.arange(base, levels, base, device=zero.device)[:, None] + zero
-    high = code(_table([zero, below(edges), zero + 1]), None if true is None else true // base)
-    first = (high * base)[None]
+    first = torch.zeros(1, n, dtype=torch.long, device=zero.device)
+    if len(edges):  # with so few levels that one digit is enough, there are none
+        high = code(_table([zero, below(edges), zero + 1]), None if true is None else true // base)
+        first = (high * base)[None]
     edges = first + torch.arange(base + 1, device=zero.device)[:, None]
     p = torch.where(edges <= 0, 0.0, torch.where(edges >= levels, 1.0, below(edges.to(zero.dtype))))
     low = code(_table([p]), None if true is None else true - first[0])
@@ -81,4 +83,4 @@ def coded(
 
 def _table(below: list[Tensor]) -> np.ndarray:
     """P(x < edge) at growing edges, (E, n) in parts -> probabilities between the edges (n, E - 1), not normalised."""
-    return torch.cat(below).diff(dim=0).clamp_min(LEAST).T.contiguous().cpu().numpy()
+    return torch.cat(below).double().diff(dim=0).clamp_min(LEAST).T.contiguous().cpu().numpy()

@@ -113,4 +113,4 @@ def _given(model: Any, z: np.ndarray, context: Tensor | None) -> Any:
 
 def _table(logits: Tensor) -> np.ndarray:
     """Logits (..., K) -> probabilities (N, K)."""
-    return logits.float().softmax(-1).flatten(0, -2).cpu().numpy()
+    return logits.float().softmax(-1).double().flatten(0, -2).cpu().numpy()

@@ -4,7 +4,8 @@ constriction (Bamler 2022, arXiv:2201.01741) codes n values at once from a table
 to integers of 24 bits in a fixed way, so encoder and decoder need equal tables. Two kinds are made here:
 
 `Plain` rounds nothing. The table is the softmax in float32. It is equal in encoder and decoder if the net computes the
-same bits in both, which takes the same kind of machine, library version and batch.
+same bits in both, which takes the same kind of machine, library version and batch. It is handed over as float64,
+because constriction sums it up, and a sum in float32 may leave nothing for an unlikely value.
 
 `Portable` tolerates small differences. The net computes in float64. The distribution function of a value is rounded to
 multiples of 2^-16, and the table holds the differences. Two machines whose float64 results differ in the last places
@@ -35,7 +36,7 @@ class Plain:
 
     def of(self, logits: Tensor, values: Tensor | None) -> np.ndarray:
         """Logits (n, K), and when encoding the true values (n,) -> probabilities (n, K)."""
-        return logits.float().softmax(-1).cpu().numpy()
+        return logits.float().softmax(-1).double().cpu().numpy()
 
 
 class Portable:

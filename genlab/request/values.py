@@ -44,8 +44,8 @@ KINDS = {
     **dict.fromkeys(("train.minutes", "train.epochs", "train.pause_after"), NUMBER_OR_NULL),
     **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
     **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles"), COUNT),
-    **dict.fromkeys(("components", "steps", "units"), COUNT),
-    **dict.fromkeys(("image", "context", "known", "classifier", "layer", "label", "code", "chain"), NAME),
+    **dict.fromkeys(("components", "steps", "units", "block"), COUNT),
+    **dict.fromkeys(("image", "context", "known", "classifier", "layer", "label", "code", "chain", "maps", "background"), NAME),
     **dict.fromkeys(("root", "path", "model", "data", "experiment"), NAME),
 }
 
@@ -86,7 +86,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
     if isinstance(default, (list, tuple)):
         if value is None and key.startswith(("model.", "data.")):
             return
-        kind = TEXT if key == "trust" else (_kind(key, default[0]) if default else None) or WHOLE
+        kind = TEXT if key in ("trust", "against") else (_kind(key, default[0]) if default else None) or WHOLE
         if not isinstance(value, (list, tuple)):
             raise RequestError(
                 f"{key}={format_value(value)}: expected a list, like the default {format_value(default)}"

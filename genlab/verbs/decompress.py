@@ -39,7 +39,7 @@ def command(request: Request) -> None:
     launch.check_cores(config.workers, "cpu")
     path = Path(str(config["in"])).expanduser()
     reader, out = Reader(path), _destination(config)
-    header = _checked(reader)
+    header = checked(reader)
     settings = (config.ckpt, config.weights, list(config.trust), header["portable"], header["at_once"], config.device)
     opened = open_codec(*settings)
     codec = opened.codec
@@ -55,7 +55,7 @@ def command(request: Request) -> None:
     difference = "" if header["portable"] else _other_machine(header["machine"], codec)
 
     def decoded(advance) -> Iterator[Tensor]:  # type: ignore[no-untyped-def]
-        pieces = ((reader.content(i), *_described(reader, i)) for i in numbers)
+        pieces = ((reader.content(i), *described(reader, i)) for i in numbers)
         opening, arguments = (already, (opened,)) if config.workers == 1 else (open_codec, settings)
         results = blocks.in_order(opening, arguments, decode_block, pieces, config.workers)
         for number, images in zip(numbers, results, strict=True):
@@ -83,12 +83,13 @@ def decode_block(opened: Opened, content: bytes, coder: str, count: int, images:
     return x.to(torch.uint8 if codec.spec.levels <= 256 else torch.int32)
 
 
-def _described(reader: Reader, number: int) -> tuple[str, int, str]:
+def described(reader: Reader, number: int) -> tuple[str, int, str]:
+    """How a block is coded, the number of its images, and their hash."""
     block = reader.blocks[number]
     return block.coder, block.count, block.images
 
 
-def _checked(reader: Reader) -> dict[str, Any]:
+def checked(reader: Reader) -> dict[str, Any]:
     """The header, if its entries are of the right kinds. Raises RequestError otherwise."""
     header, kinds = reader.header, {"model": str, "portable": bool, "at_once": int, "count": int, "machine": dict}
     try:
