@@ -181,24 +181,6 @@ class Likelihood(Protocol):
 
 
 @runtime_checkable
-class PixelLikelihood(Protocol):
-    """A model whose log-probability of an image is a sum over its pixels."""
-
-    def pixel_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) -> log p of every pixel given the earlier ones, nats (B, H, W)."""
-
-
-@runtime_checkable
-class Chained(Protocol):
-    """A model that factorises p(x) into the conditional distributions of one value after another."""
-
-    def walk(self, n: int, choose: Callable[[Any, list[Tensor]], Tensor], context: Tensor | None = None) -> Tensor:
-        """n images (n, C, H, W), value by value. `choose` gets the distribution of a step, as the head returns it for
-        features (n, D), and the values of this step so far, (n,) each; it returns the next value, integers (n,).
-        """
-
-
-@runtime_checkable
 class Sampler(Protocol):
     """A model or an algorithm that draws images."""
 

@@ -31,7 +31,7 @@ MAY = {
     "models": (set(), {"torch", "numpy", "sklearn"}),
     "data": (set(), {"torch", "torchvision", "numpy", "PIL", "rich", "scipy", "pooch"}),
     "build": (set(), {"torch", "omegaconf", "yaml"}),
-    "coding": ({"flows", "models"}, {"torch", "numpy", "scipy", "constriction"}),
+    "coding": ({"build", "flows", "models"}, {"torch", "numpy", "scipy", "constriction"}),
     "measure": ({"data", "build"}, {"torch", "numpy", "sklearn", "torchmetrics", "PIL"}),
     "viz": ({"data", "build"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
     "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf"}),

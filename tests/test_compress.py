@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import numpy as np
@@ -72,7 +73,9 @@ def images(limit=64):
 def test_images_come_back(run, file, here, capsys):
     assert cli.run(["decompress", f"ckpt={run}", f"in={file}", "out=x.npy"]) == 0
     assert (np.load("x.npy") == images()).all()
-    assert "64 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "64 images" in said
+    assert f"sha256 of the images: {hashlib.sha256(images().tobytes()).hexdigest()}" in said
 
 
 def test_images_come_back_as_pictures(run, file, here):
@@ -171,9 +174,9 @@ def test_nothing_is_overwritten(run, file, here, capsys):
 @pytest.mark.slow
 def test_altered_files_are_refused_or_decoded_right(run, small, here):
     """A thousand of them: bytes changed, inserted, removed, cut off, exchanged. None comes out wrong."""
+    from genlab.coding.opened import decode_block, open_codec
     from genlab.core import RequestError
-    from genlab.verbs.compress import open_codec
-    from genlab.verbs.decompress import checked, decode_block, described
+    from genlab.verbs.decompress import checked, described
 
     whole, right, rng = small.read_bytes(), torch.from_numpy(images(6)), random.Random(0)
     opened = open_codec(str(run), "ema", [], False, None, "cpu")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import constriction
 import numpy as np
@@ -23,12 +23,21 @@ import torch
 from torch import Tensor
 
 from genlab.coding.tables import Plain, Portable
-from genlab.core import Chained
 
 LEVELS = constriction.stream.model.Categorical(perfect=False)
 LEAST = 1e-12  # probability of a digit before the coder's own rounding
 
 Code = Callable[[np.ndarray, Tensor | None], Tensor]  # (probabilities (n, k), true values or None) -> values (n,)
+
+
+@runtime_checkable
+class Chained(Protocol):
+    """A model that factorises p(x) into the conditional distributions of one value after another."""
+
+    def walk(self, n: int, choose: Callable[[Any, list[Tensor]], Tensor], context: Tensor | None = None) -> Tensor:
+        """n images (n, C, H, W), value by value. `choose` gets the distribution of a step, as the head returns it for
+        features (n, D), and the values of this step so far, (n,) each; it returns the next value, integers (n,).
+        """
 
 
 def encode(model: Chained, x: Tensor, tables: Plain | Portable, context: Tensor | None = None) -> bytes:

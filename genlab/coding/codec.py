@@ -34,7 +34,7 @@ from torch import Tensor
 from genlab.coding import autoregressive, bits_back, flow
 from genlab.coding.bit_stack import Corrupt
 from genlab.coding.tables import Plain, Portable
-from genlab.core import Chained, ImageSpec, RequestError
+from genlab.core import ImageSpec, RequestError
 from genlab.models import Flow, LatentGaussian
 
 AT_ONCE = {"autoregressive": 256, "latent": 16, "flow": 16}  # images that are coded together
@@ -135,7 +135,7 @@ class Codec:
 
 def family(model: Any) -> str:
     """autoregressive, latent or flow. Raises RequestError for a model of another family."""
-    if isinstance(model, Chained):
+    if isinstance(model, autoregressive.Chained):
         return "autoregressive"
     if isinstance(model, LatentGaussian):
         return "latent"

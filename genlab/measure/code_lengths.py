@@ -40,13 +40,16 @@ def information(model: Any, images: Any, labels: Tensor | None, advance: Callabl
 
 def classical_lengths(images: Any) -> Iterator[tuple[str, int]]:
     """(name, bytes of all images) for every codec: each image alone, then as a mosaic."""
-    spec, each = images.spec, list(_arrays(images))
-    mosaic = _mosaic(np.stack(each))
+    spec = images.spec
+    if spec.levels > 256:
+        return
+    each = [image.astype(np.uint8) for image in images.whole()]
+    mosaic = _mosaic(np.stack(each)) if len({image.shape for image in each}) == 1 else None
     for name, code in codecs().items():
-        if spec.levels > 256 or (name in PICTURES and spec.channels not in (1, 3)):
+        if name in PICTURES and spec.channels not in (1, 3):
             continue
         yield f"{name}, each image", sum(len(code(image)) for image in each)
-        if max(mosaic.shape[:2]) <= LARGEST:
+        if mosaic is not None and max(mosaic.shape[:2]) <= LARGEST:
             yield f"{name}, a mosaic", len(code(mosaic))
 
 
@@ -78,12 +81,6 @@ def _saved(pixels: np.ndarray, name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, name, **options)
     return buffer.getvalue()
-
-
-def _arrays(images: Any) -> Iterator[np.ndarray]:
-    for start in range(0, len(images), BATCH):
-        for image in images.part(start, min(start + BATCH, len(images))):
-            yield np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy())
 
 
 def _mosaic(images: np.ndarray) -> np.ndarray:

@@ -17,19 +17,27 @@ N images (n in a batch), C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from genlab.core import Coder, Latent, Likelihood, PixelLikelihood
+from genlab.core import Coder, Latent, Likelihood
 from genlab.measure.bits import in_bits, log_marginal
 from genlab.measure.code_lengths import png_bits
 from genlab.system.device import true_float32
 
 BATCH = 100
+
+
+@runtime_checkable
+class PixelLikelihood(Protocol):
+    """A model whose log-probability of an image is a sum over its pixels."""
+
+    def pixel_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) -> log p of every pixel given the earlier ones, nats (B, H, W)."""
 
 
 @torch.no_grad()

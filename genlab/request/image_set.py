@@ -14,7 +14,7 @@ N tiles, C channels, H x W pixels of the model, K levels.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +66,16 @@ class ImageSet:
     def name(self, i: int) -> str:
         """The file of image i, or its number."""
         return str(i)
+
+    @property
+    def values(self) -> int:
+        """The number of values of all images; what fills up tiles is not counted."""
+        return len(self) * self.spec.dims
+
+    def whole(self) -> Iterator[np.ndarray]:
+        """The images one after another as arrays (h, w) or (h, w, C); pictures as they are, not as tiles."""
+        for i in range(len(self)):
+            yield self.part(i, i + 1)[0].permute(1, 2, 0).squeeze(2).contiguous().numpy()
 
 
 class Images(ImageSet):
@@ -138,6 +148,16 @@ class Files(ImageSet):
             parts.append(self._cached(number)[start - first : stop - first])
             start += len(parts[-1])
         return torch.cat(parts)
+
+    @property
+    def values(self) -> int:
+        """See `ImageSet`."""
+        return sum(picture.channels * picture.height * picture.width for picture in self.pictures or ())
+
+    def whole(self) -> Iterator[np.ndarray]:
+        """See `ImageSet`."""
+        for path in self.paths:
+            yield np.array(read(path).colours)
 
     def _tiles(self, number: int) -> Tensor:
         colours = np.array(read(self.paths[number]).colours)

@@ -45,7 +45,9 @@ KINDS = {
     **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
     **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles"), COUNT),
     **dict.fromkeys(("components", "steps", "units", "block"), COUNT),
-    **dict.fromkeys(("image", "context", "known", "classifier", "layer", "label", "code", "chain", "maps", "background"), NAME),
+    **dict.fromkeys(
+        ("image", "context", "known", "classifier", "layer", "label", "code", "chain", "maps", "background"), NAME
+    ),
     **dict.fromkeys(("root", "path", "model", "data", "experiment"), NAME),
 }
 

@@ -5,16 +5,17 @@ With report=true the same images are also compressed by the usual codecs, and a 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from genlab.build import restore
-from genlab.coding.codec import BLOCK, Codec, Machine, family, fingerprint, to_bytes
-from genlab.coding.container import Writer, digest
+from genlab.coding.codec import BLOCK, Codec, Machine, to_bytes
+from genlab.coding.container import Writer
+from genlab.coding.opened import already, encode_block, open_codec
 from genlab.core import RequestError
 from genlab.measure.code_lengths import classical_lengths, information
 from genlab.processes import blocks, launch
@@ -26,7 +27,6 @@ from genlab.request.progress import with_progress
 from genlab.request.set_labels import labels_of
 from genlab.request.tables import print_table
 from genlab.system.atomic import atomically
-from genlab.system.device import choose_device
 
 
 def command(request: Request) -> None:
@@ -54,10 +54,14 @@ def command(request: Request) -> None:
         "pictures": None if images.pictures is None else [asdict(picture) for picture in images.pictures],
     }  # fmt: skip
 
+    hasher = hashlib.sha256()
+
     def pieces() -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(images), size):
             stop = min(start + size, len(images))
-            yield images.part(start, stop), None if labels is None else labels[start:stop], config.verify
+            x = images.part(start, stop)
+            hasher.update(to_bytes(x, codec.spec))
+            yield x, None if labels is None else labels[start:stop], config.verify
 
     def write(advance):  # type: ignore[no-untyped-def]
         coded, by_lzma = 0, 0
@@ -75,11 +79,14 @@ def command(request: Request) -> None:
     started = time.perf_counter()
     coded, by_lzma, length, number = with_progress("compressing", len(images), write)
     seconds = time.perf_counter() - started
-    values = len(images) * codec.spec.dims
+    pictures = (
+        f"{len(images.pictures):,} pictures as {len(images):,} tiles" if images.pictures else f"{len(images):,} images"
+    )
     print(
-        f"{out}: {len(images):,} images in {length:,} bytes, {8 * length / values:.4f} bits/dim, "
+        f"{out}: {pictures} in {length:,} bytes, {8 * length / images.values:.4f} bits/dim, "
         f"{len(images) / seconds:.1f} images/s{'' if config.verify else ' (not verified)'}"
     )
+    print(f"sha256 of the images: {hasher.hexdigest()}")
     if by_lzma:
         print(f"{by_lzma} of {number} blocks could not be coded by the model and were compressed by LZMA")
     if not config.portable:
@@ -88,43 +95,15 @@ def command(request: Request) -> None:
         _report(codec, images, labels, coded, length)
 
 
-class Opened(NamedTuple):
-    """A codec, the fingerprint of its model, and the config of its run."""
-
-    codec: Codec
-    fingerprint: str
-    run: dict[str, Any]
-
-
-def open_codec(ckpt: str, weights: str, trust: list[str], portable: bool, at_once: int | None, device: str) -> Opened:
-    """The codec of a checkpoint."""
-    model, run = restore(ckpt, weights=weights, trust=trust)
-    family(model)
-    found = fingerprint(model, run["model"])
-    return Opened(Codec(model.to(choose_device(device)), portable=portable, at_once=at_once), found, run)
-
-
-def already(opened: Opened) -> Opened:
-    """The codec that this process has opened."""
-    return opened
-
-
-def encode_block(opened: Opened, x: Tensor, labels: Tensor | None, verify: bool) -> tuple[bytes, str, str, int]:
-    """A block of images -> (its bytes, how it is coded, the hash of its images, their number)."""
-    codec = opened.codec
-    content, coder = codec.encode(x.long(), labels, verify=verify)
-    return content, coder, digest(to_bytes(x, codec.spec)), len(x)
-
-
 def _report(codec: Codec, images: ImageSet, labels: Tensor | None, coded: int, length: int) -> None:
     """Print the table of code lengths."""
-    n, dims = len(images), len(images) * codec.spec.dims
+    n, dims = len(images.pictures or images), images.values
 
     def measure(advance):  # type: ignore[no-untyped-def]
         nats = information(codec.model, images, labels, advance)
         return nats, list(classical_lengths(images))
 
-    nats, classical = with_progress("measuring", n, measure)
+    nats, classical = with_progress("measuring", len(images), measure)
     exact = codec.kind == "autoregressive"
     name = "log2 1/p(x) of the model" if exact else "bound of the model"
     rows = [(name, nats), ("coded by the model", 8.0 * coded), ("the whole file", 8.0 * length)]

@@ -5,6 +5,7 @@ Every block is checked before anything is written: its bytes, and the images tha
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from genlab.coding.codec import Codec, Machine, Undecodable, to_bytes
-from genlab.coding.container import Reader, digest
+from genlab.coding.codec import Codec, Machine, to_bytes
+from genlab.coding.container import Reader
+from genlab.coding.opened import already, decode_block, open_codec
 from genlab.core import ImageSpec, RequestError
 from genlab.processes import blocks, launch
 from genlab.request.compose import Request, split_hydra
@@ -29,7 +31,6 @@ from genlab.request.numbers import check_at_least
 from genlab.request.outputs import new_folder, writable
 from genlab.request.progress import with_progress
 from genlab.system.atomic import atomically
-from genlab.verbs.compress import Opened, already, open_codec
 
 
 def command(request: Request) -> None:
@@ -54,6 +55,8 @@ def command(request: Request) -> None:
         pictures = None  # a block of tiles need not hold whole pictures: its tiles are written
     difference = "" if header["portable"] else _other_machine(header["machine"], codec)
 
+    hasher = hashlib.sha256()
+
     def decoded(advance) -> Iterator[Tensor]:  # type: ignore[no-untyped-def]
         pieces = ((reader.content(i), *described(reader, i)) for i in numbers)
         opening, arguments = (already, (opened,)) if config.workers == 1 else (open_codec, settings)
@@ -61,6 +64,7 @@ def command(request: Request) -> None:
         for number, images in zip(numbers, results, strict=True):
             if images is None:
                 raise RequestError(f"block {number} of in={path} does not decode here{difference}")
+            hasher.update(to_bytes(images, codec.spec))
             advance(len(images))
             yield images
 
@@ -68,19 +72,8 @@ def command(request: Request) -> None:
     started = time.perf_counter()
     with_progress("decompressing", count, lambda advance: _write(out, decoded(advance), codec.spec, pictures, count))
     seconds = time.perf_counter() - started
-    print(f"{out}: {count:,} images in {seconds:.1f} s, {count / seconds:.1f} images/s, equal to those compressed")
-
-
-def decode_block(opened: Opened, content: bytes, coder: str, count: int, images: str) -> Tensor | None:
-    """A block -> its images (n, C, H, W) uint8 (int32 for many levels), or None if they are not those encoded."""
-    codec = opened.codec
-    try:
-        x = codec.decode(content, coder, count)
-    except Undecodable:
-        return None
-    if digest(to_bytes(x, codec.spec)) != images:
-        return None
-    return x.to(torch.uint8 if codec.spec.levels <= 256 else torch.int32)
+    print(f"{out}: {count:,} images in {seconds:.1f} s, {count / seconds:.1f} images/s")
+    print(f"sha256 of the images: {hasher.hexdigest()}")
 
 
 def described(reader: Reader, number: int) -> tuple[str, int, str]:

@@ -2,11 +2,14 @@
 
 A model with a likelihood is evaluated by its bits/dim, an autoencoder by its reconstructions, a classifier by its
 accuracy. A GAN has none of these: its result is the losses of its two players, or with `classifier=` the quality of its
-samples as in `genlab quality`.
+samples as in `genlab quality`. `per_image=true` also writes the scores of every image, and `classify=true` uses a
+class-conditional model as a Bayes classifier.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +21,27 @@ from genlab.build.models import model_name
 from genlab.core import Adversarial, Classifier, Coder, Likelihood, RequestError, Sampler
 from genlab.data.fingerprint import sentence
 from genlab.data.module import SPLITS
+from genlab.measure.bayes import class_log_likelihoods, classify
 from genlab.measure.evaluation import evaluate_split
 from genlab.measure.feature_distances import MIN_IMAGES
 from genlab.measure.feature_extractor import open_feature_extractor
+from genlab.measure.oddness import scores
 from genlab.measure.origin import origin
 from genlab.measure.quality import Sampling, check_comparable, sample_quality
 from genlab.processes import group, launch
 from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
+from genlab.request.image_set import Images
 from genlab.request.numbers import check_at_least, check_seed
-from genlab.request.outputs import writable
+from genlab.request.outputs import save_columns, writable
 from genlab.request.progress import with_progress
 from genlab.request.tables import print_table
 from genlab.system import signals
 from genlab.system.atomic import write_json
 from genlab.system.device import choose_device
 from genlab.train.plan import Plan
-from genlab.verbs import evaluate_images as extras
+from genlab.viz.plots import save_figure
+from genlab.viz.reliability import reliability
 
 NOTE_CODER = "an autoencoder gives images no probability, so there is no bits/dim, but a reconstruction error"
 NOTE_GAN = "a GAN has no likelihood, so there is no bits/dim; its samples can be compared with test images"
@@ -74,16 +81,16 @@ def command(request: Request) -> None:
     if config.per_image or config.classify:
         if plan.devices > 1:
             raise RequestError("per_image=true and classify=true run on one process: leave trainer.devices= out")
-        extras.check(config, model)
+        check_extras(config, model)
     open_data(config, run, warn=False).split(config.split)  # so that a missing file is reported once, not by each rank
     if group.world_size() == 1 and plan.devices > 1:
         launch.ranks(plan.devices, "genlab.verbs.evaluate:work", settings=OmegaConf.to_container(config))
     else:
         work(OmegaConf.to_container(config))
     if config.per_image:
-        extras.write_scores_of_split(config)
+        write_scores_of_split(config)
     if config.classify:
-        extras.write_classification(config)
+        write_classification(config)
 
 
 @signals.impatiently()  # at once, also on one rank of several: there is nothing to save
@@ -136,3 +143,52 @@ def evaluate_samples(config: DictConfig) -> None:
     write_json(Path(config.out), {**origin(config.ckpt), "weights": str(model.weights), **quality.as_dict()})
     print(f"{NOTE_GAN}:")
     print_table(*quality.table(run["names"]["model"]))
+
+
+def check_extras(config: DictConfig, model: Any) -> None:
+    """Raise RequestError if the model cannot do what the request asks for, or a file cannot be written."""
+    out = Path(str(config.out))
+    if config.per_image:
+        writable("out", str(out.with_suffix(".csv")), ".csv")
+        if not isinstance(model, (Likelihood, Coder)):
+            raise RequestError("per_image=true: this model has no score of a single image; leave per_image= out")
+        if getattr(model, "conditioning", "none") == "image":
+            raise RequestError("per_image=true: this model is conditioned on a second image; leave per_image= out")
+    if config.classify:
+        writable("out", str(out.with_suffix(".png")), ".png")
+        if not isinstance(model, Likelihood) or getattr(model, "conditioning", "none") != "label":
+            raise RequestError("classify=true needs a likelihood given the class: train with data/context=label")
+
+
+def write_scores_of_split(config: DictConfig) -> None:
+    """Write the scores of every image of the split, as `genlab score` does."""
+    model, run, spec = open_model(config, object, "be evaluated")
+    data = open_data(config, run, warn=False)
+    split = data.split(config.split)
+    labels = split.labels if model.conditioning == "label" else None
+    images = Images(config.split, spec, split.images, labels)
+
+    def compute(advance):  # type: ignore[no-untyped-def]
+        return scores(model, images, labels, advance=advance)
+
+    columns = with_progress("scoring", len(images), compute)
+    out = Path(str(config.out)).with_suffix(".csv")
+    save_columns(out, images, columns)
+    print(f"{out}: {', '.join(columns)} of every image")
+
+
+def write_classification(config: DictConfig) -> None:
+    """Classify every image of the split by Bayes' rule; add the result to the JSON file and draw its calibration."""
+    model, run, _ = open_model(config, Likelihood, "give images a probability")
+    data = open_data(config, run, warn=False)
+    split, train = data.split(config.split), data.split("train")
+
+    def compute(advance):  # type: ignore[no-untyped-def]
+        return class_log_likelihoods(model, split.images, advance)
+
+    log_likelihoods = with_progress("classifying", len(split.labels), compute)
+    result = classify(log_likelihoods, split.labels, torch.bincount(train.labels, minlength=model.spec.classes))
+    out = Path(str(config.out))
+    write_json(out, {**json.loads(out.read_text()), "classification": asdict(result)})
+    save_figure(out.with_suffix(".png"), reliability(result.bins, f"p(y | x) by Bayes' rule, {result.n:,} images"))
+    print(f"as a classifier: {result}; {out.with_suffix('.png')}")

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.build import restore
-from genlab.core import Coder, ImageSpec, Likelihood, PixelLikelihood, RequestError
-from genlab.measure.oddness import BATCH, auroc, bit_maps, scores
+from genlab.core import Coder, ImageSpec, Likelihood, RequestError
+from genlab.measure.oddness import BATCH, PixelLikelihood, auroc, bit_maps, scores
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import Images, ImageSet, read_image_set

@@ -68,11 +68,13 @@ def asked(model, name, context, player="generator"):
         "n": N,
         "batch": N,
         "player": player,
+        "choose": lambda pixels, before: pixels.next_logits(before).argmax(-1),
     }
     method = getattr(model, name)
     parameters = inspect.signature(method).parameters
     needed = [key for key, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
     out = method(**{key: words[key] for key in needed if key != "context"}, context=context)
+    out = out.next_logits([]) if hasattr(out, "next_logits") else out
     parts = out.values() if isinstance(out, dict) else out if isinstance(out, tuple) else (out,)
     return [part.detach() for part in parts if part is not None]
 
