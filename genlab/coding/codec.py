@@ -37,8 +37,8 @@ from genlab.coding.tables import Plain, Portable
 from genlab.core import ImageSpec, RequestError
 from genlab.models import Flow, LatentGaussian
 
-AT_ONCE = {"autoregressive": 256, "latent": 16, "flow": 16}  # images that are coded together
-BLOCK = {"autoregressive": 256, "latent": 2_500, "flow": 5_000}  # images of a block, unless block= is given
+AT_ONCE = {"autoregressive": 500, "latent": 16, "flow": 16}  # images that are coded together
+BLOCK = {"autoregressive": 500, "latent": 2_500, "flow": 5_000}  # images of a block, unless block= is given
 
 
 class Undecodable(Exception):

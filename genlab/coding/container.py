@@ -37,7 +37,7 @@ class Block:
     """Where a block is in the file, and what it holds.
 
     `coder`: "model", or "lzma" for a block that the model could not code. `hash`: of the bytes. `images`: of the
-    integers that they decode to. Both are BLAKE2b of 16 bytes in hexadecimal digits.
+    integers that they decode to. Both are BLAKE2b of 8 bytes in hexadecimal digits.
     """
 
     offset: int
@@ -49,8 +49,8 @@ class Block:
 
 
 def digest(content: bytes) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    """BLAKE2b of 8 bytes, in hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 class Writer:
