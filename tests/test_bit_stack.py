@@ -80,3 +80,21 @@ def test_a_curve_is_inverted_however_poor_the_guess(k, off):
     assert (np.diff(z[order])[np.diff(k[order]) > 0] >= 0).all()
     assert (curve.inverse(z, stack) == k).all()
     stack.check_restored()
+
+
+@pytest.mark.parametrize("std", [20.0, 300.0, 4000.0, 2.0**26])
+def test_a_normal_number_is_undone_and_has_the_deviation_and_the_cost_that_it_should(std):
+    """Also where a deviation has many values: no mass leaks into the tails."""
+    stack, n = BitStack(200 * WORDS), 20_000
+    before, mean = stack.bits, np.full(n, 3.7)
+    values = stack.pop_normal(mean, np.full(n, std), 8)
+    assert values.std() == pytest.approx(np.hypot(std, 12**-0.5), rel=0.03)
+    assert values.mean() == pytest.approx(3.7, abs=0.03 * std)
+    assert (before - stack.bits) / n == pytest.approx(np.log2(std * np.sqrt(2 * np.pi * np.e)), abs=0.03)
+    stack.push_normal(values, mean, np.full(n, std), 8)
+    stack.check_restored()
+
+
+def test_a_number_beyond_the_reach_is_refused():
+    with pytest.raises(OverflowError):
+        BitStack(WORDS).push_normal(np.array([10**6]), np.zeros(1), np.ones(1), 8)

@@ -18,6 +18,7 @@ import numpy as np
 
 LEVELS = constriction.stream.model.Categorical(perfect=False)
 UNIFORM = constriction.stream.model.Uniform()
+CELLS = 32  # the most cells in a standard deviation
 DIRECT = 2**16  # a uniform distribution of more values is coded in parts, because constriction's has 24 bits
 
 
@@ -69,16 +70,28 @@ class BitStack:
         """The inverse of `pop_levels`."""
         self._push(values, LEVELS, np.ascontiguousarray(table))
 
-    def pop_normal(self, low: int, high: int, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-        """Integers between low and high (inclusive) under rounded normal distributions; the ends take the tails."""
-        model = constriction.stream.model.QuantizedGaussian(low, high)
-        values = self._popped(model, mean.ravel().astype(np.float64), std.ravel().astype(np.float64))
-        return values.reshape(mean.shape)
+    def pop_normal(self, mean: np.ndarray, std: np.ndarray, reach: int) -> np.ndarray:
+        """Integers under normal distributions, cut off `reach` standard deviations from the mean or further out.
 
-    def push_normal(self, values: np.ndarray, low: int, high: int, mean: np.ndarray, std: np.ndarray) -> None:
-        """The inverse of `pop_normal`."""
-        model = constriction.stream.model.QuantizedGaussian(low, high)
-        self._push(values, model, mean.ravel().astype(np.float64), std.ravel().astype(np.float64))
+        A value is a cell of a sixteenth of the deviation or less, under a rounded normal distribution, and a place in
+        that cell, all of which are alike. For constriction gives every cell a share of 2^-24, and with cells of one
+        value the many in the tails would have a percent of the mass.
+        """
+        shift, unit, centre = _cells(mean, std)
+        cell = centre + self._popped(_normal(reach), (mean / unit - centre).ravel(), (std / unit).ravel()).reshape(
+            mean.shape
+        )
+        return (cell << shift) + self.pop_uniform(np.int64(1) << shift) - (np.int64(1) << shift >> 1)
+
+    def push_normal(self, values: np.ndarray, mean: np.ndarray, std: np.ndarray, reach: int) -> None:
+        """The inverse of `pop_normal`. Raises OverflowError for a value that is cut off."""
+        shift, unit, centre = _cells(mean, std)
+        values = values + (np.int64(1) << shift >> 1)
+        cell = values >> shift
+        if values.size and np.abs(cell - centre).max() > reach * CELLS:
+            raise OverflowError("a number is too large to be coded")
+        self.push_uniform(values - (cell << shift), np.int64(1) << shift)
+        self._push(cell - centre, _normal(reach), (mean / unit - centre).ravel(), (std / unit).ravel())
 
     def pop_uniform(self, sizes: np.ndarray) -> np.ndarray:
         """Integers in 0 … size - 1, for sizes of 1 or more."""
@@ -112,6 +125,17 @@ class BitStack:
 
     def _push(self, values: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
         self._coder.encode_reverse(values.ravel().astype(np.int32), model, *parameters)
+
+
+def _cells(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(logarithms of the sizes of cells, 0 or more; the sizes; the cells of the means)."""
+    shift = np.maximum(np.floor(np.log2(2 * std / CELLS)).astype(np.int64), 0)
+    unit = 2.0**shift
+    return shift, unit, np.rint(mean / unit).astype(np.int64)
+
+
+def _normal(reach: int) -> Any:
+    return constriction.stream.model.QuantizedGaussian(-reach * CELLS, reach * CELLS)
 
 
 def _parts(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

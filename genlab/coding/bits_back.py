@@ -6,8 +6,8 @@ q(z | x) (Townsend, Bird, Barber 2019, arXiv:1901.04866). The images form one ch
 before it have left. Only the first ones take bits from the stack's initial words. So batches begin small and grow with
 the stack.
 
-A latent is a multiple of 2^-12 between -16 and 16, and q and p are normal distributions rounded to these values. A q
-that is wider or lies further out is cut off. It is still a distribution, so this only costs bits.
+A latent is a multiple of 2^-12, and q and p are normal distributions rounded to these values. The mean of a q is at
+most 16 and its deviation at most 4. A wider q, or one further out, is moved there, which only costs bits.
 
 n images, L latent units, T steps of c values, K levels.
 """
@@ -24,7 +24,7 @@ from genlab.coding.bit_stack import BitStack
 from genlab.core import from_steps, to_steps
 
 CELL = 2.0**-12  # the distance between two values of a latent
-END = int(16 / CELL)
+Q_REACH, P_REACH = 8, 64  # standard deviations beyond which q and p are cut off
 
 
 SHARE = 2  # of images that are coded for each one that the next batch may add
@@ -48,9 +48,9 @@ def encode(model: Any, x: Tensor, most: int, context: Tensor | None = None) -> b
     for part in batches(len(x), most, SHARE):
         images, labels = x[part].long(), None if context is None else context[part]
         mean, std = _posterior(model, images, labels)
-        z = stack.pop_normal(-END, END, mean, std)
+        z = stack.pop_normal(mean, std, Q_REACH)
         _push_pixels(stack, model, z, images, labels)
-        stack.push_normal(z, -END, END, *_prior(z))
+        stack.push_normal(z, *_prior(z), P_REACH)
     return stack.stored()
 
 
@@ -62,9 +62,9 @@ def decode(model: Any, code: bytes, n: int, most: int, context: Tensor | None = 
     for part in reversed(batches(n, most, SHARE)):
         labels = None if context is None else context[part]
         z = np.zeros((part.stop - part.start, model.latent_dim))
-        z = stack.pop_normal(-END, END, *_prior(z))
+        z = stack.pop_normal(*_prior(z), P_REACH)
         out[part] = _pop_pixels(stack, model, z, labels)
-        stack.push_normal(z, -END, END, *_posterior(model, out[part], labels))
+        stack.push_normal(z, *_posterior(model, out[part], labels), Q_REACH)
     stack.check_restored()
     return out
 
@@ -78,7 +78,7 @@ def _posterior(model: Any, x: Tensor, context: Tensor | None) -> tuple[np.ndarra
     """Mean and standard deviation of q(z | x), in cells, (n, L) each."""
     mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
     std = (log_var / 2).exp() / CELL
-    return (mean / CELL).clamp(-END, END).numpy(), std.clamp(0.25, 10 * END).numpy()
+    return (mean.clamp(-16, 16) / CELL).numpy(), std.clamp(0.25, 4 / CELL).numpy()
 
 
 def _prior(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,10 @@ from genlab import flows
 from genlab.coding.bit_stack import BitStack
 from genlab.coding.bits_back import batches
 from genlab.coding.integer_flow import CELL, Curve, reals
-from genlab.coding.integer_layers import forward, inverse, pop_normal, push_normal
+from genlab.coding.integer_layers import forward, inverse, pop_latents, push_latents
 
 NOISE = 16  # bits of u
-SHARE = 16  # as in bits_back.py: an image takes many bits for its noise, which come back with its latents
+SHARE = 32  # as in bits_back.py: the noise of an image takes thirty times the bits that an image adds to the stack
 FAR = 80.0  # the logits of 0 and 1, where they are infinite
 
 
@@ -75,12 +75,12 @@ class IntegerFlow:
             parts.append(k[:, :leaving].reshape(len(x), -1))
             k = k[:, leaving:]
         parts.append(forward(model.flow.top, k, self.stack, condition).reshape(len(x), -1))
-        push_normal(self.stack, np.concatenate(parts, 1))
+        push_latents(self.stack, np.concatenate(parts, 1))
 
     def pop(self, n: int) -> np.ndarray:
         """The inverse of `push`: images (n, C, H, W)."""
         model, flow, condition = self.model, self.model.flow, self.model._condition(self.context, n)
-        z = pop_normal(self.stack, (n, flow.dims))
+        z = pop_latents(self.stack, (n, flow.dims))
         ends = np.cumsum([c * h * w for c, h, w in flow.shapes])[:-1]
         *parts, top = (p.reshape(n, *s) for p, s in zip(np.split(z, ends, 1), flow.shapes, strict=True))
         k = inverse(flow.top, top, self.stack, condition)

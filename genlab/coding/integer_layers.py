@@ -7,7 +7,6 @@ its inverse removes is pushed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from genlab.coding.integer_flow import BITS, CELL, Curve, Scale, integers, reals
 from genlab.flows.coupling import bounded
 from genlab.flows.mixture import logit_cdf
 
-# A latent: multiples of 2^-8 up to 32 as a rounded normal, the places below uniform; beyond 32 the excess is uniform.
-NORMAL_END, LOW_BITS, BEYOND_BITS = 32 * 2**8, BITS - 8, 29
+LATENT_REACH, NOISE_REACH = 64, 8  # standard deviations beyond which a normal distribution is cut off
+FURTHEST, MOST_BEYOND = 60 << BITS, 2**46  # a latent beyond 60 is coded as 60 and the rest
 
 
 def forward(layer: Any, k: np.ndarray, stack: BitStack, context: Tensor | None) -> np.ndarray:
@@ -83,11 +82,13 @@ class _Pad(_Map):
     def forward(self, k: np.ndarray, stack: BitStack) -> np.ndarray:
         out = np.empty((len(k), *self.inside.shape), np.int64)
         out[:, self.inside] = k.reshape(len(k), -1)
-        out[:, ~self.inside] = pop_normal(stack, (len(k), int((~self.inside).sum())))
+        noise = np.zeros((len(k), int((~self.inside).sum())))
+        out[:, ~self.inside] = stack.pop_normal(noise, noise + 1 / CELL, NOISE_REACH)
         return out
 
     def inverse(self, k: np.ndarray, stack: BitStack) -> np.ndarray:
-        push_normal(stack, k[:, ~self.inside])
+        noise = k[:, ~self.inside]
+        stack.push_normal(noise, np.zeros(noise.shape), np.full(noise.shape, 1 / CELL), NOISE_REACH)
         return k[:, self.inside].reshape(len(k), -1, self.layer.height, self.layer.width)
 
 
@@ -240,27 +241,22 @@ _MAPS: dict[type, type[_Map]] = {
 }
 
 
-def pop_normal(stack: BitStack, shape: Iterable[int]) -> np.ndarray:
-    """Integers under N(0, 1). The few that lie beyond 32 are spread evenly."""
-    zeros = np.zeros(tuple(shape))
-    high = stack.pop_normal(-NORMAL_END, NORMAL_END, zeros, zeros + 2.0**8)
-    beyond = np.abs(high) == NORMAL_END
+def pop_latents(stack: BitStack, shape: tuple[int, ...]) -> np.ndarray:
+    """Integers under N(0, 1). The few that lie beyond 60 are spread evenly."""
+    k = stack.pop_normal(np.zeros(shape), np.full(shape, 1 / CELL), LATENT_REACH)
+    beyond = np.abs(k) == FURTHEST
     if beyond.any():
-        high[beyond] += np.sign(high[beyond]) * stack.pop_uniform(np.full(int(beyond.sum()), 2**BEYOND_BITS))
-    return (high << LOW_BITS) + stack.pop_uniform(np.full(zeros.shape, 2**LOW_BITS)) - 2 ** (LOW_BITS - 1)
+        k[beyond] += np.sign(k[beyond]) * stack.pop_uniform(np.full(int(beyond.sum()), MOST_BEYOND))
+    return k
 
 
-def push_normal(stack: BitStack, k: np.ndarray) -> None:
-    """The inverse of `pop_normal`. Raises OverflowError for numbers beyond 2^21."""
-    k = k + 2 ** (LOW_BITS - 1)
-    high = k >> LOW_BITS
-    stack.push_uniform(k - (high << LOW_BITS), np.full(k.shape, 2**LOW_BITS))
-    inside = np.clip(high, -NORMAL_END, NORMAL_END)
-    beyond = np.abs(inside) == NORMAL_END
+def push_latents(stack: BitStack, k: np.ndarray) -> None:
+    """The inverse of `pop_latents`. Raises OverflowError for numbers beyond 2^20."""
+    inside = np.clip(k, -FURTHEST, FURTHEST)
+    beyond = np.abs(inside) == FURTHEST
     if beyond.any():
-        excess = np.abs(high - inside)[beyond]
-        if excess.max() >= 2**BEYOND_BITS:
+        excess = np.abs(k - inside)[beyond]
+        if excess.max() >= MOST_BEYOND:
             raise OverflowError("the flow leads to a latent that is too large to be coded")
-        stack.push_uniform(excess, np.full(excess.shape, 2**BEYOND_BITS))
-    zeros = np.zeros(k.shape)
-    stack.push_normal(inside, -NORMAL_END, NORMAL_END, zeros, zeros + 2.0**8)
+        stack.push_uniform(excess, np.full(excess.shape, MOST_BEYOND))
+    stack.push_normal(inside, np.zeros(k.shape), np.full(k.shape, 1 / CELL), LATENT_REACH)
