@@ -19,7 +19,9 @@ import numpy as np
 LEVELS = constriction.stream.model.Categorical(perfect=False)
 UNIFORM = constriction.stream.model.Uniform()
 CELLS = 32  # the most cells in a standard deviation
-DIRECT = 2**16  # a uniform distribution of more values is coded in parts, because constriction's has 24 bits
+# A uniform distribution of more values is coded in parts. constriction's has 24 bits, and its last value also gets what
+# is left over, which is too much if there are many.
+DIRECT = 2**12
 
 
 class Corrupt(Exception):

@@ -24,7 +24,8 @@ from genlab.coding.integer_layers import forward, inverse, pop_latents, push_lat
 
 NOISE = 16  # bits of u
 SHARE = 32  # as in bits_back.py: the noise of an image takes thirty times the bits that an image adds to the stack
-FAR = 80.0  # the logits of 0 and 1, where they are infinite
+FAR = 32.0  # the logits of 0 and 1, where they are infinite
+MOST_EXCESS = 2**46
 
 
 @torch.inference_mode()
@@ -115,9 +116,7 @@ class _Dequantisation:
         squeeze, features = self.layer.squeeze, self.layer.features(torch.from_numpy(x).double())
         v = forward(squeeze, self.curve.forward(noise, self.stack), self.stack, None)
         v = inverse(squeeze, forward(self.layer.flow, v, self.stack, features), self.stack, None)
-        u = self.curve.inverse(v, self.stack)
-        if u.min(initial=0) < 0 or u.max(initial=0) >= 2**NOISE:
-            raise OverflowError("the noise of the flow leads out of its range")
+        u = self._push_excess(self.curve.inverse(v, self.stack))
         inside, outside = self._inside(x)
         self.stack.push_uniform(u[:, outside], np.full((len(x), int(outside.sum())), 2**NOISE))
         return u[:, inside].reshape(x.shape)
@@ -131,9 +130,25 @@ class _Dequantisation:
         u[:, outside] = self.stack.pop_uniform(np.full((len(x), int(outside.sum())), 2**NOISE))
         u[:, inside] = kept.reshape(len(x), -1)
         squeeze, features = self.layer.squeeze, self.layer.features(torch.from_numpy(x).double())
-        v = forward(squeeze, self.curve.forward(u, self.stack), self.stack, None)
+        v = forward(squeeze, self.curve.forward(self._pop_excess(u), self.stack), self.stack, None)
         v = inverse(squeeze, inverse(self.layer.flow, v, self.stack, features), self.stack, None)
         self.stack.push_uniform(self.curve.inverse(v, self.stack), np.full(u.shape, 2**NOISE))
+
+    def _push_excess(self, u: np.ndarray) -> np.ndarray:
+        """Noise that lies beyond 0 or 1 becomes the outermost value, and the excess of every outermost value is pushed.
+        There are few: the noise is the sigmoid of a real number.
+        """
+        kept = np.clip(u, 0, 2**NOISE - 1)
+        ends = (kept == 0) | (kept == 2**NOISE - 1)
+        self.stack.push_uniform(np.abs(u - kept)[ends], np.full(int(ends.sum()), MOST_EXCESS))
+        return kept
+
+    def _pop_excess(self, u: np.ndarray) -> np.ndarray:
+        """The inverse of `_push_excess`."""
+        ends = (u == 0) | (u == 2**NOISE - 1)
+        u = u.copy()
+        u[ends] += np.where(u[ends] == 0, -1, 1) * self.stack.pop_uniform(np.full(int(ends.sum()), MOST_EXCESS))
+        return u
 
     def _inside(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks (C, H', W') of the padded image: the image, and what was added."""

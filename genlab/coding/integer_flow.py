@@ -25,7 +25,7 @@ from genlab.coding.bit_stack import BitStack
 
 BITS = 26  # after the binary point
 CELL = 2.0**-BITS
-SCALE_BITS = 16  # a slope is a multiple of 2^-16
+SCALE_BITS = 10  # digits of a slope
 MOST = 2**50  # numbers beyond are refused, before an int64 overflows
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -44,27 +44,31 @@ def integers(y: np.ndarray) -> np.ndarray:
 
 
 class Scale:
-    """Multiplication by positive slopes (of the array's shape)."""
+    """Multiplication by positive slopes (of the array's shape), rounded to `SCALE_BITS` binary digits: top / 2^bits."""
 
     def __init__(self, slope: np.ndarray) -> None:
-        top = np.rint(slope * 2.0**SCALE_BITS)
-        if not np.isfinite(top).all() or top.max(initial=0) > 2**36:
-            raise OverflowError("the flow has a slope that is too large to be coded")
-        self.top = np.maximum(top, 1).astype(np.int64)
+        if not np.isfinite(slope).all() or slope.max(initial=1) > 2.0**30 or slope.min(initial=1) < 2.0**-30:
+            raise OverflowError("the flow has a slope that is too large or too small to be coded")
+        mantissa, exponent = np.frexp(slope)
+        bits = SCALE_BITS - exponent.astype(np.int64)
+        self.top = np.rint(mantissa * 2.0**SCALE_BITS).astype(np.int64) << np.maximum(-bits, 0)
+        self.bits = np.maximum(bits, 0)
 
     def forward(self, k: np.ndarray, stack: BitStack) -> np.ndarray:
         """k times the slope."""
         _check(k, self.top)
         whole = k * self.top + stack.pop_uniform(self.top)
-        stack.push_uniform(whole & (2**SCALE_BITS - 1), np.full(k.shape, 2**SCALE_BITS))
-        return whole >> SCALE_BITS
+        result: np.ndarray = whole >> self.bits
+        stack.push_uniform(whole - (result << self.bits), np.int64(1) << self.bits)
+        return result
 
     def inverse(self, k: np.ndarray, stack: BitStack) -> np.ndarray:
         """Undo `forward`."""
-        whole = (k << SCALE_BITS) + stack.pop_uniform(np.full(k.shape, 2**SCALE_BITS))
-        out = whole // self.top
-        stack.push_uniform(whole - out * self.top, self.top)
-        return out
+        _check(k, np.int64(1) << self.bits)
+        whole = (k << self.bits) + stack.pop_uniform(np.int64(1) << self.bits)
+        result: np.ndarray = whole // self.top
+        stack.push_uniform(whole - result * self.top, self.top)
+        return result
 
 
 class Curve:
