@@ -131,3 +131,18 @@ def test_the_first_loss_is_moderate_and_components_differ(head, channels):
 def test_impossible_mixtures_are_refused():
     with pytest.raises(RequestError, match="at least 1 component"):
         LogisticMixture(width=4, channels=3, levels=256, components=0)
+
+
+@torch.no_grad()
+def test_the_mass_below_an_edge_is_the_sum_of_the_levels_below_it():
+    """`next_below` is what the codec asks for instead of all levels."""
+    torch.manual_seed(0)
+    head = LogisticMixture(width=6, channels=3, levels=16, components=4).double()
+    head.proj.weight.normal_()
+    pixels = head(torch.randn(5, 6, dtype=torch.double))
+    before: list[torch.Tensor] = []
+    for _ in range(3):
+        cdf = pixels.next_logits(before).softmax(-1).cumsum(-1).T  # (16, 5)
+        edges = torch.arange(1, 16)[:, None].expand(-1, 5).double()
+        assert torch.allclose(pixels.next_below(before)(edges), cdf[:-1])
+        before.append(torch.randint(16, (5,)))

@@ -166,7 +166,7 @@ def test_nearest_is_the_exhaustive_search():
     assert np.allclose(found.distances, np.sort(distances, 1)[:, :3])
     itself = np.linalg.norm(candidates[:, None] - candidates, axis=2) + 1e9 * np.eye(20)
     assert (nearest_others(candidates, 1).numbers[:, 0] == itself.argmin(1)).all()
-    assert share_nearer(np.array([0.0, 1.5, 9.0]), np.array([1.0, 2.0])).tolist() == [0, 0.5, 1]
+    assert share_nearer(np.array([0.0, 1.0, 1.5, 9.0]), np.array([1.0, 2.0])).tolist() == [0, 0, 0.5, 1]
 
 
 def test_bayes_rule_and_calibration():
