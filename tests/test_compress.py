@@ -231,7 +231,13 @@ def test_the_header_is_checked_even_if_its_hash_is_right(run, file, here, capsys
     from genlab.coding.container import Writer
 
     reader = Reader(file)
-    for change in ({"count": 10**9}, {"spec": {"channels": -1}}, {"at_once": 0}, {"pictures": [{"name": 3}]}):
+    for change in (
+        {"count": 10**9},
+        {"spec": {"channels": -1}},
+        {"spec": {**reader.header["spec"], "levels": 2}},
+        {"at_once": 0},
+        {"pictures": [{"name": 3}]},
+    ):
         with open("x.glz", "wb") as out:
             writer = Writer(out)
             for i, block in enumerate(reader.blocks):

@@ -41,6 +41,10 @@ AT_ONCE = {"autoregressive": 500, "latent": 16, "flow": 16}  # images that are c
 BLOCK = {"autoregressive": 500, "latent": 2_500, "flow": 5_000}  # images of a block, unless block= is given
 
 
+DAMAGED = (lzma.LZMAError, zlib.error)
+MOST_NUMBERS = 2**26  # bytes of the labels or exceptions of a block: a file may come from a stranger
+
+
 class Undecodable(Exception):
     """A block does not decode to the images that it was made from."""
 
@@ -92,7 +96,7 @@ class Codec:
         with one_thread():
             try:
                 block = self._encoded(x, labels)
-                if not verify or torch.equal(self.decode(block, "model", len(x)).to(torch.long), x.cpu().long()):
+                if not verify or torch.equal(self.decode(block, "model", len(x)), x.cpu().long()):
                     return block, "model"
             except (OverflowError, Corrupt, Undecodable):  # the model leads to numbers that cannot be coded
                 pass
@@ -100,10 +104,10 @@ class Codec:
 
     def decode(self, block: bytes, coder: str, n: int) -> Tensor:
         """Inverse of `encode`: (n, C, H, W) on the CPU. Raises Undecodable if the block cannot be decoded here."""
-        if coder == "lzma":
-            return self._from_bytes(lzma.decompress(block), n)
         with one_thread():
             try:
+                if coder == "lzma":
+                    return self._from_bytes(_bounded(lzma.LZMADecompressor(), block, 2 * n * self.spec.dims), n)
                 exceptions, labels, code = _sections(block)
                 context = torch.from_numpy(labels.astype(np.int64)).to(self.device) if len(labels) else None
                 if self.kind == "autoregressive":
@@ -111,7 +115,7 @@ class Codec:
                     return autoregressive.decode(self.model, code, n, tables, context).cpu()
                 module = bits_back if self.kind == "latent" else flow
                 return module.decode(self.model, code, n, self.at_once, context).cpu()
-            except (Corrupt, OverflowError, ValueError, AssertionError) as error:
+            except (ArithmeticError, AssertionError, Corrupt, LookupError, RuntimeError, ValueError, *DAMAGED) as error:
                 raise Undecodable(str(error)) from error
 
     def _encoded(self, x: Tensor, labels: Tensor | None) -> bytes:
@@ -187,8 +191,16 @@ def _sections(block: bytes) -> tuple[np.ndarray, np.ndarray, bytes]:
     for _ in range(2):
         length = int.from_bytes(block[:4], "little")
         part, block = block[4 : 4 + length], block[4 + length :]
-        arrays.append(np.frombuffer(zlib.decompress(part) if part else b"", "<u4"))
+        arrays.append(np.frombuffer(_bounded(zlib.decompressobj(), part, MOST_NUMBERS) if part else b"", "<u4"))
     return arrays[0], arrays[1], block
+
+
+def _bounded(decompressor: Any, content: bytes, most: int) -> bytes:
+    """Decompress at most `most` bytes. Raises ValueError if there are more."""
+    found: bytes = decompressor.decompress(content, most)
+    if not decompressor.eof:
+        raise ValueError("a block has more content than its images")
+    return found
 
 
 def _processor() -> str:

@@ -28,7 +28,7 @@ from genlab.core import RequestError
 
 MAGIC, END, VERSION = b"\x93GLZ\r\n\x1a\n", b"\x93GLZEND\n", 1
 MOST_HEADER = 2**28  # bytes of the header after decompression
-MOST_IMAGES = 2**20  # of a block
+MOST_IMAGES = 2**16  # of a block
 CODERS = ("model", "lzma")
 
 

@@ -198,10 +198,15 @@ def read_image(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read one file: (uint8 (size, size, channels), notes for the user). Raises Unreadable."""
     colours, _, notes = read(path, max_pixels)
+    return fitted(colours, size, size, channels), notes
+
+
+def fitted(colours: Image.Image, height: int, width: int, channels: int) -> np.ndarray:
+    """A picture cropped to its middle and resized, uint8 (height, width, channels); 1 channel is grey."""
     image = colours.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, channels), notes
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(height, width, channels)
 
 
 def class_folders(files: list[Path], located: dict[Path, tuple[str, str]]) -> list[str]:

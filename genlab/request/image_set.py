@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from genlab.build import build_data
 from genlab.core import ImageSpec, RequestError
+from genlab.data.folder import fitted
 from genlab.data.reader import EXTENSIONS, FORMATS, Unreadable, printable, read
 from genlab.data.tree import scan_folder
 from genlab.request.compose import Request, split_hydra
@@ -116,13 +117,10 @@ class Fitted(ImageSet):
     def _image(self, path: Path) -> Tensor:
         spec = self.spec
         try:
-            colours = read(path).colours.convert("L" if spec.channels == 1 else "RGB")
+            pixels = fitted(read(path).colours, spec.height, spec.width, spec.channels)
         except Unreadable as error:
             raise RequestError(f"{printable(path)} is not a readable picture: {error}") from error
-        if colours.size != (spec.width, spec.height):
-            colours = ImageOps.fit(colours, (spec.width, spec.height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(colours)).view(spec.height, spec.width, spec.channels).permute(2, 0, 1)
-        return quantise(pixels, spec)
+        return quantise(torch.from_numpy(pixels.copy()).permute(2, 0, 1), spec)
 
 
 class Files(ImageSet):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from genlab.coding.codec import BLOCK, Codec, Machine, to_bytes
-from genlab.coding.container import Writer
+from genlab.coding.container import MOST_IMAGES, Writer
 from genlab.coding.opened import already, encode_block, open_codec
 from genlab.core import RequestError
 from genlab.measure.code_lengths import classical_lengths, information
@@ -37,6 +37,8 @@ def command(request: Request) -> None:
     for key in ("block", "batch_size"):
         if config[key] is not None:
             check_at_least(config, key, 1)
+    if (config.block or 0) > MOST_IMAGES:
+        raise RequestError(f"block={config.block}: a block has at most {MOST_IMAGES:,} images")
     for key in ("portable", "verify", "report"):
         if not isinstance(config[key], bool):
             raise RequestError(f"{key}={config[key]}: expected true or false")

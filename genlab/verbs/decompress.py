@@ -49,6 +49,8 @@ def command(request: Request) -> None:
             f"in={path} was made with another model than ckpt={config.ckpt}: their fingerprints are "
             f"{header['model'][:12]} and {opened.fingerprint[:12]}"
         )
+    if ImageSpec(**header["spec"]) != codec.spec:
+        raise RequestError(f"in={path} is damaged: its images are not those of the model")
     numbers = _numbers(config, len(reader.blocks))
     pictures = header["pictures"] and [Picture(**entry) for entry in header["pictures"]]
     if config.block is not None and pictures:

@@ -128,7 +128,7 @@ def _maps(folder: Path, model: Any, images: ImageSet, labels: Tensor | None) -> 
 
 
 def _print_ends(images: ImageSet, columns: dict[str, np.ndarray], order: np.ndarray, ranking: str, out: Path) -> None:
-    unit = "bits/dim" if "bits_per_dim" in columns else columns and ranking
+    unit = "bits/dim" if "bits_per_dim" in columns else ranking
     values = columns.get("bits_per_dim", columns[ranking])
     print(f"{out} and {out.with_suffix('.png').name}: {len(images):,} images, mean {values.mean():.4f} {unit}")
     for title, ends in (("most surprising", order[::-1][:5]), ("least surprising", order[:5])):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import zlib
 
 import pytest
 import torch
-import zoo
 
+import zoo
 from genlab.build import build
 from genlab.coding.codec import Codec, Undecodable
 from genlab.core import ImageSpec
@@ -131,6 +133,24 @@ def test_what_the_model_cannot_code_is_stored_by_lzma():
     block, coder = codec.encode(x)
     assert coder == "lzma"
     assert torch.equal(codec.decode(block, coder, N), x)
+
+
+@pytest.mark.parametrize(
+    ("block", "coder"),
+    [
+        (lzma.compress(bytes(10**7)), "lzma"),  # far more than one image
+        (b"no lzma", "lzma"),
+        (b"\xff" * 40, "model"),
+        (b"", "model"),
+        (len(labels := zlib.compress(b"\xff" * 4)).to_bytes(4, "little") + labels + bytes(12), "model"),
+    ],
+    ids=["bomb", "no lzma", "absurd", "empty", "cut"],
+)
+def test_a_block_from_a_stranger_is_refused(block, coder):
+    """It does not decode, or to other images than its hash says; it takes no memory that its images do not need."""
+    case = next(p.values[0] for p in zoo.nets({"grey": zoo.GREY}, ("label",)))
+    with pytest.raises(Undecodable):
+        Codec(as_float(case.tiny())).decode(block, coder, 1)
 
 
 def test_an_altered_code_is_not_decoded_silently():
