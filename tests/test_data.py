@@ -759,7 +759,9 @@ def test_every_config_builds_and_begins_with_a_comment(name, tmp_path):
     data = build(name, **({"path": str(tmp_path)} if name == "folder" else {}))
     assert isinstance(data, ImageData)
     assert data.seed == 3
-    assert data.name == {"mnist_binary": "mnist_binary-static", "folder": f"folder-{tmp_path.name}"}.get(name, name)
+    names = {"toy1d": "toy1d_histogram_100levels", "toy2d": "toy2d_moons_64levels"}
+    names |= {"mnist_binary": "mnist_binary-static", "folder": f"folder-{tmp_path.name}"}
+    assert data.name == names.get(name, name)
 
 
 @pytest.mark.parametrize(

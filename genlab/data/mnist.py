@@ -128,7 +128,7 @@ class BinarizedMNIST:
         names = [f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")]
         files = [File(name, folder="MNIST_binary", page=LAROCHELLE + name) for name in names]
         train, valid, test = (unlabelled(read_amat(path)) for path in locate(files, root))
-        return Splits(train, test, valid=valid)
+        return Splits(train, test, valid=valid, levels=2)
 
 
 def splits_of(arrays: list[Tensor], class_names: tuple[str, ...]) -> Splits:

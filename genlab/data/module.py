@@ -1,6 +1,6 @@
 """ImageData: the data module of every data set. It has three splits, which are read whole or in training batches.
 
-    source -> official splits -> binarise -> cut validation off the training split -> first `limit` images
+    source -> official splits -> fewer levels -> cut validation off the training split -> first `limit` images
     split("test"), batches("test")       the whole split, every image once: for evaluation
     training_batch(k)                    batch k of the endless training sequence, a function of (seed, k, process)
 
@@ -38,6 +38,7 @@ from genlab.data.batches import (
 from genlab.data.binarize import KINDS, dynamic_draw, static_binarization
 from genlab.data.context import Context
 from genlab.data.fingerprint import fingerprint, hashes
+from genlab.data.levels import check_levels, reduce_levels
 from genlab.data.mnist import BinarizedMNIST
 from genlab.data.source import Source, Split, Splits, cut, lowest
 from genlab.data.tree import listed
@@ -55,10 +56,11 @@ class ImageData(LightningDataModule):
 
     `validation`: how many training images become the validation split, or which share of them if it is below 1. It is
     not used if the source publishes a validation split. `batch_size`: images in a training batch of one process;
-    None for 16 (`genlab train` chooses a number for the device, see train/batch_size.py).
-    `eval_batch_size`: images in a batch of `batches`. `root`: see `files.data_root`. `binarize`: see `binarize.py`.
-    `augment`: "hflip" mirrors half of the training images. `context`: what every image is conditioned on, see
-    `context.py`; None for nothing. `limit`: use only the first images of every split. `seed`: of the training sequence.
+    None for 16 (`genlab train` chooses a number for the device, see train/batch_size.py). `eval_batch_size`: images in
+    a batch of `batches`. `root`: see `files.data_root`. `binarize`: see `binarize.py`. `levels`: see `levels.py`; None
+    for those of the source. `augment`: "hflip" mirrors half of the training images. `context`: what every image is
+    conditioned on, see `context.py`; None for nothing. `limit`: use only the first images of every split. `seed`: of
+    the training sequence.
 
     Raises RequestError if an option is not possible. Files are read when the first image is needed.
     """
@@ -75,6 +77,7 @@ class ImageData(LightningDataModule):
         eval_batch_size: int = 200,
         root: str | Path | None = None,
         binarize: str = "none",
+        levels: int | None = None,
         augment: str = "none",
         context: Context | None = None,
         limit: int | None = None,
@@ -99,11 +102,14 @@ class ImageData(LightningDataModule):
             source = BinarizedMNIST()
         self.source, self.validation, self.root = source, validation, Path(root) if root else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.binarize, self.augment, self.limit, self.seed = binarize, augment, limit, seed
+        if levels is not None:
+            check_levels(levels, 256, binarize)
+        self.binarize, self.levels, self.augment, self.limit, self.seed = binarize, levels, augment, limit, seed
         self.context = context
         # The name of the source and the variant. Results on different names cannot be compared. (All variants have
         # labels. Results say separately whether the model was conditioned on them.)
         self.name = source.name + ("" if binarize == "none" else f"_binary-{binarize}")
+        self.name += "" if levels in (None, 256) else f"_{levels}levels"
         self.name += f"_{context.name}" if context is not None and context.kind == "image" else ""
         self.position = 0
         self._target = torch.device("cpu")  # the device of training batches
@@ -116,9 +122,8 @@ class ImageData(LightningDataModule):
     @property
     def whole(self) -> ImageSpec:
         """Shape and levels of a whole image, from which a context has not been split off."""
-        channels, height, width = self._loaded[0]["train"].images.shape[1:]
-        levels = 256 if self.binarize == "none" else 2
-        return ImageSpec(channels, height, width, levels, len(self.class_names))
+        channels, height, width = self._loaded[0]["train"].images.shape[1:]  # loading sets _levels
+        return ImageSpec(channels, height, width, self._levels, len(self.class_names))
 
     @property
     def spec(self) -> ImageSpec:
@@ -233,18 +238,28 @@ class ImageData(LightningDataModule):
         """
         official = self.source.load(self.root)
         splits = original = self._divided(official)
-        if self.binarize != "none":
+        if self.levels is not None:
+            check_levels(self.levels, official.levels, self.binarize)
+        if self.binarize not in ("none", "larochelle") and official.levels != 256:
+            raise RequestError(
+                f"data.binarize={self.binarize} needs images of 256 levels: these have {official.levels}"
+            )
+        self._levels = 2 if self.binarize != "none" else self.levels or official.levels
+        if self._levels != official.levels:
 
-            def binarized(name: str, split: Split) -> Split:
-                return Split(static_binarization(self.binarize, split.images, name), split.labels)
+            def changed(name: str, split: Split) -> Split:
+                images = split.images
+                if self.binarize != "none":
+                    return Split(static_binarization(self.binarize, images, name), split.labels)
+                return Split(reduce_levels(images, self._levels, official.levels), split.labels)
 
             # Official splits are binarised whole, so that the draw depends neither on `validation` nor on `limit`.
             splits = self._divided(
                 replace(
                     official,
-                    train=binarized("train", official.train),
-                    test=binarized("test", official.test),
-                    valid=official.valid and binarized("valid", official.valid),
+                    train=changed("train", official.train),
+                    test=changed("test", official.test),
+                    valid=official.valid and changed("valid", official.valid),
                 )
             )
         self._hashes = {name: hashes(split.images) for name, split in original.items()}

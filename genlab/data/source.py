@@ -41,7 +41,7 @@ class Splits:
     `class_names`: empty if there are no labels. `valid`: None unless the publisher made a validation split. `numbers`:
     a number in [0, 1) for every training image (N,), or None; with them, the images with the lowest numbers become the
     validation images, and adding or removing other images hardly changes this. `remarks`: what the user
-    should know about how the files were read.
+    should know about how the files were read. `levels` L: the values are 0..L - 1.
     """
 
     train: Split
@@ -50,6 +50,7 @@ class Splits:
     valid: Split | None = None
     numbers: Tensor | None = None
     remarks: tuple[str, ...] = ()
+    levels: int = 256
 
 
 class Source(Protocol):

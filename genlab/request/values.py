@@ -43,7 +43,7 @@ KINDS = {
     **dict.fromkeys(("trainer.gradient_clip_val", "optim.discriminator_lr"), NUMBER_OR_NULL),
     **dict.fromkeys(("train.minutes", "train.epochs", "train.pause_after"), NUMBER_OR_NULL),
     **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
-    **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles"), COUNT),
+    **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles", "levels"), COUNT),
     **dict.fromkeys(("components", "steps", "units", "block"), COUNT),
     **dict.fromkeys(
         ("image", "context", "known", "classifier", "layer", "label", "code", "chain", "maps", "background"), NAME

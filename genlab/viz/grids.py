@@ -26,7 +26,7 @@ def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:
     """Integers in 0..K-1 -> integers in 0..255, rounded, uint8 on the CPU. 8-bit images do not change."""
     if spec.levels == 256:
         return x.to("cpu", torch.uint8)
-    return (x.cpu() * 255 / (spec.levels - 1)).round().to(torch.uint8)
+    return (x.cpu().long() * 255 / (spec.levels - 1)).round().to(torch.uint8)
 
 
 def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:

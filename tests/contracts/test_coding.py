@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 import torch
-
 import zoo
+
 from genlab.build import build
 from genlab.coding.codec import Codec, Undecodable
 from genlab.core import ImageSpec
