@@ -42,6 +42,7 @@ SIZES = {
     "diagonal_bilstm": ((4, 64),),
     "pixelcnnpp": ((2, 64),),
     "pixelsnail": ((2, 64),),
+    "made": ((2, 512),),
 }
 
 

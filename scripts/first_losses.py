@@ -30,6 +30,7 @@ MODELS: dict[str, list[str]] = {
     "pixel_transformer": [],
     "row_lstm": [],
     "diagonal_bilstm": [],
+    "made": [],
     "bottleneck_ae": [],
     "linear_ae": [],
     "conv_ae": [],

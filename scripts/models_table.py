@@ -33,6 +33,7 @@ LECTURE = {
     "gated_pixelcnn": "Gated PixelCNN",
     "pixel_transformer": "pixel transformer",
     "pixelcnn": "PixelCNN",
+    "made": "MADE",
     "row_lstm": "PixelRNN: Row LSTM",
     "diagonal_bilstm": "PixelRNN: Diagonal BiLSTM",
     "pixelcnnpp": "PixelCNN++",

@@ -21,6 +21,7 @@ from genlab.train.optim import AdamW, Muon, settings
 
 MUON = {"optim__kind": "muon", "optim__adam_lr": 0.01, "optim__momentum": 0.9}
 NETS = ["pixelcnn", "gated_pixelcnn", "pixelcnnpp", "pixelsnail", "pixel_transformer", "row_lstm", "diagonal_bilstm"]
+NETS += ["made"]
 
 
 def case(net, spec=RGB, context="label"):

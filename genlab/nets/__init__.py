@@ -3,6 +3,7 @@
 from genlab.nets.cached.base import bind
 from genlab.nets.cached.diagonal_bilstm import DiagonalBiLSTMCache
 from genlab.nets.cached.gated_pixelcnn import GatedPixelCNNCache
+from genlab.nets.cached.made import MADECache
 from genlab.nets.cached.pixel_transformer import PixelTransformerCache
 from genlab.nets.cached.pixelcnn import PixelCNNCache
 from genlab.nets.cached.pixelcnnpp import PixelCNNppCache
@@ -10,6 +11,7 @@ from genlab.nets.cached.pixelsnail import PixelSNAILCache
 from genlab.nets.cached.row_lstm import RowLSTMCache
 from genlab.nets.causal.diagonal_bilstm import DiagonalBiLSTM
 from genlab.nets.causal.gated_pixelcnn import GatedPixelCNN
+from genlab.nets.causal.made import MADE
 from genlab.nets.causal.pixel_transformer import PixelTransformer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp
@@ -23,6 +25,7 @@ from genlab.nets.coders.resnet import ResNet
 from genlab.nets.layers.context import ImageContext, LabelContext
 
 __all__ = [
+    "MADE",
     "ConvDecoder",
     "ConvEncoder",
     "ConvNet",
@@ -46,6 +49,7 @@ __all__ = [
 # net imports this package first, so there is no way around it.
 bind(DiagonalBiLSTM, DiagonalBiLSTMCache)
 bind(GatedPixelCNN, GatedPixelCNNCache)
+bind(MADE, MADECache)
 bind(PixelCNN, PixelCNNCache)
 bind(PixelCNNpp, PixelCNNppCache)
 bind(PixelSNAIL, PixelSNAILCache)
