@@ -33,7 +33,7 @@ MAY = {
     "build": (set(), {"torch", "omegaconf", "yaml"}),
     "coding": ({"build", "flows", "models"}, {"torch", "numpy", "scipy", "constriction"}),
     "measure": ({"data", "build"}, {"torch", "numpy", "sklearn", "torchmetrics", "PIL"}),
-    "viz": ({"data", "build"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
+    "viz": ({"data", "build", "measure"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
     "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf"}),
     "request": ({"build", "data", "viz", "models", "codes"}, {"torch", "numpy", "PIL", "hydra", "omegaconf", "rich"}),
     # A run ends with its test and its pictures; resuming reports YAML that somebody has edited.

@@ -16,6 +16,7 @@ from genlab.data import Split
 from genlab.data.batches import take
 from genlab.request.compose import Request
 from genlab.viz import grid, pictures, plots, representations, signed
+from genlab.viz.subject import Subject
 
 SPEC = ImageSpec(1, 6, 5, 4, classes=3)
 FAST = ["trainer=smoke", "trainer.max_steps=2", "trainer.accelerator=cpu"]
@@ -50,7 +51,7 @@ class Data:
 
 
 def subject(model, folder, **options):
-    return pictures.Subject(model, Data(), "valid", folder / "metrics.csv", **options)
+    return Subject(model, Data(), "valid", folder / "metrics.csv", **options)
 
 
 def tiles(path, height, width):
@@ -281,14 +282,14 @@ def test_models_without_a_code_show_their_filters_alone(here, capsys):
 
 # ---- latent Gaussian models
 
-LATENT_FILES = {"units.png", "manifold.png", "walk.png"}
+LATENT_FILES = {"bounds.png", "units.png", "manifold.png", "walk.png"}
 LATENT = ["model/head=logistic", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 
 
 @pytest.mark.slow
 def test_a_latent_model_has_its_own_pictures_and_others_have_not(tmp_path):
     model = build_model("latent_gaussian", *LATENT, "model.latent_dim=2")
-    assert pictures.everything(model)[-3:] == ["units", "manifold", "walk"]
+    assert pictures.everything(model)[-4:] == ["bounds", "units", "manifold", "walk"]
     assert pictures.everything(build_model()) == list(pictures.GENERAL)
     written, reasons = pictures.draw(subject(model, tmp_path), pictures.everything(model), tmp_path)
     assert {path.rpartition("/")[2] for path in written} == GENERAL_FILES - {"sparsity.png"} | LATENT_FILES

@@ -13,7 +13,8 @@ from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
 from genlab.request.outputs import writable
 from genlab.request.progress import with_progress
-from genlab.viz.pictures import PICTURES, Subject, draw, everything
+from genlab.viz.pictures import PICTURES, draw, everything
+from genlab.viz.subject import Subject
 
 
 def command(request: Request) -> None:
@@ -28,9 +29,9 @@ def command(request: Request) -> None:
     for name in PICTURES if config.what == "all" else (str(config.what),):
         writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
-    names = everything(model) if config.what == "all" else [str(config.what)]
     metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
     subject = Subject(model, open_data(config, run), str(config.split), metrics, config.units, with_progress)
+    names = everything(model, subject.data) if config.what == "all" else [str(config.what)]
     written, reasons = draw(subject, names, folder)
     if not written:
         raise RequestError("; ".join(reasons))

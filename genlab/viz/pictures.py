@@ -26,14 +26,21 @@ Of every model that makes images from normal numbers (`core.Pushforward`: latent
 
     walk         interpolation between two draws of the prior
 
+Of every autoregressive model (`generation.py`, `timing.py`), of every model with a bound (`bounds.py`), and of every
+model on data whose distribution is known (`density.py`):
+
+    receptive_field  which pixels reach a pixel, layer by layer, and which earlier ones never do
+    attention        where a pixel looks, for every layer and head
+    order            images as they are generated, and the bits that each pixel takes
+    timing           seconds an image with and without the cache; only if it is asked for by name
+    bounds           bits per dimension over the number of draws
+    density          the distribution of the model beside the true one
+
 Shapes: N images of the split (N, C, H, W), codes (N, L) of L units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,68 +48,19 @@ import torch
 from torch import Tensor
 
 from genlab.build.models import model_name
-from genlab.core import Coder, Filters, ImageSpec, Latent, Pushforward, RequestError
-from genlab.data.batches import Batch, context_of
-from genlab.system.progress import WithProgress, without_progress
+from genlab.core import Coder, Filters, Latent, Likelihood, Pushforward, RequestError
 from genlab.viz import plots, representations
+from genlab.viz.bounds import bounds
+from genlab.viz.density import density, has_density
+from genlab.viz.generation import attention, is_autoregressive, order, receptive_field
 from genlab.viz.grids import save_grid, signed, to_uint8
+from genlab.viz.subject import Picture, Save, Subject, figure, labelled, spec_8_bit, to_8_bit
+from genlab.viz.timing import timing
 
 MAX_TILES = 100  # units in a picture that has one tile for each
-MAX_ROWS = 12  # units in a picture that has one row for each
 STEPS = 10  # images of a traversal or an interpolation
 PAIRS = 8  # interpolations in one picture
 MANIFOLD_SIDE = 20  # images in a row of the manifold
-Save = Callable[[Path], None]  # writes a picture to a file
-
-
-@dataclass
-class Subject:
-    """A model and the split of its data that its pictures are made with.
-
-    `metrics`: the metrics.csv of its run. `units`: how many units to show; None: `MAX_TILES` or `MAX_ROWS`.
-    """
-
-    model: Any
-    data: Any
-    split: str
-    metrics: Path
-    units: int | None = None
-    with_progress: WithProgress = without_progress
-
-    @property
-    def images(self) -> Tensor:
-        """All images of the split (N, C, H, W)."""
-        return self._split.images
-
-    @property
-    def context(self) -> Tensor | None:
-        """The context of each image (N, ...); None if the model is unconditional."""
-        return context_of(self.model, self._split)
-
-    @property
-    def first_context(self) -> Tensor | None:
-        """The context of the first image (1, ...), under which codes that belong to no image are decoded."""
-        return None if self.context is None else self.context[:1]
-
-    @cached_property
-    def _split(self) -> Batch:
-        return self.data.first(self.split, len(self.data.split(self.split).labels))
-
-    @cached_property
-    def codes(self) -> Tensor:
-        """Codes of all images (N, L)."""
-        x, context = self.images, self.context
-        return self.with_progress(
-            "encoding", len(x), lambda advance: representations.encode_all(self.model, x, advance, context)
-        )
-
-    @property
-    def most_varying_units(self) -> Tensor:
-        """The units that get a row each, (U,), the one with the largest variance first."""
-        units = representations.most_varying(self.codes, self.units or MAX_ROWS)
-        if not len(units):
-            raise RequestError(f"no unit of the code changes over the {self.split} images: there is nothing to show")
-        return units
 
 
 @torch.no_grad()
@@ -122,10 +80,13 @@ def draw(subject: Subject, names: list[str], folder: Path) -> tuple[list[str], l
     return written, list(dict.fromkeys(reasons))
 
 
-def everything(model: Any) -> list[str]:
-    """Names of the pictures that a model of this kind may have."""
+def everything(model: Any, data: Any = None) -> list[str]:
+    """Names of the pictures that a model of this kind may have, on this data."""
     return [
         *GENERAL,
+        *(GENERATION if is_autoregressive(model) else ()),
+        *(("bounds",) if isinstance(model, Likelihood) and not model.exact else ()),
+        *(("density",) if has_density(data) else ()),
         *(LATENT if isinstance(model, Latent) else ()),
         *(PRIOR if isinstance(model, Pushforward) else ()),
     ]
@@ -157,7 +118,7 @@ def activating(subject: Subject) -> Save:
     sheet = torch.cat([signed(representations.atoms(coder, units, subject.first_context))[:, None], images], 1)
     rows = [f"unit {u}\nat most {h[:, u].max():.3g}" for u in units.tolist()]
     columns = ["adds", *(str(i + 1) for i in range(best.shape[1]))]
-    return _labelled(
+    return labelled(
         sheet, rows, columns, below=f"images of the {subject.split} split at which a unit is largest, largest first"
     )
 
@@ -165,7 +126,7 @@ def activating(subject: Subject) -> Save:
 def codes(subject: Subject) -> Save:
     """Histogram of the values of the code."""
     _coder(subject)
-    return _figure(plots.histogram(subject.codes, subject.split))
+    return figure(plots.histogram(subject.codes, subject.split))
 
 
 def traversal(subject: Subject) -> Save:
@@ -183,7 +144,7 @@ def traversal(subject: Subject) -> Save:
     rows = [f"unit {u}\n{lows[u]:.2f} … {highs[u]:.2f}" for u in units]
     columns = ["as it is", "least", *[""] * (STEPS - 2), "largest"]
     below = f"first image of the {subject.split} split, with one unit from its least to its largest value in the split"
-    return _labelled(_to_8_bit(torch.stack(images)), rows, columns, below=below)
+    return labelled(to_8_bit(torch.stack(images)), rows, columns, below=below)
 
 
 def plane(subject: Subject) -> Save:
@@ -191,7 +152,7 @@ def plane(subject: Subject) -> Save:
     _coder(subject)
     points, variance_share = representations.plane(subject.codes)
     labels = subject.data.split(subject.split).labels.cpu()
-    return _figure(plots.scatter(points, variance_share, labels, subject.data.class_names, subject.split))
+    return figure(plots.scatter(points, variance_share, labels, subject.data.class_names, subject.split))
 
 
 def between(subject: Subject) -> Save:
@@ -210,8 +171,8 @@ def between(subject: Subject) -> Save:
         line = h[i] + t * (h[i + 1] - h[i])
         decoded.append(representations.decode_all(coder, line, None if context is None else context[i : i + 1]))
     images = to_uint8(x.cpu(), coder.spec).long()
-    sheet = torch.cat([images[::2, None], _to_8_bit(torch.stack(decoded)), images[1::2, None]], 1)
-    return _labelled(
+    sheet = torch.cat([images[::2, None], to_8_bit(torch.stack(decoded)), images[1::2, None]], 1)
+    return labelled(
         sheet, [""] * len(sheet), ["image", "decoded", *[""] * (STEPS - 2), "decoded", "image"],
         below=f"codes on the straight line between two images of the {subject.split} split",
     )  # fmt: skip
@@ -220,13 +181,13 @@ def between(subject: Subject) -> Save:
 def sparsity(subject: Subject) -> Save:
     """Curves of the run's metrics.csv."""
     _coder(subject)
-    return _figure(plots.sparsity(subject.metrics))
+    return figure(plots.sparsity(subject.metrics))
 
 
 def units(subject: Subject) -> Save:
     """A bar for each unit, the largest first."""
     model = _latent(subject)
-    return _figure(plots.bars(representations.kl_per_unit(model, subject.images, subject.context), subject.split))
+    return figure(plots.bars(representations.kl_per_unit(model, subject.images, subject.context), subject.split))
 
 
 def manifold(subject: Subject) -> Save:
@@ -236,8 +197,8 @@ def manifold(subject: Subject) -> Save:
         raise RequestError(f"a manifold needs model.latent_dim=2, and this model has {model.latent_dim}")
     quantiles = torch.special.ndtri((torch.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
-    sheet = _to_8_bit(representations.decode_all(model, z, subject.first_context))
-    return lambda path: save_grid(path, sheet, _spec_8_bit(sheet), MANIFOLD_SIDE)
+    sheet = to_8_bit(representations.decode_all(model, z, subject.first_context))
+    return lambda path: save_grid(path, sheet, spec_8_bit(sheet), MANIFOLD_SIDE)
 
 
 def walk(subject: Subject) -> Save:
@@ -254,20 +215,22 @@ def walk(subject: Subject) -> Save:
         labels = torch.arange(PAIRS) % model.spec.classes  # type: ignore[attr-defined]
         rows = [subject.data.class_names[i] for i in labels.tolist()]
     images = representations.prior_interpolation(model, ends[:PAIRS], ends[PAIRS:], STEPS, labels)
-    return _labelled(
-        _to_8_bit(images).unflatten(0, (PAIRS, STEPS)), rows, ["a draw", *[""] * (STEPS - 2), "another"],
+    return labelled(
+        to_8_bit(images).unflatten(0, (PAIRS, STEPS)), rows, ["a draw", *[""] * (STEPS - 2), "another"],
         below="latents on the great circle between two draws of the prior: each is as likely as a draw",
     )  # fmt: skip
 
 
-Picture = Callable[[Subject], Save]  # raises RequestError if the model has no such picture
 GENERAL: dict[str, Picture] = {
     "filters": filters, "atoms": atoms, "activating": activating, "codes": codes, "traversal": traversal,
     "plane": plane, "between": between, "sparsity": sparsity,
 }  # fmt: skip
+GENERATION: dict[str, Picture] = {"receptive_field": receptive_field, "attention": attention, "order": order}
 LATENT: dict[str, Picture] = {"units": units, "manifold": manifold}
 PRIOR: dict[str, Picture] = {"walk": walk}
-PICTURES = {**GENERAL, **LATENT, **PRIOR}
+PICTURES: dict[str, Picture] = {
+    **GENERAL, **GENERATION, "timing": timing, "bounds": bounds, "density": density, **LATENT, **PRIOR,
+}  # fmt: skip
 
 
 def _latent(subject: Subject) -> Any:
@@ -287,23 +250,4 @@ def _coder(subject: Subject) -> Any:
 
 def _signed_tiles(weights: Tensor) -> Save:
     """A grid of weights (N, C, h, w), in which mid-grey is zero."""
-    return lambda path: save_grid(path, signed(weights), _spec_8_bit(weights))
-
-
-def _labelled(sheet: Tensor, rows: list[str], columns: list[str], *, below: str) -> Save:
-    """A grid of 8-bit images (R, K, C, H, W) with names for its rows and columns."""
-    return _figure(plots.labelled_grid(sheet.flatten(0, 1), _spec_8_bit(sheet), rows, columns, below=below))
-
-
-def _figure(figure: Any) -> Save:
-    return lambda path: plots.save_figure(path, figure)
-
-
-def _to_8_bit(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> integers in 0..255."""
-    return (images * 255).round().clamp(0, 255).long()
-
-
-def _spec_8_bit(sheet: Tensor) -> ImageSpec:
-    """The spec of 8-bit images of this shape (..., C, H, W)."""
-    return ImageSpec(*sheet.shape[-3:])
+    return lambda path: save_grid(path, signed(weights), spec_8_bit(weights))

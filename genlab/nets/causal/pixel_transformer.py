@@ -149,6 +149,17 @@ class PixelTransformer(nn.Module, Recompute):
             h = block(h, self.table, self.attend, biases)
         return self.norm(h)
 
+    def attention_weights(self, x: Tensor, context: Tensor | None = None) -> list[Tensor]:
+        """How much every token attends to every other: (B, heads, T, T) for each block, rows sum to 1."""
+        h, weights = self.embed(x), []
+        forbidden = ~self.attend.allowed(h.shape[1]).to(h.device)
+        for block, biases in zip(self.blocks, self.layer_biases(context), strict=True):
+            q, k, _ = block.queries_keys_values(h, self.table, biases[0])
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            weights.append(scores.masked_fill(forbidden, -torch.inf).softmax(-1))
+            h = block(h, self.table, self.attend, biases)
+        return weights
+
     def filters(self) -> Tensor:
         """What a brighter pixel at each place of the kernel adds to the channels of the first layer, (D, C, k, k)."""
         return self.values.contrast(self.first.masked_weight)

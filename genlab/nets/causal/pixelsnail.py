@@ -58,13 +58,20 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, raw: Tensor, place: Tensor, biases: Sequence[Tensor | None]) -> Tensor:
         """Stream (B, F, H, W), image (B, C E, H, W), places (B, 2, H, W), biases (B, n, h, w) or None -> the stream."""
-        *of_convs, of_memory, of_query, of_out = biases
+        h, query, keys, values = self.look(h, raw, place, biases)
+        return self.out(h, earlier(query, keys, values, self.heads), biases[-1])
+
+    def look(
+        self, h: Tensor, raw: Tensor, place: Tensor, biases: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The stream after the convolutions, query and keys (B, K, H, W), values (B, V, H, W)."""
+        *of_convs, of_memory, of_query, _ = biases
         for conv, bias in zip(self.convs, of_convs, strict=True):
             h = conv(h, bias=bias)
         memory = self.to_memory(self.memory(_joined(raw, h, place), bias=of_memory))
         query = self.to_query(self.query(_joined(h, place), bias=of_query))
         keys, values = memory.split([self.keys, self.values], 1)
-        return self.out(h, earlier(query, keys, values, self.heads), of_out)
+        return h, query, keys, values
 
 
 class PixelSNAIL(nn.Module, Recompute):
@@ -121,12 +128,31 @@ class PixelSNAIL(nn.Module, Recompute):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integer images (B, C, H, W), or their first rows; context features (B, E, h, w) -> (B, T, F)."""
-        raw, biases = self.values(x), self.biases(context)
-        place = self.place[:, : x.shape[2]].expand(len(x), -1, -1, -1)
+        raw, place, by_block = self._inputs(x, context)
         h = self.stem(raw)
-        for i, block in enumerate(self.blocks):
-            h = block(h, raw, place, biases[i * self.layers : (i + 1) * self.layers])
+        for block, biases in zip(self.blocks, by_block, strict=True):
+            h = block(h, raw, place, biases)
         return F.elu(h).permute(0, 2, 3, 1).reshape(len(x), -1, self.out_width)
+
+    def _inputs(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, list[Sequence[Tensor | None]]]:
+        """(values (B, C E, H, W), places (B, 2, H, W), the biases of every block)."""
+        place, biases = self.place[:, : x.shape[2]].expand(len(x), -1, -1, -1), self.biases(context)
+        by_block = [biases[i : i + self.layers] for i in range(0, len(biases), self.layers)]
+        return self.values(x), place, by_block  # type: ignore[return-value]
+
+    def attention_weights(self, x: Tensor, context: Tensor | None = None) -> list[Tensor]:
+        """How much every pixel attends to every other: (B, heads, T, T), block by block. The first row is 0."""
+        raw, place, by_block = self._inputs(x, context)
+        h, weights = self.stem(raw), []
+        tokens = x.shape[2] * x.shape[3]
+        later = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu()
+        for block, biases in zip(self.blocks, by_block, strict=True):
+            _, *query_keys, _ = block.look(h, raw, place, biases)
+            q, k = (each.flatten(2).unflatten(1, (block.heads, -1)).mT for each in query_keys)
+            scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(later, -torch.inf)
+            weights.append(scores.softmax(-1).nan_to_num(0.0))
+            h = block(h, raw, place, biases)
+        return weights
 
     def receptive_field(self, row: int, column: int) -> Tensor:
         """The pixels (H, W) bool that the features of a pixel depend on: all earlier ones."""
