@@ -270,14 +270,14 @@ def test_wrong_requests_get_one_sentence_and_leave_nothing(words, answer, run_fo
 
 
 @pytest.mark.slow
-def test_models_without_a_code_show_their_filters_alone(here, capsys):
+def test_models_without_a_code_show_what_they_have(here, capsys):
     ckpt = f"ckpt={Path(__file__).parent / 'fixtures' / 'checkpoints' / 'pixelcnn.ckpt'}"
     assert cli.run(["show", ckpt, "what=traversal"]) == 2
     assert "model=pixelcnn has no code" in capsys.readouterr().err
     assert not list(here.iterdir())
     assert cli.run(["show", ckpt, "data.limit=20"]) == 0
     assert "left out: model=pixelcnn has no code" in capsys.readouterr().out
-    assert {path.name for path in here.iterdir()} == {"filters.png"}
+    assert {path.name for path in here.iterdir()} == {"filters.png", "receptive_field.png", "order.png"}
 
 
 # ---- latent Gaussian models
