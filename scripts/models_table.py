@@ -139,7 +139,8 @@ def best_table() -> str:
         rival = runs.get(entry["test"]["data"])
         if rival is None or _bits(entry) < _bits(rival):
             runs[entry["test"]["data"]] = entry
-    models = sorted(best, key=lambda m: tuple(_bits(best[m].get(data)) for data in DATA))
+    trained = [model for model, runs in best.items() if runs]
+    models = sorted(trained, key=lambda m: tuple(_bits(best[m].get(data)) for data in DATA))
     header = ["`model=`", "family", *(f"{name}, bits/dim (minutes of training)" for name in DATA.values())]
     rows = [header, ["---"] * len(header)]
     for model in models:

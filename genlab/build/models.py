@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from genlab.build import untrusted
 from genlab.build.gate import Gate
+from genlab.build.zoo import PREFIX, from_zoo
 from genlab.core import ImageSpec, RequestError, RunError
 from genlab.system.failures import explained
 
@@ -51,9 +52,12 @@ def build_data(config: DictConfig | Mapping[str, Any], trust: Sequence[str] = ()
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at `path`. Of a run folder, it is the best checkpoint, or the last one if there is no best.
+    `zoo:NAME` is a model of the zoo.
 
     Raises RequestError if there is none.
     """
+    if str(path).startswith(PREFIX):
+        return from_zoo(str(path).removeprefix(PREFIX))
     path = Path(path).expanduser()
     if path.is_dir():
         for name in ("best", "last"):
@@ -88,6 +92,8 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     state = content["state_dict"]
     prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "model."
     model_state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    if not model_state and prefix == "model.":
+        raise RequestError(f"ckpt={path} has averaged weights alone: leave out weights=raw")
     model = _build(config["model"], spec, trust, lambda sketch: _check_fit(sketch, model_state, path))
     try:
         model.load_state_dict(model_state)

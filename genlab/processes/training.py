@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from genlab.processes import group, launch
 from genlab.processes.environment import environment
 from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import open_folder
+from genlab.request import recipe, start_from
+from genlab.request.compose import Request, split_hydra
 from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.system.atomic import write_json, write_text
@@ -38,14 +40,32 @@ from genlab.train.fit import FitResult, Run, fit
 from genlab.train.plan import Plan
 from genlab.train.resume_state import read_last
 from genlab.viz import pictures
+from genlab.viz.subject import Subject
 
 
-def run(config: DictConfig, folder: Path, command: str, or_next: bool = False, note: str = "") -> dict[str, Any]:
+def from_request(request: Request) -> Path:
+    """Train as a command line says. Returns the folder of the run; raises RequestError if the request is wrong."""
+    request, note = recipe.taken(request)
+    config, hydra = split_hydra(start_from.composed(request))
+    named = any(word.startswith("hydra.run.dir=") for word in request.overrides)
+    opened: list[Path] = []
+    run(config, Path(hydra.run.dir), request.command, or_next=not named, note=note, opened=opened.append)
+    return opened[0]
+
+
+def run(
+    config: DictConfig,
+    folder: Path,
+    command: str,
+    or_next: bool = False,
+    note: str = "",
+    opened: Callable[[Path], object] = lambda folder: None,
+) -> dict[str, Any]:
     """Train by `config` in a new `folder`. Returns the content of results.json.
 
     `config` is resolved and has no hydra section. Raises RequestError if the request cannot work; then nothing has been
     written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
-    `note`: a line to print when training begins.
+    `note`: a line to print when training begins. `opened` is called with the folder that was made.
     """
     plan = check_config(config)
     batch_size.settle(config, plan.accelerator)
@@ -60,6 +80,7 @@ def run(config: DictConfig, folder: Path, command: str, or_next: bool = False, n
         prepared = prepare(config, config.get("init"))
     with signals.patiently(), ExitStack() as lock:
         folder = group.from_rank_zero(lambda: open_folder(folder, config, command, lock, or_next))
+        opened(folder)
         say(note)
         say(chosen)
         return work(folder, trust=config.trust) if joined else start(folder, plan, prepared, config.trust)
@@ -199,5 +220,5 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: Fi
 
 def draw_pictures(model: nn.Module, data: Any, folder: Path) -> None:
     """The pictures of `genlab show`, of the validation split, in the run folder."""
-    subject = pictures.Subject(model, data, "valid", folder / "metrics.csv", with_progress=with_progress)
-    pictures.draw(subject, pictures.everything(model), folder / "pictures")
+    subject = Subject(model, data, "valid", folder / "metrics.csv", with_progress=with_progress)
+    pictures.draw(subject, pictures.everything(model, data), folder / "pictures")
