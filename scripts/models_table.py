@@ -81,7 +81,8 @@ def _portable(word: str) -> str:
 
 def name(entry: dict[str, Any]) -> str:
     """MODEL-DATA[-EXPERIMENT].json."""
-    return "-".join(part for part in (entry["model"], entry["data"], entry["experiment"]) if part) + ".json"
+    parts = (entry["model"], entry["data"], entry["experiment"])
+    return "-".join(part.replace("/", "_") for part in parts if part) + ".json"
 
 
 def table(folder: Path = RESULTS) -> str:

@@ -28,7 +28,8 @@ def test_a_config_begins_with_its_description(group, name):
 @pytest.mark.parametrize("name", GROUPS["experiment"])
 def test_experiments_compose_and_build_and_trainer_smoke_shortens_them(name):
     config = Request("train", [f"experiment={name}", "trainer=smoke"], command="").config()
-    spec = ImageSpec(3, 8, 8, 256 if config.data.get("binarize", "none") == "none" else 2, classes=10)
+    binary = config.data.get("binarize", "none") != "none" or config.names.data == "shapes"
+    spec = ImageSpec(3, 8, 8, 2 if binary else 256, classes=10)
     with torch.device("meta"):  # full width, of which only the shapes are computed
         assert zoo.accepted(OmegaConf.to_container(config.model), spec) is not None
     assert (config.trainer.max_steps, config.data.limit, config.train.valid_every) == (6, 100, 3)

@@ -4,6 +4,7 @@ from genlab.heads.bernoulli import Bernoulli
 from genlab.heads.categorical import Categorical
 from genlab.heads.conditional_categorical import ConditionalCategorical
 from genlab.heads.gaussian import GaussianFixed, GaussianFull, GaussianLearned
+from genlab.heads.independent_categorical import IndependentCategorical
 from genlab.heads.logistic import Logistic
 from genlab.heads.logistic_mixture import LogisticMixture
 
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianFixed",
     "GaussianFull",
     "GaussianLearned",
+    "IndependentCategorical",
     "Logistic",
     "LogisticMixture",
 ]

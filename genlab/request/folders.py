@@ -15,11 +15,15 @@ def configs_folder() -> Path:
 
 
 def groups(folders: list[Path]) -> dict[str, list[str]]:
-    """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}."""
+    """Config groups and their choices: {"model": ["pixelcnn", …], "model/head": …}.
+
+    Experiments may be in sub-folders, which are part of their names: "homework/made_shapes".
+    """
     choices: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
-            group = file.parent.relative_to(folder).as_posix()
-            if group != ".":
-                choices.setdefault(group, set()).add(file.stem)
+            path = file.relative_to(folder).with_suffix("")
+            group = path.parent if path.parts[0] != "experiment" else path.parents[-2]
+            if len(path.parts) > 1:
+                choices.setdefault(group.as_posix(), set()).add(path.relative_to(group).as_posix())
     return {group: sorted(names) for group, names in choices.items()}
