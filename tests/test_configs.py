@@ -13,6 +13,7 @@ from genlab.request.folders import configs_folder, groups
 from genlab.train.plan import Plan
 
 GROUPS = groups([configs_folder()])
+SHAPES = "genlab.data.Shapes"  # without colours they have two levels
 FILES = [(group, name) for group, names in GROUPS.items() for name in names]
 
 
@@ -28,7 +29,7 @@ def test_a_config_begins_with_its_description(group, name):
 @pytest.mark.parametrize("name", GROUPS["experiment"])
 def test_experiments_compose_and_build_and_trainer_smoke_shortens_them(name):
     config = Request("train", [f"experiment={name}", "trainer=smoke"], command="").config()
-    binary = config.data.get("binarize", "none") != "none" or config.names.data == "shapes"
+    binary = config.data.get("binarize", "none") != "none" or config.data.get("source") == {"_target_": SHAPES}
     spec = ImageSpec(3, 8, 8, 2 if binary else 256, classes=10)
     with torch.device("meta"):  # full width, of which only the shapes are computed
         assert zoo.accepted(OmegaConf.to_container(config.model), spec) is not None
