@@ -216,7 +216,9 @@ class ImageData(LightningDataModule):
         sizes = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         train = self.hashes["train"]
         equal = int(sum(torch.isin(self.hashes[name], train).sum() for name in ("valid", "test")))
-        remarks = [*self._remarks, *([f"{equal:,} valid and test images equal training images"] if equal else [])]
+        known = hasattr(self.source, "table")  # points of a small grid: equal ones are no fault
+        copies = [f"{equal:,} valid and test images equal training images"] if equal and not known else []
+        remarks = [*self._remarks, *copies]
         return "; ".join([f"{self.name}: {sum(counts.values()):,} images{classes}: {sizes}", *remarks])
 
     @property
