@@ -32,6 +32,8 @@ VERBS = {
     "score": "tell how odd every image of a set is to a model",
     "neighbours": "find the nearest training images of images, and near duplicates",
     "quality": "measure how closely samples resemble test images",
+    "compare": "put the results of runs into one table, over seeds and settings",
+    "report": "make one web page of runs: tables, curves, samples over training, configs",
     "list": "list the models, data sets and experiments",
 }
 WRITE_FILES = set(VERBS) - {"list"}  # the result of these verbs is in files, not in what they print

@@ -14,7 +14,7 @@ ROOT = Path(genlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FOREIGN = {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "hydra", "omegaconf", "yaml", "pooch"}
-FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib", "constriction"}
+FOREIGN |= {"numpy", "PIL", "rich", "scipy", "sklearn", "matplotlib", "constriction", "jinja2", "plotly"}
 # Every room may import core, system and itself; below, the other rooms and the foreign packages of each. A room of
 # nets stands for itself. `verbs`, `cli` and the package's front may import everything.
 MAY = {
@@ -36,9 +36,10 @@ MAY = {
     "viz": ({"data", "build", "measure"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
     "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf"}),
     "request": ({"build", "data", "viz", "models", "codes"}, {"torch", "numpy", "PIL", "hydra", "omegaconf", "rich"}),
+    "results": ({"build", "train", "request", "viz"}, {"rich", "jinja2", "plotly", "PIL"}),
     # A run ends with its test and its pictures; resuming reports YAML that somebody has edited.
     "processes": (
-        {"build", "data", "request", "train", "measure", "viz"},
+        {"build", "data", "request", "train", "measure", "viz", "results"},
         {"torch", "pytorch_lightning", "hydra", "omegaconf", "rich", "yaml"},
     ),
 }

@@ -81,7 +81,7 @@ def run_config(file: Path) -> DictConfig:
     for key, kind in (("seed", int), ("compile", bool)):
         if type(config.get(key)) is not kind:
             raise RequestError(f"{file} is not the config of a run: {key} is {config.get(key)}")
-    for key in ("minutes", "epochs", "pause_after"):  # which older runs do not have
+    for key in ("minutes", "epochs", "pause_after", "repeat"):  # which older runs do not have
         config["train"].setdefault(key, None)
     return OmegaConf.create(config)
 

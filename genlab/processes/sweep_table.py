@@ -2,7 +2,7 @@
 
 The table is sorted by the validation value, so that users choose a model by this value and not by the test value beside
 it. Runs without a validation value (a GAN has none) follow in the order of their numbers, then runs that are not
-finished, then runs that failed.
+finished, then runs that failed. If runs differ in their seed alone, a second table shows means over seeds.
 """
 
 from __future__ import annotations
@@ -10,11 +10,17 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from genlab.core import RequestError
+from genlab.results import table
+from genlab.results.groups import grouped
+from genlab.results.run_folders import read_runs
 
 FAILED = "error.txt"
 UNFINISHED = "not finished"
@@ -38,7 +44,21 @@ def report(folder: Path) -> list[dict[str, Any]]:
         writer.writerows(rows)
     _show(rows)
     print(folder / "sweep.csv")
+    if not all(row["failed"] for row in rows):
+        _show_groups(folder)
     return rows
+
+
+def _show_groups(folder: Path) -> None:
+    """Print the table of `genlab compare`, if there are several seeds of one setting."""
+    try:
+        found, failures = read_runs("hydra.sweep.dir", [str(folder)])
+    except RequestError as error:  # files that somebody has damaged; the sweep itself is done
+        print(f"no table over seeds: {error}", file=sys.stderr)
+        return
+    groups = grouped(found)
+    if any(group.measured is not None and len(group.counted) > 1 for group in groups):
+        table.show(table.comparison(groups, failures), "over seeds")
 
 
 def objective(details: dict[str, Any]) -> float | None:
@@ -73,12 +93,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
         for each in [list(rows[0]), *cells]:
             print("\t".join(each))
         return
-    table = Table(title="runs, best validation first", title_justify="left")
+    drawn = Table(title="runs, best validation first", title_justify="left")
     for name in rows[0]:
-        table.add_column(name)
+        drawn.add_column(name)
     for each in cells:
-        table.add_row(*each)
-    console.print(table)
+        drawn.add_row(*each)
+    console.print(drawn)
 
 
 def _cell(value: Any) -> str:

@@ -30,9 +30,10 @@ from genlab.request import length
 from genlab.request.folder_check import check_folder
 from genlab.request.folders import configs_folder, groups
 from genlab.request.nodes import dotted_keys, format_error, keys_without_hydra, missing_keys, plain_values
-from genlab.request.overrides import check_choice, check_key, of_hydra, parse, quoted
+from genlab.request.overrides import check_choice, check_key, of_hydra, parse, quote, quoted
 from genlab.request.values import check_value, check_values, format_value, nearest_choice, nearest_key
 
+LISTS = {"compare": "runs", "report": "runs"}  # verbs that take bare words, and the key of the list that these form
 NO_EXPERIMENT = "experiment=null"  # the default, but Hydra does not let anybody say so
 
 
@@ -52,7 +53,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.folders = [configs_folder()]
-        words = iter(self.words)
+        words, bare = iter(self.words), []
         for word in words:
             if word in ("-m", "--multirun"):
                 self.sweep = True
@@ -65,8 +66,15 @@ class Request:
                 raise RequestError(
                     f"unknown option {word!r} of genlab {self.verb}: options are -m, --config-dir, --help"
                 )
+            elif self.verb in LISTS and ("=" not in word or "/" in word.partition("=")[0]):  # a folder may be seed=0
+                bare.append(word)
             elif word != NO_EXPERIMENT:
                 self.overrides.append(quoted(word))
+        if bare:
+            key = LISTS[self.verb]
+            if any(word.startswith(f"{key}=") for word in self.overrides):
+                raise RequestError(f"give either words or {key}=[…], not both: {bare[0]}")
+            self.overrides.append(f"{key}=[{','.join(map(quote, bare))}]")
 
     def config(self) -> DictConfig:
         """The config of the verb, with Hydra's own section under `hydra`. Raises RequestError if a value is missing."""

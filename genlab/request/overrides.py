@@ -27,10 +27,15 @@ def quoted(word: str) -> str:
     key, equals, value = word.partition("=")
     if key not in TEXT_KEYS or not value or value == "null" or value[0] in "'\"":
         return word
+    return f"{key}{equals}{quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A text in quotes, as Hydra reads it."""
     # A backslash escapes only a quote, so of all backslashes only those before the closing quote are doubled.
     ending = value[len(value.rstrip("\\")) :]
     escaped = value.removesuffix(ending).replace("'", "\\'")
-    return f"{key}{equals}'{escaped}{ending * 2}'"
+    return f"'{escaped}{ending * 2}'"
 
 
 def parse(words: list[str]) -> list[Override]:

@@ -44,7 +44,7 @@ KINDS = {
     **dict.fromkeys(("train.minutes", "train.epochs", "train.pause_after"), NUMBER_OR_NULL),
     **dict.fromkeys(("trainer.max_steps", "train.valid_every", "train.sample_every", "train.checkpoint_every"), COUNT),
     **dict.fromkeys(("train.patience", "batch_size", "limit", "per_class", "train", "particles", "levels"), COUNT),
-    **dict.fromkeys(("components", "steps", "units", "block"), COUNT),
+    **dict.fromkeys(("train.repeat", "components", "steps", "units", "block"), COUNT),
     **dict.fromkeys(
         ("image", "context", "known", "classifier", "layer", "label", "code", "chain", "maps", "background"), NAME
     ),
@@ -88,7 +88,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
     if isinstance(default, (list, tuple)):
         if value is None and key.startswith(("model.", "data.")):
             return
-        kind = TEXT if key in ("trust", "against") else (_kind(key, default[0]) if default else None) or WHOLE
+        kind = TEXT if key in ("trust", "against", "runs") else (_kind(key, default[0]) if default else None) or WHOLE
         if not isinstance(value, (list, tuple)):
             raise RequestError(
                 f"{key}={format_value(value)}: expected a list, like the default {format_value(default)}"

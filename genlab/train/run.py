@@ -68,6 +68,8 @@ def check_train(train: Mapping[str, Any]) -> None:
     for key in ("minutes", "epochs", "pause_after"):
         if train.get(key) is not None and not 0 < train[key] < math.inf:
             raise RequestError(f"train.{key}={train[key]} must be a number above 0")
+    if train.get("repeat") is not None:
+        raise RequestError(f"train.repeat={train['repeat']} is for the command line of genlab train: this is one run")
     if train["sample_every"] is not None and (not isinstance(train["sample_every"], int) or train["sample_every"] < 0):
         raise RequestError(f"train.sample_every={train['sample_every']} must be a number of steps, or 0 for no samples")
     if not 0 <= train["ema"] < 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from genlab.processes import sweep, training
+from genlab.processes import repeat, sweep, training
 from genlab.request.compose import Request
 
 
 def command(request: Request) -> int:
-    """Train in a new folder; returns the exit status. With -m, there is a run for every combination of values."""
+    """Train in a new folder; returns the exit status. With -m or train.repeat, there are several runs."""
+    request = repeat.repeated(request)
     if request.sweep:
         return sweep.run(request)
     training.from_request(request)

@@ -6,9 +6,9 @@ Every function returns a figure; `save_figure` writes it, completely or not at a
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -131,6 +131,41 @@ def sparsity(metrics: Path) -> Figure:
         axes.set(xlabel="optimiser steps", ylabel=axis)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.legend(fontsize=8, frameon=False)
+    return _tidy(figure)
+
+
+class Curve(NamedTuple):
+    """A curve (step, value). Curves of one `label` have one colour and one entry in the legend."""
+
+    label: str
+    points: Sequence[tuple[int, float]]
+
+
+MOST_LABELS = 20  # in a legend
+FIRST = 0.25  # of a curve's steps, whose values may lie outside the plot: they are often far from all others
+
+
+def curves(panels: Mapping[str, Sequence[Curve]]) -> Figure:
+    """Validation curves of several runs: a panel for each title, because other values do not compare."""
+    import matplotlib
+
+    figure = _figure(8, 4 * len(panels))
+    for axes, (title, panel) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        labels = list(dict.fromkeys(curve.label for curve in panel))
+        colours = matplotlib.colormaps["tab10" if len(labels) <= 10 else "turbo"]
+        for i, label in enumerate(labels):
+            colour = colours(i if len(labels) <= 10 else i / (len(labels) - 1))
+            for number, curve in enumerate(each for each in panel if each.label == label):
+                name = label if number == 0 else None
+                axes.plot(*zip(*curve.points, strict=True), "o-", color=colour, markersize=2, linewidth=1, label=name)
+        axes.set_xlabel("optimiser steps")
+        axes.set_title(title, fontsize=10, loc="left")
+        late = [value for _, points in panel for step, value in points if step >= FIRST * points[-1][0]]
+        margin = 0.05 * (max(late) - min(late))
+        if margin:
+            axes.set_ylim(min(late) - margin, max(late) + margin)
+        if any(labels) and len(labels) <= MOST_LABELS:
+            axes.legend(fontsize=8, frameon=False)
     return _tidy(figure)
 
 
