@@ -41,6 +41,7 @@ LECTURE = {
     "flow": "normalizing flow",
     "latent_gaussian": "latent Gaussian model (VAE), MLP",
     "conv_latent_gaussian": "latent Gaussian model (VAE), convolutional",
+    "vqvae": "VQ-VAE with an autoregressive prior",
     "gaussian_mixture": "mixture of Gaussians",
     "ppca": "probabilistic PCA",
     "gan": "GAN",

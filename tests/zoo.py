@@ -67,7 +67,9 @@ NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
 LATENT = ("LatentGaussian",)
-SIZES = SMALL | CODES | {"latent_dim": 2, "levels": 2, "steps": 1, "components": 3}  # of any family
+SIZES = (
+    SMALL | CODES | {"codes": 5, "code_width": 3, "latent_dim": 2, "levels": 2, "steps": 1, "components": 3}
+)  # of any family
 
 # Gaussian heads differ in where their width comes from alone: one net is asked about all of them.
 ALIKE, ASKED = ("gaussian_fixed", "gaussian_learned"), "pixelcnn"
@@ -193,7 +195,12 @@ def _read(path: Path) -> dict:
     found: dict = {}
     for entry in plain.pop("defaults", []):
         ((group, choice),) = entry.items() if isinstance(entry, dict) else ((None, entry),)
-        if group and not group.startswith("override "):
+        if group == "/model@_here_":  # a part that is a whole model
+            found |= _read(configs_folder() / "model" / f"{choice}.yaml")
+        elif group == "prior":
+            found[group] = _read(configs_folder() / "model" / group / f"{choice}.yaml")
+            del found[group]["context"]  # `context=none` belongs to the whole model
+        elif group and not group.startswith("override "):
             found[group] = _part(group, choice)
     return found | plain
 

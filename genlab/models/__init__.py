@@ -10,10 +10,12 @@ from genlab.models.mixture import GaussianMixture
 from genlab.models.mixture_density import MixtureDensity
 from genlab.models.ppca import PPCA
 from genlab.models.stacked import StackedAutoencoder
+from genlab.models.vqvae import VQVAE
 
 __all__ = [
     "GAN",
     "PPCA",
+    "VQVAE",
     "Autoencoder",
     "Autoregressive",
     "Flow",

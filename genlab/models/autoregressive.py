@@ -28,7 +28,7 @@ from genlab.models.neighbours import Neighbours, Predicting, WithNeighbours
 from genlab.models.particles import weighted
 from genlab.system.device import true_float32
 
-CONFIGURABLE = {"model": ("Autoregressive",)}
+CONFIGURABLE = {"model": ("Autoregressive",), "prior": ("Autoregressive",)}
 
 
 class Autoregressive(GenerativeModel):

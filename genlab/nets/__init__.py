@@ -20,6 +20,7 @@ from genlab.nets.causal.row_lstm import RowLSTM
 from genlab.nets.coders.conv import ConvDecoder, ConvEncoder
 from genlab.nets.coders.convnet import ConvNet
 from genlab.nets.coders.dcgan import DCGANDiscriminator, DCGANGenerator
+from genlab.nets.coders.grid import GridDecoder, GridEncoder
 from genlab.nets.coders.mlp import MLPDecoder, MLPEncoder
 from genlab.nets.coders.resnet import ResNet
 from genlab.nets.layers.context import ImageContext, LabelContext
@@ -33,6 +34,8 @@ __all__ = [
     "DCGANGenerator",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
+    "GridDecoder",
+    "GridEncoder",
     "ImageContext",
     "LabelContext",
     "MLPDecoder",

@@ -13,9 +13,9 @@ import zoo
 from genlab.core import Completer, Features, RequestError, Sampler
 
 SPEC, N = zoo.GREY, 3
-# Whose features are of the image alone, by design: a discriminator's maps, a classifier's last layer. A classifier's
-# label is what it learns to say, so only its objective is told.
-BLIND = {("gan", "features"), ("classifier", "features")}
+# Whose features are of the image alone, by design: a discriminator's maps, a classifier's last layer, codes. A
+# classifier's label is what it learns to say, so only its objective is told.
+BLIND = {("gan", "features"), ("classifier", "features"), ("vqvae", "features")}
 FREE = {("classifier", "features")}
 DRAWING = ("sample", "complete")
 
