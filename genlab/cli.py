@@ -35,8 +35,10 @@ VERBS = {
     "compare": "put the results of runs into one table, over seeds and settings",
     "report": "make one web page of runs: tables, curves, samples over training, configs",
     "list": "list the models, data sets and experiments",
+    "completion": "print a script that makes bash, zsh or fish complete what you type",
 }
-WRITE_FILES = set(VERBS) - {"list"}  # the result of these verbs is in files, not in what they print
+WITHOUT_CONFIG = {"list", "completion"}
+WRITE_FILES = set(VERBS) - WITHOUT_CONFIG  # the result of these verbs is in files, not in what they print
 USAGE = """\
 genlab: generative image models, exact, fast and safe.
 
@@ -104,12 +106,22 @@ def _dispatch(arguments: list[str]) -> int:
 
         raise RequestError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
     if {"-h", "--help"} & set(words):
-        _explain(verb)
+        _explain(verb, [word for word in words if word not in ("-h", "--help")])
+        return 0
+    if verb not in WITHOUT_CONFIG and (shown := _without_cfg(words)) is not None:
+        from genlab.verbs import explain
+
+        print(explain.composed(verb, shown), end="")
         return 0
     if verb == "list":
         from genlab.verbs import catalogue
 
         catalogue.run(words)
+        return 0
+    if verb == "completion":
+        from genlab.verbs import completion
+
+        completion.run(words, VERBS)
         return 0
     # These import Hydra and torch, which takes seconds, so they are imported only by the verbs that need them.
     from genlab.processes import group
@@ -120,13 +132,41 @@ def _dispatch(arguments: list[str]) -> int:
     return group.run_verb(verb, lambda: task.command(Request(verb, words, command=command))) or 0
 
 
-def _explain(verb: str) -> None:
-    """Print what a verb does and its keys: the verb's own config with its comments."""
+def _without_cfg(words: list[str]) -> list[str] | None:
+    """The words without `--cfg job`, which asks for the composed config; None if it is not among them."""
+    for i, word in enumerate(words):
+        if word == "--cfg" or word.startswith("--cfg="):
+            what = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
+            if what != "job":
+                from genlab.core import RequestError
+
+                raise RequestError(f"--cfg {what}: give --cfg job, which prints the config of the request")
+            return [*words[:i], *words[i + (1 if "=" in word else 2) :]]
+    return None
+
+
+def _explain(verb: str, words: list[str]) -> None:
+    """Print what a verb does and its keys. With words of a request, or for training, the keys of what they choose;
+    otherwise the verb's own config, for which nothing slow has to be imported.
+    """
     from genlab.request.folders import configs_folder
 
     print(f"genlab {verb}: {VERBS[verb]}.\n")
     if verb == "list":
-        print("usage: genlab list [model|data|experiment|trainer|…]")
+        print("usage: genlab list [model|data|experiment|trainer|…] [--config-dir DIR]")
+    elif verb == "completion":
+        print(
+            'usage: eval "$(genlab completion bash)", in ~/.bashrc; the first lines of the script say it for the others'
+        )
+    elif verb == "train" or (words and verb not in WITHOUT_CONFIG):
+        from genlab.verbs import explain
+
+        print("keys and values (key=value to change, group=choice to swap a part, see genlab list GROUP):\n")
+        print(textwrap.indent(explain.composed(verb, words), "  "))
+        if verb == "train":
+            print("  -m key=a,b …    run every combination; sweep=joblib or optuna runs them in another way")
+            print("  --config-dir D  also read configs from the folder D")
+            print("  --cfg job       print the config alone, for example of model=pixelsnail data=cifar10")
     elif verb == "resume":
         from genlab.processes.resume import CHANGEABLE
 
@@ -135,8 +175,6 @@ def _explain(verb: str) -> None:
         text = Path(configs_folder(), f"{verb}.yaml").read_text()
         print("keys and defaults (key=value to change, group=choice to swap a part, see genlab list):\n")
         print(textwrap.indent(text, "  "))
-        if verb == "train":
-            print("  -m key=a,b …    run every combination; sweep=joblib or optuna runs them in another way")
         print("  --config-dir D  also read configs from the folder D")
 
 

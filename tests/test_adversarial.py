@@ -135,7 +135,7 @@ def test_metrics_are_means_over_the_images_of_a_players_turns(tmp_path):
         for number, who in enumerate(("discriminator", "discriminator", "generator")):
             torch.manual_seed(step_seed(3, 0, number))
             seen[who].append(model.turn(who, data.training_batch(number).images)["loss"])
-    row = rows(folder)[0]
+    row = rows(folder)[1]  # the first is the untrained model
     for who, losses in seen.items():
         assert float(row[f"train/{who}_loss"]) == pytest.approx(torch.cat(losses).mean().item(), rel=0.05)
     assert "train/loss" not in row
@@ -299,19 +299,32 @@ def test_a_checkpoint_rebuilds_its_model(whole):
 @pytest.mark.slow
 def test_the_verbs(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "trainer.accelerator=cpu"]) == 0
+    assert cli.run(["eval", f"ckpt={whole}", "out=eval.json", "trust=[trainees]", "trainer.accelerator=cpu"]) == 0
     out = capsys.readouterr().out
     assert evaluate.NOTE_GAN in out
     assert "a GAN has no likelihood" in out
     assert json.loads((tmp_path / "eval.json").read_text())["kind"] == "adversarial"
     assert cli.run(["eval", f"ckpt={whole}", "trust=[trainees]", "draws=2"]) == 2
     assert "this model does not have" in capsys.readouterr().err
-    assert cli.run(["sample", f"ckpt={whole}", "trust=[trainees]", "n=3", "device=cpu"]) == 0
+    assert cli.run(["sample", f"ckpt={whole}", "out=samples.png", "trust=[trainees]", "n=3", "device=cpu"]) == 0
     assert np.load("samples.npy").shape == (3, 1, 4, 4)
     assert cli.run(["sample", f"ckpt={whole}", "trust=[trainees]", "n=3", "label=1"]) == 2
     Image.fromarray(np.arange(0, 160, 10, dtype=np.uint8).reshape(4, 4)).save("image.png")
     capsys.readouterr()
-    assert cli.run(["complete", f"ckpt={whole}", "trust=[trainees]", "n=2", "image=image.png", "known=top:0.5"]) == 0
+    assert (
+        cli.run(
+            [
+                "complete",
+                f"ckpt={whole}",
+                "out=completion.png",
+                "trust=[trainees]",
+                "n=2",
+                "image=image.png",
+                "known=top:0.5",
+            ]
+        )
+        == 0
+    )
     assert "(approximate: the image nearest to the known pixels" in capsys.readouterr().out
 
 

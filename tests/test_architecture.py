@@ -34,7 +34,7 @@ MAY = {
     "coding": ({"build", "flows", "models"}, {"torch", "numpy", "scipy", "constriction"}),
     "measure": ({"data", "build"}, {"torch", "numpy", "sklearn", "torchmetrics", "PIL"}),
     "viz": ({"data", "build", "measure"}, {"torch", "torchvision", "PIL", "matplotlib", "numpy"}),
-    "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf"}),
+    "train": ({"build", "data", "measure"}, {"torch", "pytorch_lightning", "rich", "numpy", "omegaconf", "PIL"}),
     "request": ({"build", "data", "viz", "models", "codes"}, {"torch", "numpy", "PIL", "hydra", "omegaconf", "rich"}),
     "results": ({"build", "train", "request", "viz"}, {"rich", "jinja2", "plotly", "PIL"}),
     # A run ends with its test and its pictures; resuming reports YAML that somebody has edited.

@@ -25,7 +25,7 @@ from genlab.train.run import Run
 
 OPEN = {"trainer__max_steps": None, "train__valid_every": None, "train__sample_every": None}
 BUDGET = {**OPEN, "train__minutes": 10}
-# Of this speed, 13 steps with two validations and a picture take 581 s.
+# Of this speed, 13 steps with a validation before and after them and a picture take 581 s.
 SPEED = Speed(start=0.0, step=38.0, validation=29.0, pictures=29.0, checkpoint=0.0, test=1.0)
 TRUST = ["trust=[trainees]"]
 
@@ -135,7 +135,7 @@ def test_measuring_leaves_no_trace(tmp_path):
         }
 
     before = state()
-    speed = budget.measure(run, 0.1, draw=lambda path, images, spec, columns: path.write_bytes(b""))
+    speed = budget.measure(run, 0.1, draw=lambda path, images, spec, columns, caption: path.write_bytes(b""))
     same(state(), before)
     assert files(tmp_path) == {}
     assert min(speed.start, speed.step, speed.validation, speed.pictures, speed.checkpoint, speed.test) > 0
@@ -208,11 +208,11 @@ def test_one_step_more_would_not_fit(seconds, every):
     steps = chosen["max_steps"]
     events = {key: -(-steps // chosen[key]) if chosen[key] else 0 for key in train}
     costs = {"valid_every": 3.0, "sample_every": 1.0, "checkpoint_every": 0.1}
-    assert duration == pytest.approx(0.7 * steps + sum(events[key] * costs[key] for key in costs))
+    assert duration == pytest.approx(0.7 * steps + 3.0 + sum(events[key] * costs[key] for key in costs))
     assert steps == 1 or seconds - 4 - 0.8 < duration <= seconds
     assert all(chosen[key] == value for key, value in train.items() if value is not None)
     if every is None:
-        assert events["valid_every"] == 1 or 3.0 * events["valid_every"] <= 0.1 * seconds
+        assert events["valid_every"] == 1 or 3.0 * (1 + events["valid_every"]) <= 0.1 * seconds
         assert events["sample_every"] == 1 or 1.0 * events["sample_every"] <= 0.05 * seconds
 
 

@@ -177,7 +177,20 @@ def test_every_way_draws_images_says_what_it_is_and_repeats_them(name, words, sa
 def test_completion_keeps_what_is_known_and_says_that_it_is_approximate(name, known, runs, here, capsys):
     Image.fromarray(np.where(np.arange(28)[:, None] < 14, 255, 0).astype(np.uint8).repeat(28, 1)).save("mask.png")
     known = "mask.png" if known.startswith("top") else known
-    assert cli.run(["complete", f"ckpt={runs / name}", "image=whole.png", f"known={known}", "n=3", "steps=2"]) == 0
+    assert (
+        cli.run(
+            [
+                "complete",
+                f"ckpt={runs / name}",
+                "out=completion.png",
+                "image=whole.png",
+                f"known={known}",
+                "n=3",
+                "steps=2",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "(approximate: chains of 2 steps" in said
     assert "exact" not in said

@@ -107,7 +107,7 @@ def test_training_and_eval_report_the_accuracy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["model=classifier", "model.net.widths=[4,8]", "trainer=smoke", "trainer.accelerator=cpu"]
     assert cli.run(["train", *words, "hydra.run.dir=run"]) == 0
-    assert cli.run(["eval", "ckpt=run", "trainer=cpu"]) == 0
+    assert cli.run(["eval", "ckpt=run", "out=eval.json", "trainer=cpu"]) == 0
     first = json.loads((tmp_path / "run/results.json").read_text())["test"]
     again = json.loads((tmp_path / "eval.json").read_text())
     assert first["accuracy"] == again["accuracy"]

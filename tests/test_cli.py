@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from thin import every
 
@@ -175,7 +177,7 @@ def test_sampling_twice_gives_the_same_files(run_folder, here, capsys):
 )
 def test_completion_keeps_the_known_pixels(words, rows, columns, run_folder, here):
     x = pictures(here)
-    assert cli.run(["complete", f"ckpt={run_folder}", "n=2", *words]) == 0
+    assert cli.run(["complete", f"ckpt={run_folder}", "n=2", "out=completion.png", *words]) == 0
     images = np.load(here / "completion.npy")
     assert (images[:, 0, :rows, :columns] == x[:rows, :columns]).all()
     assert (images[0] != images[1]).any()
@@ -191,7 +193,7 @@ def test_file_names_may_hold_characters_of_hydras_grammar(run_folder, here):
 
 @pytest.mark.slow
 def test_evaluation_repeats_the_test_number_of_the_run(run_folder, here, capsys):
-    assert cli.run(["eval", f"ckpt={run_folder}", "trainer=cpu"]) == 0
+    assert cli.run(["eval", f"ckpt={run_folder}", "trainer=cpu", "out=eval.json"]) == 0
     assert "exact, 100 images" in capsys.readouterr().out
     again = json.loads((here / "eval.json").read_text())
     first = json.loads((run_folder / "results.json").read_text())["test"]
@@ -282,3 +284,98 @@ def test_python_api(run_folder):
     assert images.shape == (2, *model.spec.shape)
     assert model.log_prob(images).shape == (2,)
     assert model.spec == genlab.ImageSpec(1, 28, 28, 256, 10)
+
+
+def test_the_composed_config_has_the_comments_of_the_files(capsys, here):
+    """It is YAML that says what a run would do, with what the files say of a key beside it."""
+    words = ["model=gated_pixelcnn", "model/head=logistic_mixture", "optim.lr=0.5", "trainer=smoke"]
+    assert cli.run(["train", *words, "--cfg", "job"]) == 0
+    out = capsys.readouterr().out
+    config = yaml.safe_load(out)
+    assert config["model"]["net"]["_target_"] == "genlab.nets.GatedPixelCNN"
+    assert config["optim"]["lr"] == 0.5
+    assert config["trainer"]["max_steps"] == 6
+    assert config["names"]["model"] == "gated_pixelcnn"
+    lines = out.splitlines()
+    assert any(line.strip().startswith("# model=gated_pixelcnn: Gated PixelCNN") for line in lines)
+    assert any("model/head=logistic_mixture" in line for line in lines)
+    (depth,) = [line for line in lines if line.strip().startswith("depth:")]
+    assert "#" in depth
+    assert cli.run(["train", *words, "--help"]) == 0
+    assert all(line in capsys.readouterr().out for line in [depth.strip()])
+    assert cli.run(["sample", "n=3", "--cfg=job"]) == 0  # a missing checkpoint is shown as ???
+    sample = yaml.safe_load(capsys.readouterr().out)
+    assert (sample["n"], sample["ckpt"]) == (3, "???")
+    for wrong, answer in ((["--cfg", "all"], "--cfg job"), (["-m", "--cfg", "job"], "leave out -m"),
+                          (["modle=gan", "--cfg", "job"], "did you mean 'model'")):  # fmt: skip
+        assert cli.run(["train", *wrong]) == 2
+        assert answer in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_list_shows_the_configs_of_the_user_too(capsys, here):
+    (here / "conf" / "model").mkdir(parents=True)
+    (here / "conf" / "model" / "ours.yaml").write_text("# Our own.\ndefaults: [pixelcnn, _self_]\n")
+    (here / "conf" / "model" / "gan.yaml").write_text("# Our GAN.\n")
+    assert cli.run(["list", "model", "--config-dir", "conf"]) == 0
+    out = capsys.readouterr().out
+    assert "model=ours\tOur own." in out
+    assert "model=gan\tOur GAN." in out
+    assert "model=ppca\t" in out
+    assert cli.run(["list", "--config-dir=nowhere"]) == 2
+    assert "not a folder" in capsys.readouterr().err
+    assert cli.run(["train", "--config-dir", "conf", "model=ours", "--cfg", "job"]) == 0
+    out = capsys.readouterr().out
+    assert "# model=ours: Our own." in out
+    assert "residual blocks" in out  # from the model that it extends
+
+
+def test_verbs_write_into_the_folder_of_the_run_and_replace_nothing(run_folder, here, tmp_path_factory, capsys):
+    run = tmp_path_factory.mktemp("copies") / "run"
+    shutil.copytree(run_folder, run)
+    before = {path.name for path in run.iterdir()}
+
+    def sampled(*words, ckpt=run):
+        status = cli.run(["sample", f"ckpt={ckpt}", "n=1", "device=cpu", *words])
+        return status, capsys.readouterr()
+
+    for seed in (0, 1):
+        status, said = sampled(f"seed={seed}")
+        assert status == 0
+        assert said.out.startswith(f"{run}/samples{'-2' * seed}.png and samples{'-2' * seed}.npy")
+    (run / "samples-3.npy").write_bytes(b"mine")
+    assert sampled("seed=2", ckpt=run / "checkpoints" / "best.ckpt")[0] == 0
+    after = {path.name for path in run.iterdir()}
+    numbers = {f"samples{number}.{ending}" for number in ("", "-2", "-4") for ending in ("png", "npy")}
+    assert after - before == {*numbers, "samples-3.npy"}
+    assert (run / "samples-3.npy").read_bytes() == b"mine"
+
+    first = (run / "samples.npy").read_bytes()
+    assert sampled("seed=3", "overwrite=true")[0] == 0
+    assert (run / "samples.npy").read_bytes() != first
+    assert {path.name for path in run.iterdir()} == after
+
+    assert list(here.iterdir()) == []
+    (here / "a.npy").write_bytes(b"mine")  # beside a.png, which is free
+    status, said = sampled("out=a.png")
+    assert status == 2
+    assert "a.npy exists already; give another name, or overwrite=true" in said.err
+    assert (here / "a.npy").read_bytes() == b"mine"
+    assert not (here / "a.png").exists()
+    assert sampled("out=a.png", "overwrite=true")[0] == 0
+    assert np.load(here / "a.npy").shape == (1, 1, 28, 28)
+    assert sampled("out=a.png", "overwrite=3")[0] == 2
+
+    shutil.copy(run / "checkpoints" / "best.ckpt", here / "alone.ckpt")
+    assert sampled(ckpt="alone.ckpt")[0] == 0
+    assert (here / "samples.png").exists()
+
+
+def test_show_draws_into_the_pictures_of_the_run(run_folder, here, tmp_path_factory):
+    run = tmp_path_factory.mktemp("copies") / "run"
+    shutil.copytree(run_folder, run)
+    drawn = (run / "pictures" / "filters.png").read_bytes()
+    assert cli.run(["show", f"ckpt={run}", "what=filters", "units=1"]) == 0
+    assert (run / "pictures" / "filters.png").read_bytes() == drawn
+    assert (run / "pictures-2" / "filters.png").read_bytes() != drawn
+    assert list(here.iterdir()) == []

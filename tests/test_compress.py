@@ -166,8 +166,11 @@ def test_another_model_is_refused(colour, file, here, capsys):
 def test_nothing_is_overwritten(run, file, here, capsys):
     (here / "images").mkdir()
     (here / "images" / "mine.txt").write_text("mine")
-    assert cli.run(["decompress", f"ckpt={run}", f"in={file}"]) == 2
-    assert "exists already" in capsys.readouterr().err
+    np.save(here / "mine.npy", np.zeros(3))
+    for out in ("images", "mine.npy"):
+        assert cli.run(["decompress", f"ckpt={run}", f"in={file}", f"out={out}"]) == 2
+        assert "exists already" in capsys.readouterr().err
+    assert np.load(here / "mine.npy").shape == (3,)
     assert (here / "images" / "mine.txt").read_text() == "mine"
 
 

@@ -282,7 +282,7 @@ def test_a_checkpoint_knows_its_context(name, runs, here, capsys):
     model = genlab.load(runs[name])
     context = build_data(restore(runs[name])[1]["data"]["context"], role="context")
     assert model.spec == context.spec(ImageSpec(3, 8, 8, 256, 2))
-    assert cli.run(["eval", f"ckpt={runs[name]}", "trainer=cpu", "batch_size=1"]) == 0
+    assert cli.run(["eval", f"ckpt={runs[name]}", "out=eval.json", "trainer=cpu", "batch_size=1"]) == 0
     assert f"given the {'label' if name == 'label' else 'second image'}" in capsys.readouterr().out
     again = json.loads((here / "eval.json").read_text())
     first = json.loads((runs[name] / "results.json").read_text())["test"]
@@ -335,7 +335,10 @@ def test_labels_in_turn_all_or_one(runs, here, capsys):
     assert cli.run(["sample", f"ckpt={runs['label']}", "n=5", "label=all", "out=all.png"]) == 0
     assert "6 images, 3 of each of a, b," in capsys.readouterr().out
     assert (np.load("all.npy") == drawn(6, torch.tensor([0, 0, 0, 1, 1, 1]))).all()
-    assert Image.open("all.png").size == ((3 * 10 + 2) * 8, (2 * 10 + 2) * 8)
+    sheet, height, width = np.asarray(Image.open("all.png")), (2 * 10 + 2) * 8, (3 * 10 + 2) * 8
+    assert (sheet[:height, width - 16 : width] == 128).all()  # the border: three columns, two rows
+    assert (sheet[height - 16 : height, :width] == 128).all()
+    assert (sheet[height:, :2] == 255).all()  # the caption
     assert cli.run(["sample", f"ckpt={runs['label']}", "n=2", "label=1", "batch_size=1", "out=one.png"]) == 0
     assert "2 images of class b in" in capsys.readouterr().out
 
@@ -346,7 +349,7 @@ def test_labels_in_turn_all_or_one(runs, here, capsys):
     [("label", ["label=1"], 3), ("label", ["label=all"], 4), ("grey", ["context=whole.png"], 3)],
 )
 def test_completion_takes_them_too(name, words, n, runs, here):
-    words = ["complete", f"ckpt={runs[name]}", "image=whole.png", "known=top:0.5", "n=3", *words]
+    words = ["complete", f"ckpt={runs[name]}", "image=whole.png", "known=top:0.5", "n=3", "out=completion.png", *words]
     assert cli.run(words) == 0
     x = np.asarray(Image.open("whole.png")).transpose(2, 0, 1)
     completions = np.load("completion.npy")
@@ -385,8 +388,11 @@ def test_wrong_requests_are_one_sentence(name, words, answer, runs, here, capsys
 def test_training_pictures_show_the_context_beside_the_sample(name, runs):
     (path,) = (runs[name] / "samples").glob("*.png")
     cells = 2  # one validation image: its context and what was drawn
-    assert Image.open(path).size == ((8 * 10 + 2) * 8, (1 * 10 + 2) * 8)
-    sheet = np.asarray(Image.open(path))[::8, ::8]
+    width, height = (8 * 10 + 2) * 8, (1 * 10 + 2) * 8
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape[1] == width
+    assert sheet.shape[0] > height  # a caption is below it
+    sheet = sheet[:height:8, ::8]
     assert not (sheet[2:10, 2 : 2 + 10 * cells] == 128).all()
 
 

@@ -130,7 +130,7 @@ def test_a_term_that_is_not_finite_is_an_error_that_names_it_and_the_image(train
 
 @pytest.mark.slow
 def test_eval_reports_the_reconstruction_and_says_that_there_is_no_likelihood(trained, here, capsys):
-    assert cli.run(["eval", f"ckpt={trained}", "trainer=cpu"]) == 0
+    assert cli.run(["eval", f"ckpt={trained}", "out=eval.json", "trainer=cpu"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     result, test = json.loads((here / "eval.json").read_text()), results(trained)["test"]
     assert first.startswith(NOTE)
@@ -158,8 +158,8 @@ def test_eval_is_the_same_on_two_processes(tmp_path, capfd, monkeypatch):
     folder, result = run(tmp_path / "run", *SPARSE), []
     capfd.readouterr()
     for devices in (1, 2):
-        words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=5", "batch_size=7"]
-        assert cli.run(["eval", f"ckpt={folder}", *words]) == 0
+        words = ["trainer=ddp_cpu", f"trainer.devices={devices}", "data.limit=5", "batch_size=7", "overwrite=true"]
+        assert cli.run(["eval", f"ckpt={folder}", "out=eval.json", *words]) == 0
         assert capfd.readouterr().out.count("\n") == 2
         result.append(json.loads((tmp_path / "eval.json").read_text()))
     one, two = result

@@ -51,14 +51,28 @@ def test_results_say_which_bound_and_how_the_units_are_used(trained):
 def test_a_bound_is_the_same_on_one_and_three_processes(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["trainer=ddp_cpu", "trainer.devices=3", "data.limit=20", "batch_size=7", "draws=4"]
-    assert cli.run(["eval", f"ckpt={trained}", *words]) == 0
+    assert cli.run(["eval", f"ckpt={trained}", "out=eval.json", *words]) == 0
     result = json.loads((tmp_path / "eval.json").read_text())
     assert (result["kind"], result["draws"], result["n"]) == ("bound", 4, 20)
     assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "out=one.json"]) == 0
     one = json.loads((tmp_path / "one.json").read_text())
     for name in ("nats", "rate", "distortion", "active_units"):
         assert result[name] == pytest.approx(one[name], rel=1e-9), name
-    assert cli.run(["eval", f"ckpt={trained}", "data.limit=20", "batch_size=7", "draws=4", "seed=1"]) == 0
+    assert (
+        cli.run(
+            [
+                "eval",
+                f"ckpt={trained}",
+                "out=eval.json",
+                "data.limit=20",
+                "batch_size=7",
+                "draws=4",
+                "seed=1",
+                "overwrite=true",
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "eval.json").read_text())["nats"] != one["nats"]
 
 
@@ -67,7 +81,10 @@ def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = []
     for draws in (1, 20):
-        assert cli.run(["eval", f"ckpt={trained}", "data.limit=200", f"draws={draws}"]) == 0
+        assert (
+            cli.run(["eval", f"ckpt={trained}", "out=eval.json", "data.limit=200", f"draws={draws}", "overwrite=true"])
+            == 0
+        )
         result.append(json.loads((tmp_path / "eval.json").read_text())["nats"])
     assert result[1] >= result[0] - 0.1
 
@@ -75,9 +92,9 @@ def test_more_draws_are_a_tighter_bound(trained, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_verbs_that_draw_work_from_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["sample", f"ckpt={trained}", "n=4"]) == 0
+    assert cli.run(["sample", f"ckpt={trained}", "out=samples.png", "n=4"]) == 0
     assert cli.run(["reconstruct", f"ckpt={trained}", "n=4", "out=r.png"]) == 0
-    assert cli.run(["features", f"ckpt={trained}", "data.limit=5"]) == 0
+    assert cli.run(["features", f"ckpt={trained}", "out=features.npz", "data.limit=5"]) == 0
     (tmp_path / "pictures").mkdir()
     assert cli.run(["show", f"ckpt={trained}", "what=units", "data.limit=50", "out=pictures"]) == 0
     capsys.readouterr()
@@ -85,7 +102,20 @@ def test_verbs_that_draw_work_from_a_checkpoint(trained, tmp_path, monkeypatch, 
     from PIL import Image
 
     Image.new("L", (28, 28), 255).save("white.png")
-    assert cli.run(["complete", f"ckpt={trained}", "image=white.png", "known=left:0.5", "n=3", "particles=5"]) == 0
+    assert (
+        cli.run(
+            [
+                "complete",
+                f"ckpt={trained}",
+                "out=completion.png",
+                "image=white.png",
+                "known=left:0.5",
+                "n=3",
+                "particles=5",
+            ]
+        )
+        == 0
+    )
     assert "5 particles, at worst" in capsys.readouterr().out
 
 

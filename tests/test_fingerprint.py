@@ -117,7 +117,7 @@ def copied(run, tmp_path):
 
 def evaluate(top, *words):
     photos = [] if any(word.startswith("data.path") for word in words) else [f"data.path={top}/photos"]
-    assert cli.run(["eval", f"ckpt={top}/run", f"out={top}/eval.json", *photos, *words]) == 0
+    assert cli.run(["eval", f"ckpt={top}/run", f"out={top}/eval.json", "overwrite=true", *photos, *words]) == 0
     return json.loads((top / "eval.json").read_text())
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainees import Tiny
 
 from genlab.core import ImageSpec, RequestError
+from genlab.data.context import Half
+from genlab.measure.captions import caption, caption_of, run_name
+from genlab.request.contexts import Contexts
 from genlab.request.masks import known_mask
 from genlab.request.pictures import partial_image
+from genlab.verbs import complete
 from genlab.viz import grid, save_grid, to_uint8
+from genlab.viz.grids import wrapped
 
 GREY, RGB, BINARY = ImageSpec(1, 6, 8), ImageSpec(3, 6, 8), ImageSpec(1, 6, 8, 2)
 
@@ -68,3 +76,55 @@ def test_a_grid_holds_the_images_pixel_for_pixel(tmp_path):
     save_grid(tmp_path / "a" / "b.png", x, GREY)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.png"]
     assert to_uint8(torch.tensor([0, 1]), BINARY).tolist() == [0, 255]
+
+
+def test_a_caption_stands_below_the_unchanged_grid_whatever_its_length(tmp_path):
+    x = torch.randint(256, (4, *GREY.shape))
+    plain = np.asarray(grid(x, GREY))
+    for text in ("a run · step 300", "word " * 40, "x" * 500, "é 文 %"):
+        save_grid(tmp_path / "a.png", x, GREY, caption=text)
+        sheet = np.asarray(Image.open(tmp_path / "a.png"))
+        height, width = plain.shape
+        assert (sheet[:height, :width] == plain).all()
+        strip = sheet[height:]
+        assert strip.max() == 255
+        assert strip.min() < 100
+        assert (sheet[:, -2:] == 255).all()  # no letter is cut off
+    assert wrapped("a bb " + "c" * 7, lambda text: len(text) <= 4) == ["a bb", "cccc", "ccc"]
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_unknown_pixels_are_one_grey_in_a_grid_of_completions(levels):
+    """At any number of levels, and also beside a second image, of which nothing is unknown."""
+    spec = ImageSpec(1, 4, 2, levels=levels)
+    image, known = torch.full(spec.shape, levels - 1), torch.zeros(4, 2, dtype=torch.bool)
+    known[:2] = True
+    images = torch.zeros(3, *spec.shape, dtype=torch.long)
+    for maker in (None, Half()):
+        left = torch.zeros(3, *spec.shape, dtype=torch.uint8)
+        contexts = Contexts(spec, 3, None if maker is None else left, maker=maker)
+        if maker is not None:
+            contexts = replace(contexts, spec=replace(spec, context=spec))
+        pictures, shown, _ = complete._grid(image, known, True, images, contexts)
+        given, true, *completed = pictures[len(pictures) - 5 :][..., -2:]
+        assert (given[:, :2] == 255).all()
+        assert (given[:, 2:] == 128).all()
+        assert (true == 255).all()
+        assert all((each == 0).all() for each in completed)
+        assert shown.levels == 256
+        if maker is not None:
+            assert (pictures[1:, ..., :2] == 0).all()
+
+
+def test_a_caption_says_run_step_and_score(tmp_path):
+    named = run_name(tmp_path / "06-17-28-pixelcnn-mnist_mini"), run_name(tmp_path / "sweep" / "3")
+    assert named == ("06-17-28-pixelcnn-mnist_mini", "sweep/3")
+    model = Tiny(ImageSpec(1, 4, 4))
+    assert caption("a", 1200, model, 1.06873, 1200) == "a · step 1,200 · 1.0687 bits/dim on validation"
+    assert caption("a", 1200, model, 1.06873, 900).endswith("on validation at step 900")
+    assert caption("a", 1200, model, float("inf"), 0) == "a · step 1,200"  # a GAN, or not validated yet
+    run = {"step": 7, "validation": {"value": 1.5, "step": 7}}  # of an earlier version
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").touch()
+    assert caption_of(tmp_path / "run", run, model) == "run · step 7 · 1.5000 bits/dim on validation"
+    assert caption_of(tmp_path / "run", {"step": None, "validation": "x"}, model) == "run"

@@ -197,7 +197,7 @@ def here(runs, monkeypatch):
 
 @pytest.mark.slow
 def test_features_verb(here):
-    assert cli.run(["features", "ckpt=../ae", "split=valid", "data.limit=40"]) == 0
+    assert cli.run(["features", "ckpt=../ae", "out=features.npz", "split=valid", "data.limit=40"]) == 0
     result = np.load("features.npz")
     assert result["features"].shape == (40, 5)
     assert result["features"].dtype == np.float32
@@ -210,7 +210,7 @@ def test_features_verb(here):
 @pytest.mark.parametrize("name", ["ae", "ar"])
 def test_probe_verb(here, name, capsys):
     words = ["per_class=3", "seeds=2", "data.limit=100", "layer=all", f"out={name}.json"]
-    assert cli.run(["probe", f"ckpt=../{name}", *words]) == 0
+    assert cli.run(["probe", f"ckpt=../{name}", "out=probe.json", *words]) == 0
     result = json.loads((here / f"{name}.json").read_text())
     records = {r["features"]: r for r in result["records"]}
     assert list(records) == ["network", "raw pixels", "PCA", "random patches", "untrained network"]
@@ -232,7 +232,21 @@ def test_probe_verb(here, name, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "labels"), [([], 64), (["train=40"], 40)])
 def test_features_that_no_seed_changes_are_probed_once(here, words, labels):
-    assert cli.run(["probe", "ckpt=../ae", "seeds=2", "layer=code", "data.limit=64", *words]) == 0
+    assert (
+        cli.run(
+            [
+                "probe",
+                "ckpt=../ae",
+                "out=probe.json",
+                "overwrite=true",
+                "seeds=2",
+                "layer=code",
+                "data.limit=64",
+                *words,
+            ]
+        )
+        == 0
+    )
     result = json.loads((here / "probe.json").read_text())
     assert result["labelled_images"] == labels
     fixed = 1 if labels == 64 else 2

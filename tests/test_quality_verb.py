@@ -55,6 +55,8 @@ def quality_of(runs, model, *words, classifier="classifier"):
             "n=40",
             "device=cpu",
             "batch_size=16",
+            "out=quality.json",
+            "overwrite=true",
             *words,
         ]
     )
@@ -199,7 +201,7 @@ def test_a_classifier_of_other_images_is_refused(runs, here, capsys):
 def test_eval_of_a_gan_is_the_quality_of_its_samples(runs, here, capsys):
     assert quality_of(runs, "gan", "out=direct.json") == 0
     words = [f"ckpt={runs / 'gan'}", f"classifier={runs / 'classifier'}", "n=40"]
-    assert cli.run(["eval", *words]) == 0
+    assert cli.run(["eval", *words, "out=eval.json"]) == 0
     assert "a GAN has no likelihood" in capsys.readouterr().out
     direct, result = (json.loads((here / name).read_text()) for name in ("direct.json", "eval.json"))
     for name, each in result["samples"].items():

@@ -60,7 +60,7 @@ def first(n, split="valid"):
 
 @pytest.mark.slow
 def test_an_image_stands_before_its_reconstruction(plain, here):
-    assert cli.run(["reconstruct", f"ckpt={plain}", "n=5", *FIRST]) == 0
+    assert cli.run(["reconstruct", f"ckpt={plain}", "out=reconstructions.png", "n=5", *FIRST]) == 0
     grid, x = tiles(here / "reconstructions.png", 10), first(5)
     reconstructions = genlab.load(plain).reconstruct(x)
     assert (grid[::2] == x[:, 0].numpy()).all()

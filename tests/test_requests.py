@@ -16,7 +16,7 @@ from genlab.request.compose import Request
 from genlab.request.contexts import Classes
 from genlab.request.values import format_value
 from genlab.system.failures import LONGEST, explained, shortened
-from genlab.train.loggers import MetricsFile
+from genlab.train.metrics_file import MetricsFile
 
 TINY = ["trainer=smoke", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.limit=20", "train.checkpoint_every=1"]
 
@@ -122,7 +122,7 @@ WRONG_ABOUT_A_RUN = {
     "sample data.limit=text": "or null",
     "sample weights=[ema]": "a word",
     "sample +foo=1": "no key 'foo'",
-    "sample ~out": "needs out",
+    "sample ~seed": "needs seed",
     "eval draws=nan": "a whole number",
     "probe controls=3": "true or false",
     "show units=[1]": "or null",
@@ -203,7 +203,7 @@ def test_a_class_is_chosen_and_printed_by_its_name(runs, here, capsys):
     checkpoint["genlab"]["class_names"] = ["cat", "china, old", *(f"class {i}" for i in range(2, 10))]
     torch.save(checkpoint, "named.ckpt")
     for label in ("cat", "china, old", "1"):
-        assert cli.run(["sample", "ckpt=named.ckpt", "n=2", f"label={label}"]) == 0
+        assert cli.run(["sample", "ckpt=named.ckpt", "out=samples.png", "overwrite=true", f"label={label}", "n=2"]) == 0
     out = capsys.readouterr().out
     assert "2 images of class cat in" in out
     assert out.count("2 images of class china, old in") == 2

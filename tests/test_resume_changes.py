@@ -195,7 +195,7 @@ def test_another_logger_goes_on_beside_the_file(run):
     pytest.importorskip("tensorboard")
     resume.run(run, ["trust=[trainees]", "logger=tensorboard"], "genlab resume run=run logger=tensorboard")
     assert list((run / "tensorboard").iterdir())
-    assert len((run / "metrics.csv").read_text().splitlines()) == 7
+    assert len((run / "metrics.csv").read_text().splitlines()) == 8
     assert (run / "command.txt").read_text().splitlines()[-1].endswith("logger=tensorboard")
 
 

@@ -62,7 +62,7 @@ def test_a_planted_odd_picture_is_the_most_surprising(run, here, capsys):
     for i, image in enumerate(digits()):
         Image.fromarray(image).save(here / "photos" / f"{i:02}.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save("photos/odd.png")
-    assert cli.run(["score", f"ckpt={run}", "images=photos", "maps=maps", "reference=20"]) == 0
+    assert cli.run(["score", f"ckpt={run}", "out=scores.csv", "images=photos", "maps=maps", "reference=20"]) == 0
     found = rows("scores.csv")
     assert len(found) == 31
     assert max(found, key=lambda row: float(row["bits"]))["image"] == "photos/odd.png"
@@ -76,10 +76,15 @@ def test_a_planted_odd_picture_is_the_most_surprising(run, here, capsys):
 
 def test_scores_of_a_split_are_those_of_its_evaluation(run, here):
     words = ["split=valid", "data.limit=20"]
-    assert cli.run(["eval", f"ckpt={run}", *words, "per_image=true"]) == 0
+    assert cli.run(["eval", f"ckpt={run}", "out=eval.json", *words, "per_image=true"]) == 0
     mean = np.mean([float(row["bits_per_dim"]) for row in rows("eval.csv")])
     assert mean == pytest.approx(json.loads((here / "eval.json").read_text())["bits_per_dim"], rel=1e-4)
-    assert cli.run(["score", f"ckpt={run}", "images=data:mnist_mini/valid", "data.limit=20", "reference=0"]) == 0
+    assert (
+        cli.run(
+            ["score", f"ckpt={run}", "out=scores.csv", "images=data:mnist_mini/valid", "data.limit=20", "reference=0"]
+        )
+        == 0
+    )
     for a, b in zip(rows("eval.csv"), rows("scores.csv"), strict=True):
         assert float(a["bits"]) == pytest.approx(float(b["bits"]), rel=1e-4)
 
@@ -101,7 +106,7 @@ def test_other_images_are_told_apart(run, here, capsys):
         "reference=20",
         "against=[noise,constant,rotated,inverted]",
     ]
-    assert cli.run(["score", f"ckpt={run}", *words]) == 0
+    assert cli.run(["score", f"ckpt={run}", "out=scores.csv", *words]) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("bits:"))
     assert "1.000 noise" in line
@@ -138,7 +143,7 @@ def test_a_copy_of_a_training_image_is_found(run, here, capsys):
     images = digits("valid", 30).copy()
     images[7] = digits("train", 5)[4]
     np.save("samples.npy", images)
-    assert cli.run(["neighbours", f"ckpt={run}", "of=samples.npy", "held_out=30"]) == 0
+    assert cli.run(["neighbours", f"ckpt={run}", "out=neighbours.csv", "of=samples.npy", "held_out=30"]) == 0
     found = rows("neighbours.csv")
     assert (found[7]["pixels_nearest"], float(found[7]["pixels_distance"])) == ("4", pytest.approx(0, abs=1e-5))
     assert float(found[7]["pixels_share_nearer"]) == 0
@@ -152,7 +157,7 @@ def test_a_planted_near_copy_in_a_folder_is_found(run, here, capsys):
     near = digits()[11].copy()
     near[14, 14] ^= 8
     Image.fromarray(near).save("photos/copy.png")
-    assert cli.run(["neighbours", f"ckpt={run}", "of=photos/*.png", "within=true"]) == 0
+    assert cli.run(["neighbours", f"ckpt={run}", "out=neighbours.csv", "of=photos/*.png", "within=true"]) == 0
     said = capsys.readouterr().out
     assert "photos/11.png and photos/copy.png" in said
 
@@ -183,7 +188,9 @@ def test_bayes_rule_and_calibration():
 
 
 def test_eval_classifies_by_bayes_rule(conditional, here, capsys):
-    assert cli.run(["eval", f"ckpt={conditional}", "data.limit=20", "split=valid", "classify=true"]) == 0
+    assert (
+        cli.run(["eval", f"ckpt={conditional}", "out=eval.json", "data.limit=20", "split=valid", "classify=true"]) == 0
+    )
     result = json.loads((here / "eval.json").read_text())["classification"]
     assert result["n"] == 20
     assert (here / "eval.png").exists()

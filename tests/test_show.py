@@ -242,7 +242,7 @@ def here(tmp_path, monkeypatch):
 def test_training_ends_with_the_pictures_that_the_verb_draws(run_folder, here, capsys):
     assert {path.name for path in (run_folder / "pictures").iterdir()} == GENERAL_FILES
     assert [path.name for path in (run_folder / "reconstructions").iterdir()] == ["step=000002.png"]
-    assert cli.run(["show", f"ckpt={run_folder}", "data.limit=100", "device=cpu"]) == 0
+    assert cli.run(["show", f"ckpt={run_folder}", "data.limit=100", "device=cpu", "out=."]) == 0
     assert {path.name for path in here.iterdir()} == GENERAL_FILES
     assert set(capsys.readouterr().out.split()) == GENERAL_FILES
     for name in GENERAL_FILES:
@@ -275,7 +275,7 @@ def test_models_without_a_code_show_what_they_have(here, capsys):
     assert cli.run(["show", ckpt, "what=traversal"]) == 2
     assert "model=pixelcnn has no code" in capsys.readouterr().err
     assert not list(here.iterdir())
-    assert cli.run(["show", ckpt, "data.limit=20"]) == 0
+    assert cli.run(["show", ckpt, "data.limit=20", "out=."]) == 0
     assert "left out: model=pixelcnn has no code" in capsys.readouterr().out
     assert {path.name for path in here.iterdir()} == {"filters.png", "receptive_field.png", "order.png"}
 

@@ -20,8 +20,9 @@ from genlab.core import Interrupted
 from genlab.data import ImageData
 from genlab.processes import launch, resume, training
 from genlab.system import signals
-from genlab.train.callbacks import Checkpoints, Pictures, Validation
+from genlab.train.callbacks import Checkpoints, Validation
 from genlab.train.learner import Learner
+from genlab.train.pictures import Pictures
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from genlab.core import ImageSpec, RequestError, RunError
 from genlab.measure.bits import bits_per_dim
 from genlab.processes.preparation import check_config
 from genlab.system.atomic import write_text
+from genlab.train import callbacks, fit, provenance
+from genlab.train.callbacks import Checkpoints
 from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.learner import step_seed
 from genlab.train.optim import AdamW
@@ -55,7 +58,7 @@ def test_a_trapezoid_falls_at_the_end():
 def test_logged_rate_is_the_one_used(tmp_path):
     folder = trained(tmp_path / "run", train__log_every=1)
     optim = AdamW(warmup=2)
-    rates = [float(row["train/lr"]) for row in rows(folder)]
+    rates = [float(row["train/lr"]) for row in rows(folder)[1:]]
     assert rates == pytest.approx([0.05 * optim.factor(step, 12) for step in range(12)])
 
 
@@ -79,10 +82,57 @@ def test_train_metric_is_the_mean_over_images(tmp_path):
         terms = model.objective(data.training_batch(batch).images)
         losses.append(terms["loss"])
         fuss.append(terms["fuss"])
-    first = rows(folder)[0]
+    first = rows(folder)[1]
     expected = bits_per_dim(-torch.cat(losses).double(), data.spec).mean().item()
     assert float(first["train/bits_per_dim"]) == pytest.approx(expected, rel=1e-6)
     assert float(first["train/fuss"]) == pytest.approx(torch.cat(fuss).mean().item(), rel=1e-4)
+
+
+def test_the_first_row_is_the_untrained_model(tmp_path):
+    """It is what the same code says of the initial weights, and it is never the best."""
+    folder = trained(tmp_path / "run", optim__lr=1e-12, optim__weight_decay=0.0)
+    first, *later = [row for row in rows(folder) if row["valid/bits_per_dim"]]
+    assert first["step"] == "0"
+    assert float(first["valid/bits_per_dim"]) == pytest.approx(float(later[0]["valid/bits_per_dim"]), rel=1e-6)
+    assert json.loads((folder / "results.json").read_text())["best_step"] > 0
+
+
+def test_an_untrained_model_without_a_finite_value_is_trained_all_the_same(tmp_path, monkeypatch, capsys):
+    def evaluate(model, *args, **kwargs):
+        if not (tmp_path / "run" / "checkpoints").exists():
+            raise RunError("log-likelihood is not finite")
+        return evaluate_split(model, *args, **kwargs)
+
+    evaluate_split = callbacks.evaluate_split
+    monkeypatch.setattr(callbacks, "evaluate_split", evaluate)
+    monkeypatch.setattr(Checkpoints, "due", lambda *args: True)
+    folder = trained(tmp_path / "run")
+    assert capsys.readouterr().err.count("the untrained model has no validation value: log-likelihood") == 1
+    assert [row["step"] for row in rows(folder) if row["valid/bits_per_dim"]] == ["5", "10", "12"]
+
+
+def test_versions_name_the_machine(tmp_path):
+    lines = dict(line.split(" ", 1) for line in provenance.versions().splitlines())
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert lines["gpu"] == "none" or torch.cuda.get_device_name(0) in lines["gpu"]
+    assert len(lines["cpu"]) > 2
+
+
+def test_early_stopping_says_where_the_best_is(tmp_path, capsys):
+    folder = trained(
+        tmp_path / "run", optim__lr=1e-12, train__patience=1, train__valid_every=1, optim__weight_decay=0.0
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped early at step")]
+    best = json.loads((folder / "results.json").read_text())
+    assert line.endswith(f"the best is {best['valid']['bits_per_dim']:.4f} bits/dim at step {best['best_step']}")
+
+
+def test_compilation_says_that_it_is_on_and_how_long_the_first_step_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "compile_networks", lambda model: None)  # the words alone are asked here
+    trained(tmp_path / "run", compile=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("compile=true: the first step compiles the network") == 1
+    assert len([line for line in lines if re.fullmatch(r"compile=true: the first step took \d+ seconds", line)]) == 1
 
 
 def test_running_sums_do_not_depend_on_the_batches():
@@ -125,7 +175,7 @@ def test_a_run_folder(tmp_path, capsys):
         "samples/step=000006.png", "samples/step=000012.png",
         "completions/step=000006.png", "completions/step=000012.png",
     }  # fmt: skip
-    assert [row["step"] for row in rows(folder)] == ["3", "5", "6", "9", "10", "12"]
+    assert [row["step"] for row in rows(folder)] == ["0", "3", "5", "6", "9", "10", "12"]
     assert results["test"]["n"] == 20
     assert results["valid"]["n"] == 16
     assert results["parameters"] == sum(p.numel() for p in Tiny(ImageSpec(1, 4, 4)).parameters())
@@ -168,7 +218,7 @@ def test_bad_steps_are_skipped_and_counted(tmp_path):
     assert state["genlab"]["updates"] == 10
     assert all(value.isfinite().all() for value in state["state_dict"].values())  # running statistics as well
     assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {10}
-    assert [row["train/bad_steps"] for row in rows(folder)] == ["1", "", "1", "2", "", "2"]
+    assert [row["train/bad_steps"] for row in rows(folder)] == ["", "1", "", "1", "2", "", "2"]
     assert all(math.isfinite(float(row["train/bits_per_dim"])) for row in rows(folder) if row["train/bits_per_dim"])
 
 

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor, distributed, nn
 
 from genlab.core import Completion, ImageSpec
@@ -152,7 +154,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything that a run leaves behind, without times, command lines, its config and the commit."""
     kept: dict[str, Any] = {"metrics": (folder / "metrics.csv").read_text()}
     for picture in sorted(folder.glob("*/*.png")):
-        kept[str(picture.relative_to(folder))] = picture.read_bytes()
+        kept[str(picture.relative_to(folder))] = grid_of(picture)
     results = json.loads((folder / "results.json").read_text())
     kept["results"] = {k: results[k] for k in ("test", "valid", "steps", "best_step", "bad_steps")}
     for name in ("last", "best"):
@@ -160,6 +162,15 @@ def outcome(folder: Path) -> dict[str, Any]:
         state["genlab"] = {k: v for k, v in state["genlab"].items() if k not in ("seconds", "config", "commit")}
         kept[name] = state
     return kept
+
+
+def grid_of(picture: Path) -> bytes:
+    """The pixels of a grid without its caption, which names the run: all down to the last line of the grey border.
+    Of another picture, all pixels.
+    """
+    pixels = np.asarray(Image.open(picture))
+    (grey,) = (pixels[:, :2].reshape(len(pixels), -1) == 128).all(1).nonzero()
+    return pixels[: grey[-1] + 1 if len(grey) else None].tobytes()
 
 
 def same(a: Any, b: Any, path: str = "") -> None:

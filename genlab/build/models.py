@@ -81,8 +81,9 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     """(model in evaluation mode, config of its run) of a checkpoint file or run folder.
 
     `weights`: "ema" for the averaged weights (raw ones if none were averaged), "raw" for those of the last step. The
-    choice is stored in `model.weights`. Raises RequestError for a file that is damaged or does not fit the model it
-    describes, and RunError for weights that are not finite.
+    choice is stored in `model.weights`. The config also has the names of the classes, the `step` and `validation` of
+    the checkpoint, None in one that does not say. Raises RequestError for a file that is damaged or does not fit the
+    model it describes, and RunError for weights that are not finite.
     """
     file = find_checkpoint(path)
     content = untrusted.checkpoint(file)
@@ -106,6 +107,8 @@ def restore(path: str | Path, *, weights: str = "ema", trust: Sequence[str] = ()
     names = config.get("names")
     model.chosen_as = names.get("model") if isinstance(names, dict) else None  # type: ignore[assignment]
     config["class_names"] = list(content["genlab"].get("class_names") or ())
+    config["step"], callbacks = content["genlab"].get("step"), content.get("callbacks")
+    config["validation"] = callbacks.get("Validation") if isinstance(callbacks, dict) else None
     return model.eval().requires_grad_(False), config
 
 

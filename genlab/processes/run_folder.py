@@ -2,7 +2,7 @@
 
     config.yaml     the resolved config
     command.txt     the command lines, the first one and one for each time the run was resumed
-    versions.txt    versions of the packages that began the run
+    versions.txt    versions of the packages that began the run, and the machine
 
 A folder with a config.yaml is a run. Other modules write the results of training (checkpoints, metrics.csv,
 results.json, pictures).

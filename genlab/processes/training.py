@@ -7,6 +7,7 @@ makes a new folder; `resume.run` checks an existing one; both then call `start`.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from genlab import viz
@@ -33,7 +35,8 @@ from genlab.request.compose import Request, split_hydra
 from genlab.request.progress import with_progress
 from genlab.system import signals
 from genlab.system.atomic import write_json, write_text
-from genlab.train import batch_size, budget, precision, provenance
+from genlab.system.progress import without_progress
+from genlab.train import batch_size, budget, loggers, precision, provenance
 from genlab.train.callbacks import PAUSE
 from genlab.train.checkpoint import read
 from genlab.train.fit import FitResult, Run, fit
@@ -146,20 +149,22 @@ def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume:
         **fingerprint.card(data),
     }
     plan = run.plan
-    result = fit(run, draw=viz.save_grid, environment=environment())
+    with loggers.opened(run) as log_to:
+        result = fit(run, log_to=log_to, draw=viz.save_grid, environment=environment())
+        say(result.verdict)
+        if not result.interrupted:
+            with signals.impatiently():
+                return conclude(folder, config, plan, data, result, log_to)
     if result.interrupted == PAUSE and not signals.received:
         if group.is_rank_zero():
             print(f"paused at step {result.step} of {plan.max_steps}; everything is saved, go on with {resume}")
         return {}
-    if result.interrupted:
-        done = result.step >= plan.max_steps
-        raise Interrupted(
-            f"stopped by {signals.name(result.interrupted)} at step {result.step} of {plan.max_steps}; everything is "
-            f"saved, " + (f"and {resume} has only the test left to do" if done else f"go on with {resume}"),
-            result.interrupted,
-        )
-    with signals.impatiently():
-        return conclude(folder, config, plan, data, result)
+    done = result.step >= plan.max_steps
+    raise Interrupted(
+        f"stopped by {signals.name(result.interrupted)} at step {result.step} of {plan.max_steps}; everything is "
+        f"saved, " + (f"and {resume} has only the test left to do" if done else f"go on with {resume}"),
+        result.interrupted,
+    )
 
 
 def choose_length(run: Run, config: DictConfig) -> str:
@@ -186,14 +191,25 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult) -> dict[str, Any]:
-    """Evaluate the best weights on the whole test split; rank zero writes results.json, draws and prints."""
+def conclude(
+    folder: Path, config: DictConfig, plan: Plan, data: Any, result: FitResult, log_to: Sequence[Logger] = ()
+) -> dict[str, Any]:
+    """Evaluate the best weights on the whole test split; rank zero writes results.json, draws and prints.
+
+    A tracker among the loggers gets the numbers of the test, at the last step.
+    """
     best = folder / "checkpoints" / "best.ckpt"
     model, _ = restore(best, weights="ema", trust=config.trust)  # or raw, if none were averaged
     weights: str = model.weights  # type: ignore[assignment]
     device = torch.device("cuda", torch.cuda.current_device()) if plan.accelerator == "gpu" else torch.device("cpu")
-    with torch.no_grad():
-        evaluation = evaluate_split(model.to(device), data, "test", weights=weights, seed=config.seed)
+    share = math.ceil(len(data.split("test").labels) / group.world_size())  # images of this rank
+    shown = with_progress if group.is_rank_zero() else without_progress
+    evaluation = shown(
+        "test", share,
+        lambda advance: evaluate_split(
+            model.to(device), data, "test", weights=weights, seed=config.seed, on_batch=advance
+        ),
+    )  # fmt: skip
     results = {
         "test": evaluation.details,
         "valid": result.valid,
@@ -211,6 +227,8 @@ def conclude(folder: Path, config: DictConfig, plan: Plan, data: Any, result: Fi
     }
     if group.is_rank_zero():
         write_json(folder / "results.json", results)
+        for tracker in loggers.trackers(log_to):
+            tracker.log_metrics({f"test/{name}": value for name, value in evaluation.terms.items()}, result.step)
         if config.train.sample_every:
             draw_pictures(model, data, folder)
         print(f"test {evaluation.text}")

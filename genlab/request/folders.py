@@ -27,3 +27,14 @@ def groups(folders: list[Path]) -> dict[str, list[str]]:
             if len(path.parts) > 1:
                 choices.setdefault(group.as_posix(), set()).add(path.relative_to(group).as_posix())
     return {group: sorted(names) for group, names in choices.items()}
+
+
+def description(text: str) -> str:
+    """The comment that a config begins with, as one line and without Hydra's package directive."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if "@package" not in line:
+            lines.append(line.lstrip("# ").strip())
+    return " ".join(lines)

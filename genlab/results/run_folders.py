@@ -18,7 +18,7 @@ from typing import Any
 from genlab.build import untrusted
 from genlab.core import RequestError
 from genlab.system.failures import shortened
-from genlab.train.loggers import read_metrics
+from genlab.train.metrics_file import read_metrics
 
 CONFIG, RESULTS, FAILED = "config.yaml", "results.json", "error.txt"
 LARGEST_RESULTS = 4 << 20  # bytes of a results.json; genlab's have about 2,000

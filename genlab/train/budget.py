@@ -35,10 +35,11 @@ from genlab.core import RequestError
 from genlab.measure.evaluation import evaluate_split
 from genlab.system import signals
 from genlab.system.device import true_float32
-from genlab.train.callbacks import PAUSE, Pictures
+from genlab.train.callbacks import PAUSE
 from genlab.train.checkpoint import AtomicCheckpointIO
 from genlab.train.fit import learner_for, prime, quiet, trainer_for
 from genlab.train.learner import Learner
+from genlab.train.pictures import Pictures
 from genlab.train.progress import in_words
 from genlab.train.run import Run
 
@@ -110,11 +111,13 @@ def steps_within(seconds: float, speed: Speed, train: Mapping[str, Any]) -> tupl
     counts = {}  # events of the intervals that are chosen here
     for key, (share, shortest) in SHARES.items():
         if train[key] is None:
-            counts[key] = max(1, int(min(share * seconds / costs[key] if costs[key] else math.inf, 1 / shortest)))
+            affordable = int(min(share * seconds / costs[key] if costs[key] else math.inf, 1 / shortest))
+            counts[key] = max(1, affordable - (key == "valid_every"))  # one validation is before the first step
 
     def duration(steps: int) -> float:
         events = {key: -(-steps // train[key]) if train[key] else 0 for key in costs} | counts
-        return steps * speed.step + sum(cost * min(events[key], steps) for key, cost in costs.items())
+        later = sum(cost * min(events[key], steps) for key, cost in costs.items())
+        return steps * speed.step + speed.validation + later
 
     steps = max(1, bisect_right(range(1, 2 + max(0, int(seconds / speed.step))), seconds, key=duration))
     intervals = {key: math.ceil(steps / counts[key]) if key in counts else train[key] for key in costs}

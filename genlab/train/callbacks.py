@@ -1,6 +1,6 @@
 """Callbacks that act every so many optimiser steps, in the order of the list that the Trainer gets:
 
-    Log -> Validation -> Pictures -> Progress -> Checkpoints
+    Log -> Validation -> Pictures (`pictures.py`) -> Progress (`progress.py`) -> Checkpoints
 
 All of it happens at the end of an optimiser step, in this order, and the checkpoint comes last. So a checkpoint means
 that everything up to and including this step is done, and a resumed run neither repeats nor misses anything. This is
@@ -10,18 +10,18 @@ why validation is not Lightning's loop, which runs after the point where its che
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from genlab.core import Coder, Completer, Denoiser, ImageSpec, Sampler
-from genlab.data.batches import context_of
-from genlab.measure.evaluation import evaluate_split
+from genlab.core import RunError
+from genlab.measure.captions import score
+from genlab.measure.evaluation import Evaluation, evaluate_split
 from genlab.system import signals
+from genlab.system.progress import WithProgress, without_progress
 from genlab.train.learner import Learner
 
 
@@ -70,110 +70,72 @@ class Validation(Periodic):
 
     If a model has no number to compare (a GAN), the newest weights count as the best. The callback acts at the last
     step too, so that a best checkpoint always exists. `patience`: stop after so many validations without a new best;
-    None: never.
+    None: never. Before the first step of a run the untrained model is evaluated, for the curves alone: it is never the
+    best.
     """
 
-    def __init__(self, every: int, best: Path, patience: int | None = None) -> None:
+    def __init__(
+        self, every: int, best: Path, patience: int | None = None, with_progress: WithProgress = without_progress
+    ) -> None:
         super().__init__(every)
-        self.best, self.patience = best, patience
+        self.best, self.patience, self.with_progress = best, patience, with_progress
         self.state: dict[str, Any] = {"value": float("inf"), "step": 0, "stale": 0, "details": {}}
+        self.state |= {"latest": float("inf"), "latest_step": 0}  # inf: a model without a number to compare
+        self.verdict = ""  # why training was stopped early, for the user
+
+    def on_train_batch_start(self, trainer: Any, learner: Any, batch: Any, batch_idx: int) -> None:
+        """Evaluate the untrained model. Training may mend one whose likelihood is not finite."""
+        if trainer.global_step or batch_idx:
+            return
+        start = time.perf_counter()
+        try:
+            self._evaluate(trainer, learner, 0)
+        except RunError as error:  # on every rank
+            if trainer.is_global_zero:
+                print(f"the untrained model has no validation value: {error}", file=sys.stderr)
+        self.seconds += time.perf_counter() - start
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Validate; write best.ckpt on a new best."""
-        with learner.evaluation_model() as model:
-            evaluation = evaluate_split(model, trainer.datamodule, "valid", weights=learner.weights, seed=learner.seed)  # type: ignore[attr-defined]
-        write(trainer, {f"valid/{name}": value for name, value in evaluation.terms.items()}, step)
+        evaluation = self._evaluate(trainer, learner, step)
         value = self.state["value"] if evaluation.value is None else evaluation.value
         if evaluation.value is None or value < self.state["value"]:
-            self.state = {"value": value, "step": step, "stale": 0, "details": evaluation.details}
+            self.state |= {"value": value, "step": step, "stale": 0, "details": evaluation.details}
             trainer.save_checkpoint(self.best)
             learner.last_good = str(self.best)
-        else:
-            self.state = {**self.state, "stale": self.state["stale"] + 1}
-            if self.patience is not None and self.state["stale"] >= self.patience:
-                learner.stopped_early = trainer.should_stop = True
+            return
+        self.state["stale"] += 1
+        if self.patience is not None and self.state["stale"] >= self.patience:
+            learner.stopped_early = trainer.should_stop = True
+            self.verdict = (
+                f"stopped early at step {step}: {self.state['stale']} validations without a better one "
+                f"(train.patience={self.patience}); the best is {score(self.state['value'], learner.model)} "
+                f"at step {self.state['step']}"
+            )
+
+    def _evaluate(self, trainer: pl.Trainer, learner: Learner, step: int) -> Evaluation:
+        """Evaluate and log; the same images and noise every time."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        share = math.ceil(len(data.split("valid").labels) / trainer.world_size)  # images of this rank
+        with learner.evaluation_model() as model:
+            evaluation = self.with_progress(
+                "validation", share,
+                lambda advance: evaluate_split(
+                    model, data, "valid", weights=learner.weights, seed=learner.seed, on_batch=advance
+                ),
+            )  # fmt: skip
+        latest = float("inf") if evaluation.value is None else evaluation.value
+        self.state |= {"latest": latest, "latest_step": step}
+        write(trainer, {f"valid/{name}": value for name, value in evaluation.terms.items()}, step)
+        return evaluation  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value so far, its step and details, and the number of validations since."""
+        """Best value so far, its step and details, the number of validations since, and the latest value."""
         return dict(self.state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.state = dict(state_dict)
-
-
-Grid = tuple[torch.Tensor, ImageSpec, int | None]  # images (N, C, H, W), their spec, columns (None: about square)
-
-
-class Pictures(Periodic):
-    """Grids of images over training: samples at fixed noise; completions of the lower half of validation images; and
-    reconstructions of validation images.
-
-    `draw(path, images (N, C, H, W), spec, columns)` writes a grid. It is an argument because training does not import
-    `viz`. Every rank makes the images (sharded weights need all ranks), rank zero writes.
-    """
-
-    def __init__(self, every: int, folder: Path, count: int, draw: Callable[..., Any] | None) -> None:
-        super().__init__(every)
-        self.folder, self.count, self.draw = folder, count, draw
-
-    def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
-        """Write samples/step=000500.png, completions/… and reconstructions/…, as far as the model can."""
-        with learner.evaluation_model() as model:
-            grids: dict[str, Grid] = {}
-            if isinstance(model, Sampler):
-                grids["samples"] = self._samples(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
-            if isinstance(model, Completer):
-                grids["completions"] = self._completions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
-            if isinstance(model, Coder):
-                grids["reconstructions"] = self._reconstructions(model, learner, trainer.datamodule)  # type: ignore[attr-defined]
-        if trainer.is_global_zero and self.draw is not None:
-            for kind, (images, spec, columns) in grids.items():
-                path = self.folder / kind / f"step={step:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                self.draw(path, images.cpu(), spec, columns=columns)
-
-    def _samples(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """`count` images at the same noise every time.
-
-        A class-conditional model goes through its classes. A model that is conditioned on images gets those of the
-        first validation images, and each is drawn beside its sample.
-        """
-        context = self._context(model, learner, data)
-        if context is not None and context.ndim == 1:
-            context = torch.arange(self.count, device=learner.device) % learner.spec.classes
-        n = self.count if context is None else len(context)
-        images = model.sample(n, generator=_generator(learner), context=context)
-        if context is None or context.ndim == 1 or not hasattr(getattr(data, "context", None), "pictures"):
-            return images, learner.spec, None
-        pairs = torch.stack(data.context.pictures(images, context, data.whole), dim=1).flatten(0, 1)
-        return pairs, ImageSpec(*pairs.shape[1:]), 8
-
-    def _completions(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """Up to `count` pairs: an image with its lower half blank, and the completed image."""
-        x = data.first("valid", self.count).images.to(learner.device)
-        known = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
-        known[:, : x.shape[-2] // 2] = True
-        context = self._context(model, learner, data)
-        completed = model.complete(x, known, generator=_generator(learner), context=context).images
-        return torch.stack([x * known[:, None], completed.to(x.dtype)], dim=1).flatten(0, 1), learner.spec, 8
-
-    def _reconstructions(self, model: Any, learner: Learner, data: Any) -> Grid:
-        """Up to `count` pairs of an image and its reconstruction, with the same noise every time.
-
-        A model that is trained on corrupted images gets triples: the image, a corrupted copy, the denoised copy.
-        """
-        x = data.first("valid", self.count).images.to(learner.device)
-        context = self._context(model, learner, data)
-        torch.manual_seed(learner.seed)  # does not affect training: every training step sets its own seed
-        corrupted = isinstance(model, Denoiser) and model.corruption is not None
-        columns = [x.long(), *(model.repair(x) if corrupted else [model.reconstruct(x, context=context)])]
-        return torch.stack(columns, 1).flatten(0, 1), learner.spec, 4 * len(columns)
-
-    def _context(self, model: Any, learner: Learner, data: Any) -> torch.Tensor | None:
-        """The context of the first validation images; None if the model uses none."""
-        context = context_of(model, data.first("valid", self.count))
-        return None if context is None else context.to(learner.device)
+        """Inverse of `state_dict`. A checkpoint of an earlier version has no latest value."""
+        self.state |= state_dict
 
 
 PAUSE = 1000  # agreed on by all ranks like a signal, and larger than the number of any signal
@@ -217,7 +179,3 @@ def write(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
     """Log the metrics with every logger; ranks other than zero have none."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)
-
-
-def _generator(learner: Learner) -> torch.Generator:
-    return torch.Generator().manual_seed(learner.seed)  # on the CPU: the same noise for every device

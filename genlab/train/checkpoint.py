@@ -39,6 +39,8 @@ def check_resumable(state: Mapping[str, Any], path: Path) -> None:
     else:
         wrong += [f"callbacks.Validation.{name}" for name in ("step", "stale") if not is_count(validation.get(name))]
         wrong += [] if is_number(validation.get("value")) else ["callbacks.Validation.value"]
+        wrong += [] if is_number(validation.get("latest", 0.0)) else ["callbacks.Validation.latest"]
+        wrong += [] if is_count(validation.get("latest_step", 0)) else ["callbacks.Validation.latest_step"]
         wrong += [f"callbacks.Validation.details.{k}" for k, v in validation["details"].items() if not _is_detail(v)]
     for name, fits in (("optimizer_states", _is_optimizer), ("lr_schedulers", _is_scheduler)):
         parts = state.get(name)

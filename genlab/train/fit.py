@@ -13,28 +13,31 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from genlab.core import Adversarial, Primed, RequestError, RunError
+from genlab.measure.captions import LATEST, caption, run_name
 from genlab.system import signals
 from genlab.system.device import true_float32
-from genlab.train import loggers, optim
+from genlab.train import optim
 from genlab.train.adversarial import AdversarialLearner
 from genlab.train.buffers import varying
-from genlab.train.callbacks import Checkpoints, Log, Pictures, Validation
+from genlab.train.callbacks import Checkpoints, Log, Validation
 from genlab.train.compile import compile_networks
 from genlab.train.full_batch import FullBatchLearner, uses_full_batch
 from genlab.train.learner import Learner
+from genlab.train.metrics_file import read_metrics
+from genlab.train.pictures import Pictures
 from genlab.train.plan import Plan
 from genlab.train.progress import Progress
 from genlab.train.resume_state import PreloadedCheckpointIO, adapt
@@ -48,7 +51,7 @@ class FitResult:
     `step`: optimiser steps so far. `interrupted`: the signal that stopped training, `callbacks.PAUSE` after
     train.pause_after, 0 if it ended by itself. `seconds`: of training over all sessions. `images_per_second`: of this
     session, without logging, validation, pictures and checkpoints. `peak_memory`: bytes. `valid`: details of the best
-    validation.
+    validation. `verdict`: why training was stopped early, for the user; empty if it was not.
     """
 
     step: int
@@ -58,24 +61,33 @@ class FitResult:
     images_per_second: float
     peak_memory: int
     valid: dict[str, Any]
+    verdict: str = ""
 
 
 @true_float32()  # precision=32 means full float32 on a GPU, too, without TF32
 def fit(
-    run: Run, *, draw: Callable[..., Any] | None = None, environment: ClusterEnvironment | None = None
+    run: Run,
+    *,
+    log_to: Sequence[Logger] = (),
+    draw: Callable[..., Any] | None = None,
+    environment: ClusterEnvironment | None = None,
 ) -> FitResult:
     """Train; call it on every rank with the same arguments. Raises RunError if too many steps are not finite.
 
-    `draw(path, images, spec, columns)` writes a grid of images; without it no pictures are made. `environment`:
-    the description of the ranks for Lightning; None for a single process.
+    `log_to`: loggers, on rank zero only. `draw(path, images, spec, columns=, caption=)` writes a grid of images;
+    without it no pictures are made. `environment`: the description of the ranks for Lightning; None for one process.
     """
     prime(run)
     learner = learner_for(run)
     train, max_steps = run.config["train"], run.plan.max_steps
     log = Log(train["log_every"])
-    validation = Validation(train["valid_every"], run.best, train["patience"])
-    pictures = Pictures(train["sample_every"] if draw else 0, run.folder, train["samples"], draw)
     progress = Progress(log, run.step_images, forecast=train.get("minutes") is None, compiled=run.config["compile"])
+    validation = Validation(train["valid_every"], run.best, train["patience"], progress.with_progress)
+    name = run_name(run.folder)
+    pictures = Pictures(
+        train["sample_every"] if draw else 0, run.folder, train["samples"], draw,
+        lambda step: caption(name, step, run.model, *(validation.state[key] for key in LATEST)), progress.with_progress,
+    )  # fmt: skip
     checkpoints = Checkpoints(train["checkpoint_every"], run.last, train.get("pause_after"))
     checkpoint = run.take_checkpoint()
     resumed = checkpoint["genlab"] if checkpoint else None
@@ -85,15 +97,13 @@ def fit(
         learner.last_good = str(run.last)
         checkpoint = adapt(checkpoint, learner, run.data, run.batch_images, fused=_fused(run.plan))
     checkpoint_io, checkpoint = PreloadedCheckpointIO(checkpoint), None
-    zero = not dist.is_initialized() or dist.get_rank() == 0
     first_step = resumed["step"] if resumed else 0
-    log_to = loggers.make(run.config["logger"], run.folder, first_step, dict(run.config)) if zero else []
     environment = environment or LightningEnvironment()
     start = time.perf_counter()
     learner.clock = lambda: (resumed["seconds"] if resumed else 0.0) + time.perf_counter() - start
-    with quiet(), loggers.closing(log_to):
+    with quiet():
         trainer = trainer_for(
-            run, learner, environment, max_steps=max_steps, logger=log_to, checkpoint_io=checkpoint_io,
+            run, learner, environment, max_steps=max_steps, logger=list(log_to), checkpoint_io=checkpoint_io,
             callbacks=[log, validation, pictures, progress, checkpoints],
         )  # fmt: skip
         try:
@@ -114,6 +124,7 @@ def fit(
         images_per_second=steps * run.step_images / busy,
         peak_memory=peak_memory(),
         valid=validation.state["details"],
+        verdict=validation.verdict,
     )
 
 
@@ -139,7 +150,7 @@ def trainer_for(
 def check_resumable(run: Run) -> None:
     """Raise RequestError if the run cannot be resumed. Nothing is written."""
     if run.config["logger"]["kind"] != "none":
-        loggers.read_metrics(run.folder / "metrics.csv")
+        read_metrics(run.folder / "metrics.csv")
     if run.checkpoint is not None:
         adapt(run.checkpoint, learner_for(run, compile=False), run.data, run.batch_images, fused=_fused(run.plan))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from genlab.system.progress import EVERY_SECONDS, clock, with_plain_lines, without_progress
 from genlab.train.callbacks import Log, Periodic
 from genlab.train.learner import Learner
 
-EVERY_SECONDS = 10.0
 FORECAST_SECONDS, LONG_SECONDS = 5.0, 60.0  # a forecast is made after so many seconds, for training longer than that
 LABELS = {  # the training metrics that are shown, if the model has them
     "bits_per_dim": "bits/dim",
@@ -40,6 +41,7 @@ class Progress(Periodic):
         self.step_images = step_images  # images of one optimiser step over all ranks
         self.forecast, self.compiled = forecast, compiled
         self._bar: Bar | None = None
+        self._shows = False  # True on rank zero, once training has begun
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
         """Print a summary of the data and start the clock. All checks of the run are done by now."""
@@ -50,11 +52,30 @@ class Progress(Periodic):
                 print("compile=true: the first step compiles the network", file=sys.stderr, flush=True)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
+        self._shows = trainer.is_global_zero
         if trainer.is_global_zero and sys.stderr.isatty():
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            what, text = TextColumn("{task.fields[what]}"), TextColumn("{task.description}")
+            columns = (what, MofNCompleteColumn(), BarColumn(), text)
             self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=learner.max_steps, completed=self._first)
+            self._task = self._bar.add_task("", what="step", total=learner.max_steps, completed=self._first)
             self._bar.start()
+
+    def on_train_batch_start(self, trainer: Any, learner: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock again at the first step: the untrained model has been validated before it."""
+        if trainer.global_step == batch_idx == 0:
+            self._start = self._shown = time.perf_counter()
+
+    def with_progress(self, title: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:
+        """The result of work(advance), as in `system/progress.py`: a bar below that of training, or plain lines."""
+        if not self._shows:
+            return without_progress(title, total, work)
+        if self._bar is None:
+            return with_plain_lines(title, total, work)
+        bar, task = self._bar, self._bar.add_task("", what=title, total=total)
+        try:
+            return work(lambda done: bar.advance(task, done))
+        finally:
+            bar.remove_task(task)
 
     def act(self, trainer: pl.Trainer, learner: Learner, step: int) -> None:
         """Show the newest numbers."""
@@ -109,10 +130,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as text: 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

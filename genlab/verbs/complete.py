@@ -1,7 +1,7 @@
 """`genlab complete`: draw the unknown pixels of an image given the known ones.
 
-The PNG grid shows the image as it was given, with unknown pixels in grey, and then its completions. The .npy file
-holds the completions as integers.
+The PNG grid shows the image as it was given, with unknown pixels in grey, then the true image where `known=` hides a
+part of a whole one, and then the completions. The .npy file holds the completions as integers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from genlab.core import Completer, ImageSpec, RequestError
+from genlab.data.context import UNKNOWN
+from genlab.measure.captions import caption_of
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
@@ -23,6 +25,7 @@ from genlab.request.outputs import check_drawing, save_images
 from genlab.request.pictures import partial_image
 from genlab.request.progress import with_progress
 from genlab.request.samplers import completer_of
+from genlab.viz import to_uint8
 
 PARTICLES = 32  # the default where known pixels come after unknown ones
 BATCH = 512  # images times particles that are drawn together
@@ -31,7 +34,7 @@ BATCH = 512  # images times particles that are drawn together
 def command(request: Request) -> None:
     """Check the request, draw the completions, write both files and print one line."""
     config, _ = split_hydra(request.config())
-    out = check_drawing(config)
+    out = check_drawing(config, "completion.png")
     if config.particles is not None:
         check_at_least(config, "particles", 1)
     model, run, spec = open_model(config, Completer, "complete images", Autoencoder)
@@ -61,8 +64,11 @@ def command(request: Request) -> None:
         return torch.cat(images), min(effective, default=None)
 
     images, fewest = with_progress("completing", contexts.n, draw)
-    grid, grid_spec, columns = _grid(torch.where(known, image, spec.levels // 2), images, contexts)
-    save_images(out, images, spec, grid, grid_spec, columns)
+    whole = config.known is not None  # the picture had no unknown pixels itself
+    grid, grid_spec, columns = _grid(image, known, whole, images, contexts)
+    legend = "given, true, completed" if whole else "given, completed"
+    caption = f"{caption_of(config.ckpt, run, model)} · {legend}"
+    save_images(out, images, spec, grid, grid_spec, columns, caption)
     if weighted and fewest is not None:
         accuracy = f"{particles} particles, at worst {fewest:.1f} of them effective"
     else:
@@ -96,14 +102,26 @@ def _partial_image(config: DictConfig, spec: ImageSpec, generator: torch.Generat
     return image, known
 
 
-def _grid(start: Tensor, images: Tensor, contexts: Contexts) -> tuple[Tensor, ImageSpec, int | None]:
-    """(images of the grid (N, C, H, W), their spec, columns of the grid): the given image, then its completions.
+def _grid(
+    image: Tensor, known: Tensor, whole: bool, images: Tensor, contexts: Contexts
+) -> tuple[Tensor, ImageSpec, int | None]:
+    """(pictures (N, C, H, W) in 0..255, their spec, columns of the grid): the given image, itself if it is `whole`, and
+    its completions.
 
     Where every row is a class, every row begins with the given image.
     """
+    # The unknown pixels of a picture are those that change with the unknown pixels of the image.
+    black, white = (torch.where(known, image, level) for level in (0, contexts.spec.levels - 1))
+    pictures, spec = contexts.grid(torch.cat([torch.stack([black, white, image]), images]))
+    pictures = to_uint8(pictures, spec)
+    before = len(pictures) - len(images) - 3  # the second image, if there is one
+    black, white, true = pictures[before : before + 3]
+    given = torch.where((black != white).any(0), UNKNOWN, black)
+    start = torch.stack([*pictures[:before], given, *([true] if whole else [])])
+    spec, completed = ImageSpec(*given.shape), pictures[before + 3 :]
     if contexts.columns:
-        rows = images.view(-1, contexts.columns, *images.shape[1:])
-        grid = torch.cat([start.expand(len(rows), 1, *start.shape), rows], 1).flatten(0, 1)
-        return grid, contexts.spec, contexts.columns + 1
-    grid, spec = contexts.grid(torch.cat([start[None], images]))
+        rows = completed.unflatten(0, (-1, contexts.columns))
+        grid = torch.cat([start.expand(len(rows), *start.shape), rows], 1)
+        return grid.flatten(0, 1), spec, grid.shape[1]
+    grid = torch.cat([start, completed])
     return grid, spec, len(grid) if len(images) < 12 else None

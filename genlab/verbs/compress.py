@@ -22,7 +22,7 @@ from genlab.processes import blocks, launch
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import ImageSet, read_image_set
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import writable
+from genlab.request.outputs import output
 from genlab.request.progress import with_progress
 from genlab.request.set_labels import labels_of
 from genlab.request.tables import print_table
@@ -32,7 +32,7 @@ from genlab.system.atomic import atomically
 def command(request: Request) -> None:
     """Check the request, write the file and print a line, or a table."""
     config, _ = split_hydra(request.config())
-    out = writable("out", config.out, ".glz")
+    out = output(config, "images.glz")
     check_at_least(config, "workers", 1)
     for key in ("block", "batch_size"):
         if config[key] is not None:

@@ -28,7 +28,7 @@ from genlab.processes import blocks, launch
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import Picture, untiled
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import new_folder, writable
+from genlab.request.outputs import free, new_folder, refuse_taken, run_folder, writable
 from genlab.request.progress import with_progress
 from genlab.system.atomic import atomically
 
@@ -124,8 +124,13 @@ def _other_machine(made_on: dict[str, Any], codec: Codec) -> str:
 
 
 def _destination(config: DictConfig) -> Path:
-    """The .npy file or the folder that `out` names. A folder must be new or empty."""
+    """The .npy file or the folder that `out` names, or a folder in that of the run. A file must be new, and a folder
+    new or empty.
+    """
+    if config.out is None:
+        return new_folder("out", str(free(run_folder(config.ckpt) / "images", [""], overwrite=False)))
     if str(config.out).endswith(".npy"):
+        refuse_taken([Path(str(config.out)).expanduser()], overwrite=False)
         return writable("out", config.out, ".npy")
     return new_folder("out", config.out)
 

@@ -33,7 +33,7 @@ from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import Images
 from genlab.request.numbers import check_at_least, check_seed
-from genlab.request.outputs import save_columns, writable
+from genlab.request.outputs import output, save_columns
 from genlab.request.progress import with_progress
 from genlab.request.tables import print_table
 from genlab.system import signals
@@ -59,7 +59,8 @@ def command(request: Request) -> None:
     for key in ("per_image", "classify"):
         if not isinstance(config[key], bool):
             raise RequestError(f"{key}={config[key]}: expected true or false")
-    writable("out", config.out, ".json")
+    beside = [ending for key, ending in (("per_image", ".csv"), ("classify", ".png")) if config[key]]
+    config.out = str(output(config, "eval.json", *beside))
     plan = Plan.of(config.trainer)
     launch.check_cores(plan.devices, plan.accelerator)
     model, run = restore(config.ckpt, weights=config.weights, trust=config.trust)
@@ -146,18 +147,15 @@ def evaluate_samples(config: DictConfig) -> None:
 
 
 def check_extras(config: DictConfig, model: Any) -> None:
-    """Raise RequestError if the model cannot do what the request asks for, or a file cannot be written."""
-    out = Path(str(config.out))
+    """Raise RequestError if the model cannot do what the request asks for."""
     if config.per_image:
-        writable("out", str(out.with_suffix(".csv")), ".csv")
         if not isinstance(model, (Likelihood, Coder)):
             raise RequestError("per_image=true: this model has no score of a single image; leave per_image= out")
         if getattr(model, "conditioning", "none") == "image":
             raise RequestError("per_image=true: this model is conditioned on a second image; leave per_image= out")
-    if config.classify:
-        writable("out", str(out.with_suffix(".png")), ".png")
-        if not isinstance(model, Likelihood) or getattr(model, "conditioning", "none") != "label":
-            raise RequestError("classify=true needs a likelihood given the class: train with data/context=label")
+    by_class = isinstance(model, Likelihood) and getattr(model, "conditioning", "none") == "label"
+    if config.classify and not by_class:
+        raise RequestError("classify=true needs a likelihood given the class: train with data/context=label")
 
 
 def write_scores_of_split(config: DictConfig) -> None:

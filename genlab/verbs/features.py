@@ -11,7 +11,7 @@ from genlab.core import Features
 from genlab.measure.layers import check_layer, default_layer, layer_features, layer_names
 from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
-from genlab.request.outputs import writable
+from genlab.request.outputs import output
 from genlab.request.progress import with_progress
 from genlab.system.atomic import atomically
 
@@ -20,7 +20,7 @@ def command(request: Request) -> None:
     """Check the request, compute the features, write the file and print one line."""
     config, _ = split_hydra(request.config())
     check_split(config)
-    out = writable("out", config.out, ".npz")
+    out = output(config, "features.npz")
     model, run, _ = open_model(config, Features, "show its features")
     data = open_data(config, run)
     names = layer_names(model, data)

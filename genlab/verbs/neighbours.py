@@ -18,7 +18,7 @@ from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import ImageSet, read_image_set
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import writable
+from genlab.request.outputs import output
 from genlab.request.progress import with_progress
 from genlab.request.set_labels import labels_of
 from genlab.system.atomic import atomically
@@ -33,8 +33,7 @@ DUPLICATE = 0.25  # times the median distance to the nearest other image, below 
 def command(request: Request) -> None:
     """Check the request, search, write the files and print what was found."""
     config, _ = split_hydra(request.config())
-    out = writable("out", config.out, ".csv")
-    writable("out", str(out.with_suffix(".png")), ".png")
+    out = output(config, "neighbours.csv", ".png")
     for key, least in (("k", 1), ("held_out", 1)):
         check_at_least(config, key, least)
     if not isinstance(config.within, bool):

@@ -19,7 +19,7 @@ from genlab.measure.probe_comparison import COLUMNS, ProbeData, line, probe_all_
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import writable
+from genlab.request.outputs import output
 from genlab.request.progress import with_progress
 from genlab.request.tables import print_table
 from genlab.system.atomic import write_json
@@ -30,7 +30,7 @@ ALL_LAYERS = ("best", "all")  # values of `layer=` for which every layer is prob
 def command(request: Request) -> None:
     """Check the request, fit the probes, write the JSON file and print the table."""
     config, _ = split_hydra(request.config())
-    out = writable("out", config.out, ".json")
+    out = output(config, "probe.json")
     for key in ("seeds", "per_class", "train", "batch_size"):
         if config[key] is not None:
             check_at_least(config, key, 1)

@@ -16,7 +16,7 @@ from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least, check_seed, check_temperature
-from genlab.request.outputs import writable
+from genlab.request.outputs import output
 from genlab.request.progress import with_progress
 from genlab.request.samplers import sampler_of
 from genlab.request.tables import print_table
@@ -28,7 +28,7 @@ from genlab.train.accuracy_score import accuracy_score
 def command(request: Request) -> None:
     """Check the request, measure the samples, write the JSON file and print the table."""
     config, _ = split_hydra(request.config())
-    out = writable("out", config.out, ".json")
+    out = output(config, "quality.json")
     check_at_least(config, "n", MIN_IMAGES)
     check_at_least(config, "batch_size", 1)
     check_temperature(config)

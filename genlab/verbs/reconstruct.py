@@ -16,11 +16,12 @@ from torch import Tensor
 from genlab.build.models import model_name
 from genlab.core import Coder, Denoiser, ImageSpec, RequestError
 from genlab.data.batches import context_of
+from genlab.measure.captions import caption_of
 from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.contexts import read_contexts
 from genlab.request.numbers import check_at_least, check_seed
-from genlab.request.outputs import check_out, save_images
+from genlab.request.outputs import output, save_images
 from genlab.request.pictures import whole_image
 from genlab.request.progress import with_progress
 
@@ -33,7 +34,7 @@ def command(request: Request) -> None:
     config, _ = split_hydra(request.config())
     check_at_least(config, "n", 1)
     check_seed(config)
-    out = check_out(config)
+    out = output(config, "reconstructions.png", ".npy")
     check_split(config)
     model, run, spec = open_model(config, Coder, "reconstruct images")
     corrupted = _corrupted(config, model)
@@ -55,8 +56,9 @@ def command(request: Request) -> None:
     with torch.no_grad():
         groups = with_progress("reconstructing", len(x), reconstruct)  # (N, 2 or 3, C, H, W)
     columns = groups.shape[1] * min(GROUPS, len(x))
-    save_images(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns=columns)
     what = "clean, corrupted, denoised" if corrupted else "given, reconstructed"
+    caption = f"{caption_of(config.ckpt, run, model)} · {what}"
+    save_images(out, groups[:, -1], spec, groups.flatten(0, 1), spec, columns, caption)
     print(f"{out} ({what}) and {out.with_suffix('.npy').name}: {source}")
 
 

@@ -10,6 +10,7 @@ import time
 import torch
 
 from genlab.core import Sampler
+from genlab.measure.captions import caption_of
 from genlab.models import Autoencoder
 from genlab.request.checkpoints import open_model
 from genlab.request.compose import Request, split_hydra
@@ -23,7 +24,7 @@ from genlab.request.samplers import check_data_is_read, sampler_of
 def command(request: Request) -> None:
     """Check the request, draw the images, write both files and print one line."""
     config, _ = split_hydra(request.config())
-    out = check_drawing(config)
+    out = check_drawing(config, "samples.png")
     check_at_least(config, "batch_size", 1)
     model, run, spec = open_model(config, Sampler, "draw images", Autoencoder)
     contexts = read_contexts(config, model, run, label_required=False)
@@ -45,6 +46,7 @@ def command(request: Request) -> None:
 
     images = with_progress("sampling", contexts.n, draw)
     seconds = time.perf_counter() - started
-    save_images(out, images, spec, *contexts.grid(images), columns=contexts.columns)
+    caption = caption_of(config.ckpt, run, model)
+    save_images(out, images, spec, *contexts.grid(images), contexts.columns, caption)
     note = f" ({description})" if description else ""
     print(f"{out} and {out.with_suffix('.npy').name}: {contexts.n} images{contexts.text} in {seconds:.1f} s{note}")

@@ -18,7 +18,7 @@ from genlab.request.compose import Request, split_hydra
 from genlab.request.image_set import Images, ImageSet, read_image_set
 from genlab.request.numbers import check_at_least
 from genlab.request.other_images import other_images
-from genlab.request.outputs import new_folder, save_columns, writable
+from genlab.request.outputs import new_folder, output, save_columns
 from genlab.request.progress import with_progress
 from genlab.request.set_labels import labels_of
 from genlab.request.tables import print_table
@@ -30,8 +30,7 @@ SHOWN = 24  # images at each end of the sheet, 8 in a row
 def command(request: Request) -> None:
     """Check the request, compute the scores, write the files and print what was found."""
     config, _ = split_hydra(request.config())
-    out = writable("out", config.out, ".csv")
-    writable("out", str(out.with_suffix(".png")), ".png")
+    out = output(config, "scores.csv", ".png")
     check_at_least(config, "reference", 0)
     folder = None if config.maps is None else new_folder("maps", config.maps)
     model, run, spec = open_model(config, Likelihood, "give images a probability", Coder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from genlab.build import find_checkpoint
@@ -11,7 +9,7 @@ from genlab.core import RequestError, nearest
 from genlab.request.checkpoints import check_split, open_data, open_model
 from genlab.request.compose import Request, split_hydra
 from genlab.request.numbers import check_at_least
-from genlab.request.outputs import writable
+from genlab.request.outputs import output_folder
 from genlab.request.progress import with_progress
 from genlab.viz.pictures import PICTURES, draw, everything
 from genlab.viz.subject import Subject
@@ -25,13 +23,11 @@ def command(request: Request) -> None:
     check_split(config)
     if config.units is not None:
         check_at_least(config, "units", 1)
-    folder = Path(str(config.out)).expanduser()
-    for name in PICTURES if config.what == "all" else (str(config.what),):
-        writable("out", str(folder / f"{name}.png"), ".png")
     model, run, _ = open_model(config, nn.Module, "be shown")
     metrics = find_checkpoint(config.ckpt).parent.parent / "metrics.csv"
     subject = Subject(model, open_data(config, run), str(config.split), metrics, config.units, with_progress)
     names = everything(model, subject.data) if config.what == "all" else [str(config.what)]
+    folder = output_folder(config, "pictures", [f"{name}.png" for name in names])
     written, reasons = draw(subject, names, folder)
     if not written:
         raise RequestError("; ".join(reasons))

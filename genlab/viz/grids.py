@@ -1,4 +1,4 @@
-"""Grids of integer images as PNG files, which are written completely or not at all.
+"""Grids of integer images as PNG files, with a caption below, which are written completely or not at all.
 
 N images (N, C, H, W); the grids have C channels if C is 1 or 3, otherwise three.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -20,6 +20,8 @@ from genlab.system.atomic import atomically
 
 BORDER = 2  # pixels between and around the images of a grid
 MID_GREY = 128
+LETTERS = 13  # height of the letters of a caption, in pixels
+NARROWEST = 260  # pixels: a narrower grid with a caption gets white space beside it
 
 
 def to_uint8(x: Tensor, spec: ImageSpec) -> Tensor:
@@ -46,9 +48,44 @@ def grid(x: Tensor, spec: ImageSpec, columns: int | None = None) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None) -> None:
-    """Write `grid` as a PNG."""
-    save_whole_file(path, lambda temporary: grid(x, spec, columns).save(temporary, format="PNG"))
+def captioned(picture: Image.Image, caption: str) -> Image.Image:
+    """The picture above a white strip with the caption in black, on as many lines as it needs."""
+    import matplotlib  # for its font, which has most letters; slow to import
+
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), LETTERS)
+    margin = LETTERS // 2
+    width = max(picture.width, NARROWEST)
+    lines = wrapped(caption, lambda text: font.getlength(text) <= width - 2 * margin)
+    line_height = LETTERS * 3 // 2
+    sheet = Image.new(picture.mode, (width, picture.height + len(lines) * line_height + margin), "white")
+    sheet.paste(picture)
+    for number, line in enumerate(lines):
+        place = (margin, picture.height + margin // 2 + number * line_height)
+        ImageDraw.Draw(sheet).text(place, line, fill="black", font=font)
+    return sheet
+
+
+def wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """The words of a text in lines that fit. A word that does not fit alone is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if fits(longer):
+            lines[-1] = longer
+            continue
+        while word and not fits(word):
+            end = next((i for i in range(len(word), 1, -1) if fits(word[:i])), 1)
+            lines.append(word[:end])
+            word = word[end:]
+        lines.append(word)
+    return [line for line in lines if line]
+
+
+def save_grid(path: Path, x: Tensor, spec: ImageSpec, columns: int | None = None, caption: str = "") -> None:
+    """Write `grid` as a PNG, with the caption below it if there is one."""
+    picture = grid(x, spec, columns)
+    sheet = captioned(picture, caption) if caption else picture
+    save_whole_file(path, lambda temporary: sheet.save(temporary, format="PNG"))
 
 
 def save_whole_file(path: Path, save: Callable[[Path], object]) -> None:

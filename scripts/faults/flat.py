@@ -59,7 +59,7 @@ def run(tally: Tally, count: int, rng: random.Random) -> None:
         judge(tally, f"{count} steps of training", readings)
         readings = []
         for number in range(max(3, count // 10)):
-            verb = ["sample", "n=1"] if number % 2 else ["eval", "data.limit=20"]
+            verb = ["sample", "n=1", "overwrite=true"] if number % 2 else ["eval", "data.limit=20", "overwrite=true"]
             outcome = call([verb[0], f"ckpt={ckpt}", *verb[1:]], place)
             readings.append(reading())
             if outcome.status != 0:

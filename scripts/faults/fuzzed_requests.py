@@ -25,16 +25,17 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 KEYS = {  # what the yamls of the verbs hold; for train the composed config of a pixelcnn
-    "sample": "n label context temperature code components chain steps seed out batch_size data data.root data.path "
-    "data.limit weights device trust",
-    "eval": "split draws seed weights batch_size data data.root data.limit classifier n out trust trainer "
+    "sample": "n label context temperature code components chain steps seed out overwrite batch_size data data.root "
+    "data.path data.limit weights device trust",
+    "eval": "split draws seed weights batch_size data data.root data.limit classifier n out overwrite trust trainer "
     "trainer.accelerator trainer.devices trainer.precision trainer.strategy trainer.num_nodes",
-    "complete": "image known label context n particles steps temperature seed out weights device trust",
-    "reconstruct": "image n split corrupted seed out batch_size data data.limit weights device trust",
-    "show": "what out units split batch_size data data.limit weights device trust",
-    "features": "layer split out data data.limit batch_size weights device trust",
-    "probe": "layer per_class train seeds controls out data data.limit batch_size weights device trust",
-    "quality": "classifier n cas temperature code components chain steps seed out batch_size data weights device trust",
+    "complete": "image known label context n particles steps temperature seed out overwrite weights device trust",
+    "reconstruct": "image n split corrupted seed out overwrite batch_size data data.limit weights device trust",
+    "show": "what out overwrite units split batch_size data data.limit weights device trust",
+    "features": "layer split out overwrite data data.limit batch_size weights device trust",
+    "probe": "layer per_class train seeds controls out overwrite data data.limit batch_size weights device trust",
+    "quality": "classifier n cas temperature code components chain steps seed out overwrite batch_size data "
+    "weights device trust",
     "resume": "run trainer.max_steps trainer.precision trainer.devices train train.ema train.log_every "
     "train.patience trainer trainer.gradient_clip_val seed model.net.width data.root optim.lr",
     "train": "model data experiment trainer optim logger sweep model/head model/context data/context seed compile "
