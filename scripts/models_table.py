@@ -27,7 +27,7 @@ RESULTS, FAMILIES = ROOT / "docs" / "results", ROOT / "docs" / "families"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 COPIED = ("model", "experiment", "parameters", "steps", "seconds", "images_per_second", "precision")
 LOCAL = ("hydra.run.dir", "hydra.sweep.dir", "data.root", "train.pause_after")  # no part of what was run
-HEADER = ("model", "data", "on test, bits/dim", "parameters", "trained for", "command")
+HEADER = ("model", "data", "on test, bits/dim", "nats/dim", "parameters", "trained for", "command")
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the columns of the README's table
 LECTURE = {
     "gated_pixelcnn": "Gated PixelCNN",
@@ -104,7 +104,8 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     test = entry["test"]
     value = _value(test)
     parameters = "" if entry["parameters"] is None else f"{entry['parameters']:,}"
-    cells = (f"`{entry['model']}`", f"`{entry['data']}`", value, parameters, _effort(entry), f"`{entry['command']}`")
+    model, data, command = (f"`{entry[key]}`" for key in ("model", "data", "command"))
+    cells = (model, data, value, _nats(test), parameters, _effort(entry), command)
     return tuple(cell.replace("|", "\\|") for cell in cells)
 
 
@@ -118,6 +119,11 @@ def _value(test: dict[str, Any]) -> str:
     if test.get("kind") == "adversarial":
         return "no likelihood"
     return f"loss {test['loss']:.4f} nats ({test['n']:,} images)"
+
+
+def _nats(test: dict[str, Any]) -> str:
+    """Nats per dimension, the unit of some papers and courses."""
+    return f"{test['bits_per_dim'] * math.log(2):.4f}" if "bits_per_dim" in test else ""
 
 
 def _effort(entry: dict[str, Any]) -> str:
