@@ -1,10 +1,11 @@
 """The tables of models in docs/results.md (every run) and README.md (the best run of each model), made from files.
 
-    python scripts/models_table.py add RUN_FOLDER [--note TEXT]   copy a run's results to docs/results/, then the tables
+    python scripts/models_table.py add RUN_FOLDER [--note TEXT] [--cpu-minutes N]
+                                                                  copy a run's results to docs/results/, then the tables
     python scripts/models_table.py                                the tables, from docs/results and docs/families
 
 A file is MODEL-DATA[-EXPERIMENT].json. It holds what results.json says of the test split, of size and of time, the
-command, and perhaps a note. It holds no folder of this machine. Unknown fields are null. A newer run of the same name
+command, and perhaps a note. On a shared machine the minutes are those of CPU time. It holds no folder of this machine. Unknown fields are null. A newer run of the same name
 replaces the older one. No number is typed by hand, and none stands in a table without its command.
 """
 
@@ -48,8 +49,8 @@ LECTURE = {
 }
 
 
-def collect(run: Path, note: str | None) -> dict[str, Any]:
-    """What is kept of a run folder."""
+def collect(run: Path, note: str | None, cpu_minutes: float | None = None) -> dict[str, Any]:
+    """What is kept of a run folder. `cpu_minutes`: of a run on a shared core, whose clock says little."""
     if not (run / "results.json").is_file():
         raise SystemExit(f"{run} is not the folder of a finished run: it has no results.json")
     if OmegaConf.load(run / "config.yaml").data.get("limit") is not None:
@@ -58,7 +59,7 @@ def collect(run: Path, note: str | None) -> dict[str, Any]:
     kept = {key: results[key] for key in COPIED}
     variant = results["test"]["data"] + ("_label" if results["test"].get("conditioning") == "label" else "")
     return {
-        **kept, "data": variant, "minutes": round(results["seconds"] / 60, 1), "test": results["test"],
+        **kept, "data": variant, "minutes": cpu_minutes or round(results["seconds"] / 60, 1), "test": results["test"],
         "command": command((run / "command.txt").read_text()), "note": note,
     }  # fmt: skip
 
@@ -187,9 +188,10 @@ def main() -> None:
     add = verbs.add_parser("add", help="copy a run's results into docs/results/")
     add.add_argument("run", type=Path)
     add.add_argument("--note", help="what the numbers do not say, e.g. the hardware")
+    add.add_argument("--cpu-minutes", type=float, help="minutes of CPU time, where the core was shared")
     args = parser.parse_args()
     if args.verb == "add":
-        entry = collect(args.run, args.note)
+        entry = collect(args.run, args.note, args.cpu_minutes)
         path = RESULTS / name(entry)
         print(f"{'replaced' if path.exists() else 'added'} {path.relative_to(ROOT)}")
         write_json(path, entry)
