@@ -5,8 +5,9 @@
     python scripts/models_table.py                                the tables, from docs/results and docs/families
 
 A file is MODEL-DATA[-EXPERIMENT].json. It holds what results.json says of the test split, of size and of time, the
-command, and perhaps a note. On a shared machine the minutes are those of CPU time. It holds no folder of this machine. Unknown fields are null. A newer run of the same name
-replaces the older one. No number is typed by hand, and none stands in a table without its command.
+command, and perhaps a note. On a shared machine the minutes are those of CPU time. It holds no folder of this machine.
+Unknown fields are null. A newer run of the same name replaces the older one. No number is typed by hand, and none
+stands in a table without its command.
 """
 
 from __future__ import annotations
