@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import genlab
+from genlab import cli
 from genlab.build.zoo import from_zoo, sums, zoo_folder
 from genlab.core import RequestError
 
@@ -86,6 +88,15 @@ def test_a_model_of_the_zoo_is_loaded_by_its_name():
     model = genlab.load("zoo:mnist")
     assert model.weights == "ema"
     assert torch.equal(model.sample(1, seed=0), genlab.load(zoo_folder() / "mnist.ckpt").sample(1, seed=0))
+
+
+@pytest.mark.slow
+def test_eval_repeats_the_number_of_the_zoo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["eval", "ckpt=zoo:mnist_mini", "trainer.accelerator=cpu"]) == 0
+    found = json.loads((tmp_path / "eval.json").read_text())["bits_per_dim"]
+    published = json.loads((zoo_folder() / "mnist_mini.json").read_text())["test"]["bits_per_dim"]
+    assert found == pytest.approx(published, abs=2e-6)
 
 
 def test_what_is_not_in_the_zoo_or_was_changed_is_refused(tmp_path, monkeypatch):
