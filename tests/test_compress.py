@@ -97,7 +97,7 @@ def test_two_processes_share_the_work(run, file, here):
     assert (here / "shared.glz").read_bytes() == file.read_bytes()
 
 
-def test_pictures_of_any_size_come_back_with_their_names(colour, here):
+def test_pictures_of_any_size_come_back_with_their_names(colour, here, capsys):
     noise = np.random.default_rng(1)
     (here / "in").mkdir()
     pictures = {"a.png": (20, 13, 3), "b.png": (8, 8), "c.bmp": (3, 30, 3), "a.bmp": (1, 1, 3)}
@@ -106,6 +106,7 @@ def test_pictures_of_any_size_come_back_with_their_names(colour, here):
         Image.fromarray(values).save(here / "in" / name)
     assert cli.run(["compress", f"ckpt={colour}", "in=in", "out=x.glz", "block=4"]) == 0
     assert cli.run(["decompress", f"ckpt={colour}", "in=x.glz", "out=out"]) == 0
+    assert "out: 4 pictures in" in capsys.readouterr().out  # of more tiles
     found = {path.name: np.asarray(Image.open(path)) for path in (here / "out").iterdir()}
     assert set(found) == {"a.png", "a-2.png", "b.png", "c.png"}
     assert (found["a.png"] == pixels["a.bmp"]).all()  # alphabetical order

@@ -8,6 +8,7 @@ import zoo
 from omegaconf import OmegaConf
 
 from genlab.core import ImageSpec
+from genlab.processes import sweep_overrides
 from genlab.request.compose import Request
 from genlab.request.folders import configs_folder, groups
 from genlab.train.plan import Plan
@@ -55,3 +56,19 @@ def test_trainers_make_a_plan_on_a_cpu(name):
 @pytest.mark.parametrize("name", GROUPS["sweep"])
 def test_sweeps_compose(name):
     assert Request("train", [f"sweep={name}"], command="").config().hydra.sweep.dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPS["sweep/space/optuna"])
+def test_a_search_space_has_keys_of_its_model_and_every_value_can_be_built(name):
+    context = ["data/context=half"] if name == "mixture_density" else []
+    words = ["sweep=optuna", f"model={name}", *context]
+    params = dict(sweep_overrides.check(Request("train", words, "", sweep=True)).hydra.sweeper.params)
+    assert len(params) > 1
+    choices = {key: value[len("choice(") : -1].split(", ") for key, value in params.items() if key != "optim.lr"}
+    spec = ImageSpec(1, 14, 28, context=ImageSpec(1, 14, 28)) if context else ImageSpec(3, 32, 32)
+    for i in (0, -1):
+        ends = [f"{key}={values[i]}" for key, values in choices.items()]
+        config = Request("train", [f"model={name}", *context, *ends], "").config()
+        with torch.device("meta"):
+            assert zoo.accepted(OmegaConf.to_container(config.model), spec) is not None

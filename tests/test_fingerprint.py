@@ -199,6 +199,10 @@ def test_resume_refuses_changed_data(run, tmp_path, capsys):
 def test_what_was_found_is_said_once_before_training(run):
     stderr = (run / "stderr").read_text()
     assert stderr.count("60 images in 2 classes (cat, dog)") == 1
-    assert "skipped 1 .txt" in stderr
+    first, few = stderr.splitlines()[:2]
+    for part in (" parameters; ", "60 images", "skipped 1 .txt", " steps; "):
+        assert part in first
+    assert first.endswith(f"; {run / 'run'}")
+    assert "training images are few" in few
     assert stderr.index("60 images") < stderr.index("step")
     assert "classes" not in (run / "stdout").read_text()

@@ -64,8 +64,18 @@ def test_who_gives_a_length_or_no_experiment_gets_the_plain_settings(word):
 )
 def test_without_a_fitting_experiment_the_run_has_the_usual_length(words, why):
     request, line = taken(*words)
-    assert line.startswith("train.minutes=55: no length was given"), why
+    assert line == "no length was given, and train.minutes= changes it", why
     assert request.config().train.minutes == 55
+
+
+def test_a_folder_of_images_gets_a_small_net_that_stops_early():
+    request, line = taken("data=folder", "data.path=photos")
+    config = request.config()
+    assert line.startswith("experiment=cpu_pixelcnn_folder: no length was given")
+    assert (config.data.path, config.data.augment, config.train.patience) == ("photos", "hflip", 5)
+    request, line = taken("data=folder", "data.path=photos", "model=made")
+    assert request.config().hydra.runtime.choices["experiment"] is None
+    assert line.startswith("no length was given")
 
 
 def test_data_with_a_length_of_their_own_take_none():

@@ -70,6 +70,7 @@ def rows_of(folder):
         (["sweep=optuna", "optim.lr=tag(log,interval(0,1))"], "above 0"),
         (["sweep=optuna", "optim.lx=interval(0,1)"], "optim.lx"),
         (["sweep=optuna", "model=pixelcnn,gan"], "nothing to minimise"),
+        (["sweep=optuna", "model=pixelcnn,ppca"], "add sweep/space=none"),
         (["sweep=optuna", "hydra.sweeper.direction=maximize"], "better when small"),
         (["sweep=optuna", "hydra.sweeper.n_trials=0"], "at least 1"),
         (["sweep=joblib", "hydra.launcher.n_jobs=0"], "at least 1"),

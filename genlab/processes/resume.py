@@ -64,8 +64,7 @@ def run(folder: Path, overrides: list[str], command: str) -> dict[str, Any]:
             before = read_records(folder)
             try:
                 group.from_rank_zero(lambda: record_resume(folder, config, bool(overrides), command))
-                training.say(chosen)
-                return training.start(folder, plan, prepared, config.trust)
+                return training.start(folder, plan, prepared, config.trust, chosen)
             except RequestError:
                 if group.is_rank_zero():
                     restore_records(folder, before)

@@ -56,6 +56,7 @@ def check(request: Request) -> DictConfig:
     if search:
         for config in configs:
             _check_searchable(config)
+        _check_one_space(first, swept)
     return first
 
 
@@ -149,4 +150,14 @@ def _check_searchable(config: DictConfig) -> None:
         raise RequestError(
             f"model={config.hydra.runtime.choices.get('model')} has no likelihood, so sweep=optuna has nothing to "
             "minimise: list the values, for example optim.lr=1e-4,2e-4"
+        )
+
+
+def _check_one_space(config: DictConfig, swept: set[str]) -> None:
+    """Raise RequestError for a search over models, if the keys that are searched are those of one model."""
+    several = sorted(swept & {"model", "experiment"})
+    if several and config.hydra.runtime.choices.get("sweep/space") != "none":
+        raise RequestError(
+            f"sweep=optuna searches keys that belong to one model, and {several[0]} has several values: add "
+            "sweep/space=none, and it searches only optim.lr and the keys that you give"
         )

@@ -28,6 +28,7 @@ from genlab.data import fingerprint
 from genlab.measure.evaluation import evaluate_split
 from genlab.processes import group, launch
 from genlab.processes.environment import environment
+from genlab.processes.opening import opening
 from genlab.processes.preparation import Prepared, check_config, prepare
 from genlab.processes.run_folder import open_folder
 from genlab.request import recipe, start_from
@@ -68,7 +69,7 @@ def run(
 
     `config` is resolved and has no hydra section. Raises RequestError if the request cannot work; then nothing has been
     written. `or_next`: if the folder exists, take the next free name (for a name that the user has not chosen).
-    `note`: a line to print when training begins. `opened` is called with the folder that was made.
+    `note`: for the line that is printed when training begins. `opened` is called with the folder that was made.
     """
     plan = check_config(config)
     batch_size.settle(config, plan.accelerator)
@@ -84,34 +85,42 @@ def run(
     with signals.patiently(), ExitStack() as lock:
         folder = group.from_rank_zero(lambda: open_folder(folder, config, command, lock, or_next))
         opened(folder)
-        say(note)
-        say(chosen)
-        return work(folder, trust=config.trust) if joined else start(folder, plan, prepared, config.trust)
+        note = "; ".join(filter(None, [note, chosen]))
+        if joined:
+            return work(folder, trust=config.trust, note=note)
+        return start(folder, plan, prepared, config.trust, note)
 
 
-def start(folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
+def start(
+    folder: Path, plan: Plan, prepared: Prepared | None = None, trust: Sequence[str] = (), note: str = ""
+) -> dict[str, Any]:
     """Train and evaluate the run in `folder`, in this process or in several that are started here."""
     if group.world_size() > 1 or plan.processes == 1:
-        return work(folder, prepared, trust)
+        return work(folder, prepared, trust, note)
     if prepared is not None:
         prepared.take_checkpoint()  # the ranks read their own
-    launch.ranks(plan.devices, "genlab.processes.training:work", folder=str(folder.absolute()), trust=list(trust))
+    launch.ranks(
+        plan.devices, "genlab.processes.training:work", folder=str(folder.absolute()), trust=list(trust), note=note
+    )
     results = folder / "results.json"
     return json.loads(results.read_text()) if results.exists() else {}  # none of a run that has paused
 
 
-def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
+def work(
+    folder: str | Path, prepared: Prepared | None = None, trust: Sequence[str] = (), note: str = ""
+) -> dict[str, Any]:
     """Train from the last checkpoint of the folder, if any, then evaluate the best weights once on the test split.
 
-    It is called on every rank. `trust` is from the command line, never from the folder. Returns the content of
-    results.json, or {} if the run has paused (train.pause_after). Raises Interrupted if a signal ends it.
+    It is called on every rank. `trust` is from the command line, never from the folder. `note`: see `opening.py`.
+    Returns the content of results.json, or {} if the run has paused (train.pause_after). Raises Interrupted if a
+    signal ends it.
     """
     folder = Path(folder)
     resume = f"`genlab resume {shlex.quote(f'run={folder}')}`"
     last, results = folder / "checkpoints" / "last.ckpt", folder / "results.json"
     with signals.patiently():
         try:
-            return _work(folder, prepared, trust, resume)
+            return _work(folder, prepared, trust, resume, note)
         except signals.Stopped as stop:
             if results.exists():  # it is written once the test is done
                 advice = f"{results.name} is complete, and `genlab show ckpt={folder}` draws the missing pictures"
@@ -122,7 +131,7 @@ def work(folder: str | Path, prepared: Prepared | None = None, trust: Sequence[s
             raise Interrupted(f"{stop} at once; {advice}", stop.number) from None
 
 
-def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume: str) -> dict[str, Any]:
+def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume: str, note: str) -> dict[str, Any]:
     text = untrusted.read_text(folder / "config.yaml")
     config = OmegaConf.create(untrusted.plain_config(text, str(folder / "config.yaml")))
     config.trust = list(trust)
@@ -139,6 +148,7 @@ def _work(folder: Path, prepared: Prepared | None, trust: Sequence[str], resume:
     data, model = prepared.data, prepared.model
     settings: Any = OmegaConf.to_container(config)
     run = Run(model, data, settings, plan, folder, checkpoint=prepared.take_checkpoint())
+    say(opening(run, note))
     if budget.is_open(settings):
         text = choose_length(run, config)
     run.card = {

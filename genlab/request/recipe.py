@@ -33,7 +33,7 @@ def taken(request: Request) -> tuple[Request, str]:
         longer = Request(request.verb, [f"experiment={experiment}", *request.words], request.command)
         if _is_about(longer, experiment, names):
             return longer, f"experiment={experiment}: no length was given, and {NO_EXPERIMENT} leaves it out"
-    return request, f"train.minutes={length.USUAL_MINUTES}: no length was given, and train.minutes= changes it"
+    return request, "no length was given, and train.minutes= changes it"
 
 
 def _is_about(request: Request, experiment: str, names: Mapping[str, str]) -> bool:

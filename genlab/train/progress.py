@@ -44,12 +44,9 @@ class Progress(Periodic):
         self._shows = False  # True on rank zero, once training has begun
 
     def on_train_start(self, trainer: Any, learner: Any) -> None:
-        """Print a summary of the data and start the clock. All checks of the run are done by now."""
-        if trainer.is_global_zero:
-            if hasattr(trainer.datamodule, "summary"):
-                print(trainer.datamodule.summary, file=sys.stderr)
-            if self.compiled:
-                print("compile=true: the first step compiles the network", file=sys.stderr, flush=True)
+        """Start the clock. All checks of the run are done by now."""
+        if trainer.is_global_zero and self.compiled:
+            print("compile=true: the first step compiles the network", file=sys.stderr, flush=True)
         self._start = self._shown = time.perf_counter()
         self._first = trainer.global_step
         self._shows = trainer.is_global_zero

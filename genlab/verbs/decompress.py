@@ -74,7 +74,8 @@ def command(request: Request) -> None:
     started = time.perf_counter()
     with_progress("decompressing", count, lambda advance: _write(out, decoded(advance), codec.spec, pictures, count))
     seconds = time.perf_counter() - started
-    print(f"{out}: {count:,} images in {seconds:.1f} s, {count / seconds:.1f} images/s")
+    what = f"{len(pictures):,} pictures" if pictures else f"{count:,} images"
+    print(f"{out}: {what} in {seconds:.1f} s, {count / seconds:.1f} images/s")
     print(f"sha256 of the images: {hasher.hexdigest()}")
 
 

@@ -25,6 +25,7 @@ from genlab.request.tables import print_table
 from genlab.viz.heat_maps import save_beside
 
 SHOWN = 24  # images at each end of the sheet, 8 in a row
+ENDS, ODDEST = 5, 3  # images that are named at both ends of the ranking, and by each other score
 
 
 def command(request: Request) -> None:
@@ -130,8 +131,12 @@ def _print_ends(images: ImageSet, columns: dict[str, np.ndarray], order: np.ndar
     unit = "bits/dim" if "bits_per_dim" in columns else ranking
     values = columns.get("bits_per_dim", columns[ranking])
     print(f"{out} and {out.with_suffix('.png').name}: {len(images):,} images, mean {values.mean():.4f} {unit}")
-    for title, ends in (("most surprising", order[::-1][:5]), ("least surprising", order[:5])):
+    for title, ends in (("most surprising", order[::-1][:ENDS]), ("least surprising", order[:ENDS])):
         print(f"{title}: " + ", ".join(f"{images.name(int(i))} ({values[i]:.3f})" for i in ends))
+    for name, column in columns.items():  # each score may find other images odd
+        if name not in (ranking, "bits_per_dim", "png_bits"):
+            first = np.argsort(-column, kind="stable")[:ODDEST]
+            print(f"highest {name}: " + ", ".join(f"{images.name(int(i))} ({column[i]:.5g})" for i in first))
 
 
 def _print_aurocs(own: dict[str, np.ndarray], others: dict[str, dict[str, np.ndarray]], images: ImageSet) -> None:
