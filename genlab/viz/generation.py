@@ -108,8 +108,8 @@ def attention(subject: Subject) -> Save:
             for tile, (r, c) in zip(tiles, places, strict=True):
                 tile[:, r, c] = torch.tensor([0, 255, 255])
             sheet.append(torch.cat([picture[None], tiles]))
-    columns = ["image", *(f"row {r}, column {c}" for r, c in places)]
-    return labelled(torch.stack(sheet), rows, columns, below="brighter: the marked pixel attends more to it")
+    columns = ["image", *(f"({r}, {c})" for r, c in places)]
+    return labelled(torch.stack(sheet), rows, columns, below="where the pixel (row, column) looks")
 
 
 def order(subject: Subject) -> Save:
