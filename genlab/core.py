@@ -104,8 +104,7 @@ class Draw:
 
     `temperature` T: every distribution that is drawn from becomes proportional to p^(1/T). Below 1, images vary less.
 
-        latents z ~ N(0, I)             N(0, T I): deviations are multiplied by sqrt(T)
-        any other Gaussian              its covariance is multiplied by T
+        a Gaussian, of latents too      its covariance is multiplied by T, deviations by sqrt(T)
         a pixel value with K levels     p(x)^(1/T), normalised over the K levels
         the component z of a mixture    p(z)^(1/T), normalised over the components
 
@@ -254,15 +253,17 @@ class Repair(NamedTuple):
 
 @runtime_checkable
 class Latent(Protocol):
-    """A model with an amortised posterior q(z | x) = N(mean, diag exp log_var) of L latent units.
-
-    Its objective has the terms "rate", the KL of q(z | x) from the prior, and "distortion", -log p(x | z), in nats.
+    """A model with an amortised posterior q(z | x) = N(mean, diag exp log_var) of L latent units. Its objective has the
+    terms "rate", the KL of q(z | x) from the prior, and "distortion", -log p(x | z), in nats.
     """
 
     latent_dim: int
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> mean and log-variance of q(z | x), (B, L) each."""
+
+    def kl_per_unit(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) -> the terms of the rate, nats (B, L); from one draw of z if the prior is learnt."""
 
 
 @runtime_checkable
@@ -292,10 +293,10 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Pushforward(Protocol):
-    """A model that draws latents z (B, L) from N(0, I) and decodes them to images."""
+    """A model that draws latents z (B, L) from its prior, N(0, I) or a learnt one, and decodes them to images."""
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """n draws of z (n, L) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
+        """n draws of z (n, L) at temperature T. `keywords` are those of `Draw.of`."""
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """z (B, L) -> images (B, C, H, W) in [0, 1]; the expected images if pixels are random given z."""
@@ -336,9 +337,8 @@ def from_steps(steps: Tensor, spec: ImageSpec) -> Tensor:
 
 
 def declared(part: Callable[..., Any], name: str, default: Any = False) -> Any:
-    """The attribute `name` of a class. `part` is the class or `functools.partial` of it.
-
-    It tells a family what a part needs before the part is built, e.g. that a head models the colours jointly.
+    """The attribute `name` of a class `part`, or of `functools.partial` of it. It tells a family what it must know
+    before the part is built, e.g. that a head models the colours jointly.
     """
     return getattr(part.func if isinstance(part, partial) else part, name, default)
 

@@ -127,6 +127,9 @@ def test_active_units_are_those_whose_mean_varies():
             mean = torch.stack([x.flatten(1)[:, 0].float(), torch.full((len(x),), 3.0)], 1)
             return mean, torch.zeros_like(mean)
 
+        def kl_per_unit(self, x, context=None):
+            return self.posterior(x)[0].square() / 2
+
         def objective(self, x, context=None):
             return {"distortion": torch.full((len(x),), 5.0)}
 

@@ -67,6 +67,7 @@ NARROW = {512: 8, 256: 6, 32: 2, 64: 3, 128: 4}
 CODES = {"latent_dim": 6, "features": 4, "k": 2, "pretrain_steps": 1}
 AUTOENCODERS = ("Autoencoder", "StackedAutoencoder")
 LATENT = ("LatentGaussian",)
+PRIORS = ("normal", "autoregressive")  # of latents, not of a VQ-VAE's codes
 SIZES = (
     SMALL | CODES | {"codes": 5, "code_width": 3, "latent_dim": 2, "levels": 2, "steps": 1, "components": 3}
 )  # of any family
@@ -160,18 +161,20 @@ class Coding:
 
 @dataclass(frozen=True)
 class Hidden:
-    """One latent Gaussian yaml with a head and a context, on images of a spec."""
+    """One latent Gaussian yaml with a head, a context and a prior, on images of a spec."""
 
     model: str
     spec: ImageSpec
     head: str
     context: str = "none"
+    prior: str = "normal"
 
     def config(self, **changes):
         """The model config, small, as a plain dict; `changes` go over its own keys."""
         plain = OmegaConf.to_container(_composed(self.model), resolve=True)
         plain["head"] = _part("head", self.head)
         plain["context"] = None if self.context == "none" else _part("context", self.context)
+        plain["prior"] = _part("prior", self.prior)
         _resize(plain, SMALL | CODES | {"latent_dim": 2})
         _narrow(plain)
         return plain | changes
@@ -197,7 +200,7 @@ def _read(path: Path) -> dict:
         ((group, choice),) = entry.items() if isinstance(entry, dict) else ((None, entry),)
         if group == "/model@_here_":  # a part that is a whole model
             found |= _read(configs_folder() / "model" / f"{choice}.yaml")
-        elif group == "prior":
+        elif group == "prior" and choice != "normal":
             found[group] = _read(configs_folder() / "model" / group / f"{choice}.yaml")
             del found[group]["context"]  # `context=none` belongs to the whole model
         elif group and not group.startswith("override "):
@@ -418,7 +421,7 @@ def codings(specs: dict[str, ImageSpec]):
 
 def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",), asked_on_all: bool = True):
     """Every latent Gaussian model with every head that is legal and every context, on one of the specs; ASKED_LATENT
-    without a context on all of them, if `asked_on_all`.
+    without a context on all of them, if `asked_on_all`, and on one of them with every prior.
     """
     pairs = [
         (name, case)
@@ -430,4 +433,7 @@ def hidden(specs: dict[str, ImageSpec], contexts: tuple[str, ...] = ("none",), a
     chosen = dict.fromkeys(_in_turn(pairs, lambda case: (case.context, case.model, case.head)))
     if asked_on_all:
         chosen |= {(name, case): None for name, case in pairs if (case.model, case.context) == (ASKED_LATENT, "none")}
-    return _quick_first([pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}") for name, c in chosen])
+    asked = next((name, case) for name, case in chosen if case.model == ASKED_LATENT)
+    chosen |= {(asked[0], replace(asked[1], prior=prior)): None for prior in PRIORS}
+    params = [pytest.param(c, id=f"{c.model}-{c.head}-{c.context}-{name}-{c.prior}") for name, c in chosen]
+    return _quick_first(params)

@@ -7,7 +7,8 @@ before it have left. Only the first ones take bits from the stack's initial word
 the stack.
 
 A latent is a multiple of 2^-12, and q and p are normal distributions rounded to these values. The mean of a q is at
-most 16 and its deviation at most 4. A wider q, or one further out, is moved there, which only costs bits.
+most 16 and its deviation at most 4. A wider q, or one further out, is moved there, which only costs bits. A learnt
+prior is coded unit after unit, each given those that are popped before it, within the same bounds.
 
 n images, L latent units, T steps of c values, K levels.
 """
@@ -24,7 +25,8 @@ from genlab.coding.bit_stack import BitStack
 from genlab.core import from_steps, to_steps
 
 CELL = 2.0**-12  # the distance between two values of a latent
-Q_REACH, P_REACH = 8, 64  # standard deviations beyond which q and p are cut off
+Q_REACH, P_REACH = 8, 64  # standard deviations beyond which q and p = N(0, I) are cut off
+LEAST, FURTHEST = 1 / 16, 1024  # deviation of a unit under a learnt prior, and where it is cut off, beyond any z of q
 
 
 SHARE = 2  # of images that are coded for each one that the next batch may add
@@ -50,7 +52,7 @@ def encode(model: Any, x: Tensor, most: int, context: Tensor | None = None) -> b
         mean, std = _posterior(model, images, labels)
         z = stack.pop_normal(mean, std, Q_REACH)
         _push_pixels(stack, model, z, images, labels)
-        stack.push_normal(z, *_prior(z), P_REACH)
+        _push_latents(stack, model, z)
     return stack.stored()
 
 
@@ -61,8 +63,7 @@ def decode(model: Any, code: bytes, n: int, most: int, context: Tensor | None = 
     out = torch.zeros(n, *model.spec.shape, dtype=torch.long, device=model.device)
     for part in reversed(batches(n, most, SHARE)):
         labels = None if context is None else context[part]
-        z = np.zeros((part.stop - part.start, model.latent_dim))
-        z = stack.pop_normal(*_prior(z), P_REACH)
+        z = _pop_latents(stack, model, part.stop - part.start)
         out[part] = _pop_pixels(stack, model, z, labels)
         stack.push_normal(z, *_posterior(model, out[part], labels), Q_REACH)
     stack.check_restored()
@@ -81,9 +82,38 @@ def _posterior(model: Any, x: Tensor, context: Tensor | None) -> tuple[np.ndarra
     return (mean.clamp(-16, 16) / CELL).numpy(), std.clamp(0.25, 4 / CELL).numpy()
 
 
-def _prior(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of p(z), in cells, of the shape of z."""
+def _push_latents(stack: BitStack, model: Any, z: np.ndarray) -> None:
+    """Push z (n, L), in cells, under p(z), so that the first unit is popped first."""
+    if model.latent_prior.is_normal:
+        stack.push_normal(z, *_standard(z), P_REACH)
+        return
+    for i in reversed(range(model.latent_dim)):
+        stack.push_normal(z[:, i], *_conditional(model, z[:, :i]), FURTHEST)
+
+
+def _pop_latents(stack: BitStack, model: Any, n: int) -> np.ndarray:
+    """The inverse of `_push_latents`."""
+    z = np.zeros((n, model.latent_dim), np.int64)
+    if model.latent_prior.is_normal:
+        return stack.pop_normal(*_standard(z), P_REACH)
+    for i in range(model.latent_dim):
+        z[:, i] = stack.pop_normal(*_conditional(model, z[:, :i]), FURTHEST)
+    return z
+
+
+def _standard(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of N(0, 1), in cells, of the shape of z."""
     return np.zeros(z.shape), np.full(z.shape, 1 / CELL)
+
+
+def _conditional(model: Any, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first i units (n, i) -> mean and standard deviation of the next unit, in cells, (n,) each."""
+    i = earlier.shape[1]
+    z = torch.zeros(len(earlier), model.latent_dim, dtype=model.dtype, device=model.device)
+    z[:, :i] = torch.from_numpy(earlier * CELL)
+    mean, log_var = (part[:, i].double().cpu() for part in model.latent_prior.conditionals(z))
+    std = (log_var / 2).exp().clamp(LEAST, 4)
+    return (mean.clamp(-16, 16) / CELL).numpy(), (std / CELL).numpy()
 
 
 def _push_pixels(stack: BitStack, model: Any, z: np.ndarray, x: Tensor, context: Tensor | None) -> None:

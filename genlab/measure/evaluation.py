@@ -18,7 +18,8 @@ For a model with an amortised posterior (`core.Latent`), there are also statisti
     rate, distortion                  nats for each image: KL(q(z | x) || p(z)), and -log p(x | z)
     active_units                      units whose posterior mean varies over images by more than 0.01 (Burda et al.
                                       2016, arXiv:1509.00519)
-    kl_per_unit                       nats, largest first
+    kl_per_unit                       nats, largest first; under a learnt prior each given the earlier units of one
+                                      draw of z
 
 B images in a batch, N in the split.
 """
@@ -108,9 +109,9 @@ def latent_usage(model: Any, data: Any, split: str, seed: int) -> dict[str, Any]
     for batch in data.batches(split):
         seed_for(seed, batch)
         x, context = inputs(model, batch, device)
-        mean, log_var = (part.double().cpu() for part in model.posterior(x, context))
-        kl = (mean.square() + log_var.exp() - 1 - log_var) / 2
+        mean = model.posterior(x, context)[0].double().cpu()
         terms = model.objective(x, context)  # type: ignore[attr-defined]
+        kl = model.kl_per_unit(x, context).double().cpu()
         unit_sums += torch.stack([mean.sum(0), mean.square().sum(0), kl.sum(0)])
         image_sums += torch.stack([kl.sum(), terms["distortion"].double().sum().cpu(), torch.tensor(float(len(x)))])
     unit_sums, image_sums = sum(_gathered(unit_sums)), sum(_gathered(image_sums))

@@ -1,8 +1,9 @@
 """Training objectives of a latent Gaussian model: a bound on log p(x), or the most likely z. They are not for
 evaluation.
 
-    bound      elbo: one draw of z and the KL in closed form, times `beta` (Higgins et al. 2017). beta grows from 0 over
-               `warm_up` batches; a unit costs at least `free_bits` nats (Kingma et al. 2016, arXiv:1606.04934, C.8).
+    bound      elbo: one draw of z and the KL of every unit (`latent_prior.py`), times `beta` (Higgins et al. 2017).
+               beta grows from 0 over `warm_up` batches; a unit costs at least `free_bits` nats (Kingma et al. 2016,
+               arXiv:1606.04934, C.8).
                iwae: the log of the mean of `train_draws` weights (Burda et al. 2016, arXiv:1509.00519).
                dreg: the same value with the doubly reparameterised gradient of the encoder (Tucker et al. 2019,
                arXiv:1810.04152), whose signal-to-noise ratio does not fall as draws are added.
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor
 
 from genlab.core import RequestError
+from genlab.models.latent_prior import LatentPrior, log_normal, reparameterised
 
 BOUNDS, INFERENCES = ("elbo", "iwae", "dreg"), ("posterior", "map")
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,22 @@ class Bound:
         return self.inference == "map"
 
     def loss(
-        self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, step: Tensor
+        self,
+        log_likelihood: Callable[[Tensor], Tensor],
+        mean: Tensor,
+        log_var: Tensor,
+        step: Tensor,
+        prior: LatentPrior,
     ) -> dict[str, Tensor]:
         """Training loss for q(z | x) = N(mean, diag exp log_var), (B, L) each, at batch number `step`.
 
         Nats (B,) each: "loss"; "rate", the KL of q from the prior; "distortion", -log p(x | z).
         """
-        kl = kl_divergence(mean, log_var)
         if self.bound != "elbo":
-            terms = self._importance_weighted(log_likelihood, mean, log_var)
-        elif self.guesses:
-            terms = _most_likely(log_likelihood, mean, log_var)
-        else:
-            terms = elbo(log_likelihood, mean, log_var, self.price(kl, step))
-        return {"loss": terms["loss"], "rate": kl.sum(1).detach(), "distortion": terms["distortion"]}
+            return self._importance_weighted(log_likelihood, mean, log_var, prior)
+        if self.guesses:
+            return _most_likely(log_likelihood, mean, log_var, prior)
+        return elbo(log_likelihood, mean, log_var, prior, lambda kl: self.price(kl, step))
 
     def price(self, kl: Tensor, step: Tensor) -> Tensor:
         """KL of every unit (B, L) -> its term in the training loss (B,), nats: scaled by beta, with free bits."""
@@ -92,51 +95,58 @@ class Bound:
         return price
 
     def _importance_weighted(
-        self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor
+        self, log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, prior: LatentPrior
     ) -> dict[str, Tensor]:
-        """Minus the log of the mean of k weights."""
+        """Minus the log of the mean of k weights. The rate is that of the first draw."""
         k, batch = self.train_draws, len(mean)
-        z = mean + (log_var / 2).exp() * torch.randn(k, *mean.shape, dtype=mean.dtype, device=mean.device)
+        noise = torch.randn(k, *mean.shape, dtype=mean.dtype, device=mean.device)
+        z = reparameterised(mean, log_var, noise)
         double = self.bound == "dreg"
         q_mean, q_log_var = (mean.detach(), log_var.detach()) if double else (mean, log_var)
         likelihood = log_likelihood(z.flatten(0, 1)).view(k, batch)
-        log_w = likelihood + log_normal(z) - log_normal(z, q_mean, q_log_var)
+        log_w = likelihood + prior.log_prob(z) - log_normal(z, q_mean, q_log_var)
         loss = math.log(k) - log_w.logsumexp(0)
         if double and z.requires_grad:
             # The gradient through each z has the normalised weight of z as a factor. dreg needs the square of this
             # weight.
             share = log_w.detach().softmax(0)[..., None]
             z.register_hook(lambda gradient: share * gradient)
-        return {"loss": loss, "distortion": -likelihood.mean(0).detach()}
+        with torch.no_grad():
+            rate = prior.kl(mean, log_var, noise[0]).sum(1)
+        return {"loss": loss, "rate": rate, "distortion": -likelihood.mean(0).detach()}
 
 
-def elbo(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, price: Tensor) -> dict[str, Tensor]:
-    """The ELBO of one draw of z. `price` (B,): the term of the KL. Returns "loss" and "distortion", nats (B,) each."""
-    z = mean + (log_var / 2).exp() * torch.randn_like(mean)
-    distortion = -log_likelihood(z)
-    return {"loss": distortion + price, "distortion": distortion.detach()}
+def elbo(
+    log_likelihood: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    log_var: Tensor,
+    prior: LatentPrior,
+    price: Callable[[Tensor], Tensor] = lambda kl: kl.sum(1),
+) -> dict[str, Tensor]:
+    """The negative ELBO of one draw of z: "loss", "rate" and "distortion", nats (B,) each.
 
-
-def _most_likely(log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor) -> dict[str, Tensor]:
-    """-log p(x, z) at the mean of q. The widths of q, and no other weights, also get the gradient of the ELBO."""
-    distortion = -log_likelihood(mean)
-    loss = distortion - log_normal(mean)
+    `price`: KL of every unit (B, L) -> its term in the loss (B,).
+    """
     noise = torch.randn_like(mean)
-    z = (mean + (log_var / 2).exp() * noise).detach().requires_grad_()
+    kl = prior.kl(mean, log_var, noise)
+    distortion = -log_likelihood(reparameterised(mean, log_var, noise))
+    return {"loss": distortion + price(kl), "rate": kl.sum(1).detach(), "distortion": distortion.detach()}
+
+
+def _most_likely(
+    log_likelihood: Callable[[Tensor], Tensor], mean: Tensor, log_var: Tensor, prior: LatentPrior
+) -> dict[str, Tensor]:
+    """-log p(x, z) at the mean of q. The widths of q, and no other weights, also get the gradient of the ELBO.
+
+    The prior is N(0, I): a learnt density could be made as large as one likes at the means.
+    """
+    distortion = -log_likelihood(mean)
+    loss = distortion - prior.log_prob(mean)
+    noise = torch.randn_like(mean)
+    z = reparameterised(mean, log_var, noise).detach().requires_grad_()
     if torch.is_grad_enabled():
         (slope,) = torch.autograd.grad(-log_likelihood(z).sum(), z)
         widths = ((log_var / 2).exp() * noise * slope + (log_var.exp() - log_var) / 2).sum(1)
         loss = loss + widths - widths.detach()
-    return {"loss": loss, "distortion": distortion.detach()}
-
-
-def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL of N(mean, exp log_var) from N(0, 1), unit by unit: (B, L) nats."""
-    return (mean.square() + log_var.exp() - 1 - log_var) / 2
-
-
-def log_normal(z: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
-    """log N(z; mean, diag exp log_var) over the last dimension, nats; of the standard normal without them."""
-    if mean is None or log_var is None:
-        return -(z.square() + LOG_2PI).sum(-1) / 2
-    return -((z - mean).square() / log_var.exp() + log_var + LOG_2PI).sum(-1) / 2
+    rate = prior.kl(mean, log_var, noise).sum(1).detach()
+    return {"loss": loss, "rate": rate, "distortion": distortion.detach()}

@@ -1,8 +1,9 @@
-"""Latent Gaussian models: p(x) = integral of p(x | z) N(z; 0, I), with an encoder q(z | x) (variational autoencoders;
-Kingma & Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082).
+"""Latent Gaussian models: p(x) = integral of p(x | z) p(z), with an encoder q(z | x) (variational autoencoders; Kingma
+& Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082).
 
-Any head can be the decoder's distribution p(x | z). It gives probabilities of integers, so bits/dim can be compared
-with those of exact models. q(z | x) = N(mean(x), diag exp log_var(x)).
+p(z) is N(0, I), or it is learnt (`latent_prior.py`); it never depends on a context. Any head can be the decoder's
+distribution p(x | z). It gives probabilities of integers, so bits/dim can be compared with those of exact models.
+q(z | x) = N(mean(x), diag exp log_var(x)).
 
     log w = log p(x | z) + log p(z) - log q(z | x),  z ~ q(z | x),         E[w] = p(x)
 
@@ -15,8 +16,8 @@ Completion: z is drawn by weight from particles. Half of the particles come from
 pixels filled in by their expectation. The others come from the prior. Then the unknown pixels are drawn from p(x | z).
 The result tends to the conditional distribution as the number of particles grows.
 
-At a temperature T the model is p(z)^(1/T) and p(x_t | z)^(1/T) for every step t, each normalised; samples and
-completions are those of this model.
+At a temperature T the model is p(z_i | z_<i)^(1/T) for every unit i and p(x_t | z)^(1/T) for every step t, each
+normalised; samples and completions are those of this model.
 
 B images, L latent units, T steps of c values, P particles, E context features.
 """
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 
 from genlab.core import Completion, Draw, Filters, ImageSpec, RequestError, declared, from_steps, to_steps
 from genlab.models.base import GenerativeModel
-from genlab.models.latent_bound import Bound, elbo, kl_divergence, log_normal
+from genlab.models.latent_bound import Bound, elbo
+from genlab.models.latent_prior import LatentPrior, log_normal, reparameterised
 from genlab.models.layers import hidden_layers
 from genlab.models.noise import normal, uniform
 from genlab.system.device import moved
@@ -44,11 +46,11 @@ FILLS = 5  # times the unknown pixels are filled in and the image is encoded, be
 
 
 class LatentGaussian(GenerativeModel):
-    """Encoder, decoder and head, and optionally a network for the context.
+    """Encoder, decoder and head, and optionally networks for the prior and the context.
 
     `encoder(spec=, outputs=)`, `decoder(spec=, inputs=, step_channels=, features=)`, `head(width=, channels=, levels=)`
-    and `context(spec=)` are constructors. `features`: numbers a step that the head gets. `training`: keywords of
-    `latent_bound.Bound`.
+    and `context(spec=)` are constructors, and so is `prior(units=)`; without it p(z) is N(0, I). `features`: numbers a
+    step that the head gets. `training`: keywords of `latent_bound.Bound`.
     """
 
     exact = False
@@ -67,6 +69,7 @@ class LatentGaussian(GenerativeModel):
         head: Callable[..., nn.Module],
         latent_dim: int,
         features: int = 8,
+        prior: Callable[..., nn.Module] | None = None,
         context: Callable[..., nn.Module] | None = None,
         **training: Any,
     ) -> None:
@@ -75,8 +78,14 @@ class LatentGaussian(GenerativeModel):
         if latent_dim < 1 or features < 1:
             raise RequestError(f"latent_dim and features must be 1 or more, got {latent_dim} and {features}")
         bound = Bound(**training)
+        if prior is not None and bound.guesses:
+            raise RequestError(
+                "model.inference=map needs model/prior=normal: a learnt prior could make the density of the most "
+                "likely z as large as it likes"
+            )
         super().__init__(spec, context)
         self.latent_dim, self.bound = latent_dim, bound
+        self.latent_prior = LatentPrior(latent_dim, prior)
         width = int(getattr(self.context, "width", 0))
         parameters = latent_dim if bound.guesses else 2 * latent_dim  # of q, which the encoder outputs
         self.encoder: Any = encoder(spec=spec, outputs=parameters)
@@ -109,22 +118,29 @@ class LatentGaussian(GenerativeModel):
 
         if self.training:
             self.step += 1
-            return self.bound.loss(log_likelihood, mean, log_var, self.step)
-        rate = kl_divergence(mean, log_var).sum(1)
-        terms = elbo(log_likelihood, mean, log_var, rate)
-        return {"loss": terms["loss"], "rate": rate.detach(), "distortion": terms["distortion"]}
+            return self.bound.loss(log_likelihood, mean, log_var, self.step, self.latent_prior)
+        return elbo(log_likelihood, mean, log_var, self.latent_prior)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Integers (B, C, H, W) -> one draw of log w, nats (B,). Its mean is the ELBO."""
         condition = self._condition(context, len(x))
         mean, log_var = self._posterior(x, condition)
         noise = torch.randn_like(mean)
-        z = mean + (log_var / 2).exp() * noise
-        return self._log_likelihood(x, z, condition).sum(1) + (noise.square() - z.square() + log_var).sum(1) / 2
+        z = reparameterised(mean, log_var, noise)
+        of_prior, prior_log_var = self.latent_prior.noise_of(z)
+        log_ratio = (noise.square() - of_prior.square() + log_var - prior_log_var).sum(1) / 2  # of p(z) to q(z | x)
+        return self._log_likelihood(x, z, condition).sum(1) + log_ratio
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Integers (B, C, H, W) -> mean and log-variance of q(z | x), (B, L) each."""
         return self._posterior(x, self._condition(context, len(x)))
+
+    def kl_per_unit(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integers (B, C, H, W) -> KL of every unit of q(z | x) from the prior given the earlier units of one draw of
+        z, nats (B, L) in double precision.
+        """
+        mean, log_var = self.posterior(x, context)
+        return self.latent_prior.kl(mean.double(), log_var.double(), torch.randn_like(mean))
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, corrupted: bool = False) -> Tensor:
         """Integers (B, C, H, W) -> the mean of q(z | x), (B, L). `corrupted` has no effect."""
@@ -153,10 +169,18 @@ class LatentGaussian(GenerativeModel):
     # ---- drawing
 
     def prior(self, n: int, draw: Draw | None = None, **keywords: Any) -> Tensor:
-        """z (n, L) from N(0, T I) at temperature T. `keywords` are those of `Draw.of`."""
+        """n draws of z (n, L) at temperature T. `keywords` are those of `Draw.of`."""
         draw = Draw.of(draw, **keywords)
-        z = normal(n, self.latent_dim, device=self.device, generator=draw.generator)
-        return math.sqrt(draw.temperature) * z.to(self.dtype)
+        noise = normal(n, self.latent_dim, device=self.device, generator=draw.generator)
+        return self.from_noise(math.sqrt(draw.temperature) * noise.to(self.dtype))
+
+    def noise_of(self, z: Tensor) -> Tensor:
+        """z (B, L) -> the noise (B, L) that the prior turns into it."""
+        return self.latent_prior.noise_of(z)[0]
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Noise (B, L) -> z (B, L): draws of the prior if the noise is of N(0, I)."""
+        return self.latent_prior.from_noise(noise)
 
     def _sample(self, n: int, draw: Draw, condition: Tensor | None) -> Tensor:
         """z from the prior, then pixels given z."""
@@ -169,12 +193,12 @@ class LatentGaussian(GenerativeModel):
         mean, log_var = self._filled(x, where, condition)
         from_prior = torch.arange(p, device=self.device) % 2 == 1  # one particle alone comes from the encoder
         noise = normal(b, p, self.latent_dim, device=self.device, generator=draw.generator).to(self.dtype)
-        z = mean[:, None] + (log_var / 2).exp()[:, None] * noise
-        z = torch.where(from_prior[:, None], math.sqrt(t) * noise, z)
+        z = reparameterised(mean[:, None], log_var[:, None], noise)
+        z = torch.where(from_prior[:, None], self.from_noise(math.sqrt(t) * noise), z)
         repeated = None if condition is None else condition.repeat_interleave(p, 0)
         each = self._log_likelihood(x.repeat_interleave(p, 0), z.flatten(0, 1), repeated, t).view(b, p, -1)
         counted = to_steps(where, self.step_channels).all(2)[:, None]
-        prior = log_normal(z / math.sqrt(t)) - self.latent_dim * math.log(t) / 2
+        prior = self.latent_prior.log_prob(z, t)
         share = from_prior.double().mean()
         q = log_normal(z, mean[:, None], log_var[:, None])
         proposal = torch.logaddexp(prior + share.log(), q + (1 - share).log())

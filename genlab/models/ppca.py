@@ -119,6 +119,11 @@ class PPCA(GenerativeModel):
         mean = solve(m, self.loadings.to(m.dtype).T @ (y - self.mean).to(m.dtype).T).T
         return mean.to(y.dtype), (s2 * inverse(m).diagonal()).log().expand_as(mean).to(y.dtype)
 
+    def kl_per_unit(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Integers (B, C, H, W) -> KL of every unit of `posterior` from N(0, 1), nats (B, L) in double precision."""
+        mean, log_var = (part.double() for part in self.posterior(x, context))
+        return (mean.square() + log_var.exp() - 1 - log_var) / 2
+
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """The "code": the mean of the posterior (B, L)."""
         return {"code": self.posterior(x, context)[0]}

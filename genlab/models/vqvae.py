@@ -67,6 +67,11 @@ class VQVAE(GenerativeModel):
     ) -> None:
         if head is None:
             raise RequestError("a VQ-VAE needs a model/head= other than none: it is p(x | codes)")
+        if prior is None or declared(prior, "of_reals"):
+            raise RequestError(
+                "the codes of a VQ-VAE are whole numbers: choose an autoregressive model of images as model/prior=, "
+                "for example gated_pixelcnn (normal and autoregressive are priors of model=latent_gaussian)"
+            )
         if min(code_width, features) < 1 or codes < 2 or commitment <= 0:
             raise RequestError(
                 "a VQ-VAE needs codes >= 2, code_width and features >= 1 and commitment > 0, got "

@@ -16,6 +16,7 @@ from genlab.nets.causal.pixel_transformer import PixelTransformer
 from genlab.nets.causal.pixelcnn import PixelCNN
 from genlab.nets.causal.pixelcnnpp import PixelCNNpp
 from genlab.nets.causal.pixelsnail import PixelSNAIL
+from genlab.nets.causal.real_made import RealMADE
 from genlab.nets.causal.row_lstm import RowLSTM
 from genlab.nets.coders.conv import ConvDecoder, ConvEncoder
 from genlab.nets.coders.convnet import ConvNet
@@ -44,6 +45,7 @@ __all__ = [
     "PixelCNNpp",
     "PixelSNAIL",
     "PixelTransformer",
+    "RealMADE",
     "ResNet",
     "RowLSTM",
 ]

@@ -24,7 +24,7 @@ Of every model with an amortised posterior (`core.Latent`):
 
 Of every model that makes images from normal numbers (`core.Pushforward`: latent Gaussian models, flows, GANs):
 
-    walk         interpolation between two draws of the prior
+    walk         interpolation between two draws of the prior, along the noise that it makes them from
 
 Of every autoregressive model (`generation.py`, `timing.py`), of every model with a bound (`bounds.py`), and of every
 model on data whose distribution is known (`density.py`):
@@ -191,12 +191,13 @@ def units(subject: Subject) -> Save:
 
 
 def manifold(subject: Subject) -> Save:
-    """Images decoded on a grid of the quantiles of a standard normal in two dimensions."""
+    """Images decoded on a grid of quantiles of the prior: of the first unit, and of the second given the first."""
     model = _latent(subject)
     if model.latent_dim != 2 or not isinstance(model, Coder):
         raise RequestError(f"a manifold needs model.latent_dim=2, and this model has {model.latent_dim}")
     quantiles = torch.special.ndtri((torch.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
-    z = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
+    noise = torch.cartesian_prod(-quantiles, quantiles).flip(1)  # the second unit grows upwards
+    z = representations.from_noise(model, noise.to(next(subject.model.parameters())))
     sheet = to_8_bit(representations.decode_all(model, z, subject.first_context))
     return lambda path: save_grid(path, sheet, spec_8_bit(sheet), MANIFOLD_SIDE)
 
@@ -217,7 +218,7 @@ def walk(subject: Subject) -> Save:
     images = representations.prior_interpolation(model, ends[:PAIRS], ends[PAIRS:], STEPS, labels)
     return labelled(
         to_8_bit(images).unflatten(0, (PAIRS, STEPS)), rows, ["a draw", *[""] * (STEPS - 2), "another"],
-        below="latents on the great circle between two draws of the prior: each is as likely as a draw",
+        below="noise on the great circle between two draws of the prior: each picture is a draw, too",
     )  # fmt: skip
 
 

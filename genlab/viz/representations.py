@@ -4,8 +4,9 @@
   linear decoder this is the unit's column of the weight matrix.
 - Most activating images of a unit: the images of a split for which the unit is largest.
 - Traversal: decoded images while one unit of a code takes a range of values.
-- Interpolation between two draws a and b of a normal prior: z(t) = a cos t + b sin t for t from 0 to pi/2, a great
-  circle. Every z(t) has the distribution of the prior. (The slerp of White 2016, arXiv:1609.04468, differs slightly.)
+- Interpolation between two draws of a prior, whose noise of N(0, I) is a and b: a cos t + b sin t for t from 0 to pi/2,
+  a great circle. Every point of it is noise of N(0, I), so what it becomes is a draw of the prior. (The slerp of White
+  2016, arXiv:1609.04468, differs slightly.)
 - Plane: two numbers for each image. They are the code itself if it has two units, otherwise its first two principal
   components.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,17 @@ from torch import Tensor, nn
 from genlab.core import Coder, Latent, Pushforward, RequestError, RunError
 
 BATCH = 256  # images or codes that the model processes at once
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A model whose latents z are an invertible function of noise of N(0, I). Other models have the noise as z."""
+
+    def noise_of(self, z: Tensor) -> Tensor:
+        """z (B, L) -> noise (B, L)."""
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Noise (B, L) -> z (B, L)."""
 
 
 def encode_all(
@@ -85,13 +98,20 @@ def traversal(coder: Coder, h: Tensor, unit: int, values: Tensor, context: Tenso
     return decode_all(coder, varied, context)
 
 
+def from_noise(model: object, noise: Tensor) -> Tensor:
+    """Noise of N(0, I) (N, L) -> draws of the model's prior (N, L)."""
+    return model.from_noise(noise) if isinstance(model, Shaped) else noise
+
+
 def prior_interpolation(model: Pushforward, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
-    """Images (N * steps, C, H, W) in [0, 1] on the great circles from the draws a (N, L) of the prior to b (N, L).
+    """Images (N * steps, C, H, W) in [0, 1] between the draws a (N, L) and b (N, L) of the prior, see above.
 
     `labels` (N,): the class of each pair, for a class-conditional model.
     """
+    if isinstance(model, Shaped):
+        a, b = model.noise_of(a), model.noise_of(b)
     angle = torch.linspace(0, math.pi / 2, steps).to(a)[None, :, None]
-    z = (a[:, None] * angle.cos() + b[:, None] * angle.sin()).flatten(0, 1)
+    z = from_noise(model, (a[:, None] * angle.cos() + b[:, None] * angle.sin()).flatten(0, 1))
     context = None if labels is None else labels.repeat_interleave(steps)
     return model.decode(z, context).float().cpu()
 
@@ -114,11 +134,12 @@ def plane(h: Tensor) -> tuple[Tensor, float | None]:
 
 
 def kl_per_unit(model: Latent, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """KL(q(z_i | x) || N(0, 1)) of every unit i in nats, averaged over the images x (N, C, H, W): (L,) float64."""
+    """KL of every unit's posterior from the prior in nats, averaged over the images x (N, C, H, W): (L,) float64."""
     total = torch.zeros(model.latent_dim, dtype=torch.double)
-    for part, part_context in _batches(x, context, _device_of(model)):
-        mean, log_var = model.posterior(part, part_context)
-        total += ((mean.square() + log_var.exp() - 1 - log_var) / 2).double().sum(0).cpu()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # a learnt prior takes a draw of z
+        for part, part_context in _batches(x, context, _device_of(model)):
+            total += model.kl_per_unit(part, part_context).double().sum(0).cpu()
     return total / len(x)
 
 

@@ -107,12 +107,12 @@ def test_autoregressive_completions_are_those_of_the_tempered_model(known_pixel,
 
 @torch.no_grad()
 def tempered_latent(model, temperature):
-    """Probability of every grey image: z ~ N(0, T I), then each value's p(x | z)^(1/T); by quadrature over two z."""
+    """Probability of every grey image: z of noise N(0, T I), then each value's p(x | z)^(1/T); by quadrature."""
     import numpy
 
     spec = model.spec
     nodes, weights = (torch.from_numpy(part) for part in numpy.polynomial.hermite_e.hermegauss(60))
-    z = math.sqrt(temperature) * torch.cartesian_prod(nodes, nodes)
+    z = model.from_noise(math.sqrt(temperature) * torch.cartesian_prod(nodes, nodes))
     weight = torch.cartesian_prod(weights, weights).prod(1) / weights.sum() ** 2
     levels = [torch.full((len(z), *spec.shape), k) for k in range(spec.levels)]
     log_p = torch.stack([model._log_likelihood(x, z, None) for x in levels], -1)  # (nodes, values, K)
