@@ -23,7 +23,8 @@ def executed(path: Path) -> Any:
     """The notebook with new outputs. It runs in an empty folder. Raises CellExecutionError if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+        where = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True).execute()
     for cell in notebook.cells:
         cell.metadata.clear()
         if cell.cell_type == "code":

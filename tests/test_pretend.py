@@ -43,7 +43,7 @@ def allowed(model: str, operation: str) -> int | None:
     if operation.startswith(("sample", "complete, top")) or "flow" in model:
         return ROWS if "flow" not in model or operation.startswith("sample") else None
     if operation.startswith("complete"):
-        return STEPS if "pixel" in model or "lstm" in model else LOOKS_OF_COMPLETION
+        return STEPS if any(net in model for net in ("pixel", "lstm", "made")) else LOOKS_OF_COMPLETION
     return 0 if operation in ("loss and gradient", "features", "reconstruct", "repair") else None
 
 

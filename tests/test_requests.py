@@ -94,7 +94,7 @@ WRONG = {
     "+data.foo=1": "keys beside it are",
     "~logger": "needs logger",
     "~data": "cannot be taken away",
-    "~model": "needs model",
+    "~model": "cannot be taken away",
     "~train.ema": "cannot be taken away",
     "~foo": "no key 'foo'",
     "~hydra.run": "does not compose",

@@ -85,7 +85,7 @@ REFUSED = {
     "zero bytes": (text("metrics.csv", lambda b: b.replace(b"5", b"\0", 1)), [], "damaged: .*zero bytes"),
     "no column step": (text("metrics.csv", lambda b: b.replace(b"step", b"stop", 1)), [], "it has no column step"),
     "semicolons": (text("metrics.csv", lambda b: b.replace(b",", b";")), [], "it has no column step"),
-    "a row cut in the middle": (text("metrics.csv", lambda b: b.replace(b"\n5,", b"\n5\n5,", 1)), [], "row 2 has no"),
+    "a row cut in the middle": (text("metrics.csv", lambda b: b.replace(b"\n5,", b"\n5\n5,", 1)), [], "row 3 has no"),
     "not text": (text("metrics.csv", lambda b: b"\xff\xfe" + b), [], "cannot be read"),
     "config is no YAML": (text("config.yaml", lambda b: b + b"\n  - : ["), [], "it is not YAML"),
     "config is a word": (text("config.yaml", lambda b: b"word"), [], "not a mapping"),

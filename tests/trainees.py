@@ -131,6 +131,7 @@ def config(**changes: Any) -> DictConfig:
         "train": {
             "ema": 0.9, "log_every": 3, "valid_every": 5, "sample_every": 6, "checkpoint_every": 4,
             "max_bad_steps": 3, "patience": None, "samples": 4, "minutes": None, "epochs": None, "pause_after": None,
+            "repeat": None,
         },
     }  # fmt: skip
     made = OmegaConf.create(base)

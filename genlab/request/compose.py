@@ -200,9 +200,11 @@ class Request:
             if refusal:
                 group, part = refusal.groups()
                 raise RequestError(f"{group}/{part}=…: this {group} has no {part} to choose") from error
-            without = re.match(r"Error resolving interpolation '\$\{(\w+)\}'", str(error))
+            asked = re.match(r"Error resolving interpolation '(.*)', possible interpolation keys: (.*)", str(error))
+            without = set(re.findall(r"\$\{(\w+)\}", asked[1])) - set(asked[2].split(", ")) if asked else set()
             if without:
-                raise RequestError(f"~{without[1]}: {without[1]} cannot be taken away, choose another one") from error
+                group = min(without)
+                raise RequestError(f"~{group}: {group} cannot be taken away, choose another one") from error
             plugin = re.search(r"'hydra/(?:launcher|sweeper)/(joblib|optuna|submitit)\w*'", str(error))
             if plugin:
                 package = f"hydra-{plugin[1]}-{'sweeper' if plugin[1] == 'optuna' else 'launcher'}"
