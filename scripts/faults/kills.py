@@ -4,7 +4,8 @@ A run gets SIGKILL once or twice, at moments drawn uniformly over its length: wh
 during writes of checkpoints and pictures, in the final test. One run in eight is a process of its own, which can be
 killed in its imports too; the others are forks of this process, which has imported everything. After each kill every
 checkpoint must be readable and results.json complete. After the last resume the folder must hold the same files as that
-of the undisturbed run. 100 kills take one core 5 minutes.
+of the undisturbed run. A run that is killed after its results.json has ended: then only its last pictures may be
+missing, which `genlab show` draws, and its lock may be left. 100 kills take one core 5 minutes.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ def names(run: Path) -> set[str]:
 
 def trial(place: Path, moments: list[float], whole: bool, expected: tuple[dict, set[str]]) -> str | None:
     """Train in place/run, kill it after each of `moments` (seconds), resume to the end; what is wrong."""
-    run = place / "run"
+    run, ended = place / "run", False
     for moment in [*moments, 300.0]:
         words = ["resume", "run=run"] if (run / "config.yaml").exists() else [*WORDS, "hydra.run.dir=run"]
-        if (run / "results.json").exists():
-            break  # it had ended before the kill
+        ended = (run / "results.json").exists()
+        if ended:
+            break  # before the kill
         status = end(start(words, place, whole), moment)
         wrong = damage(run) if run.exists() else None
         if wrong is None and status not in (None, 0):
@@ -80,9 +82,13 @@ def trial(place: Path, moments: list[float], whole: bool, expected: tuple[dict, 
             wrong = "does not end"
         if wrong:
             return wrong
-    if names(run) != expected[1]:
-        return f"other files: {sorted(names(run) ^ expected[1])}"
-    return difference(outcome(run), expected[0])
+    other = names(run) ^ expected[1]
+    if ended:
+        other = {name for name in other if not name.startswith("pictures/") and name != ".lock"}
+    if other:
+        return f"other files: {sorted(other)}"
+    ours = outcome(run)
+    return difference(ours, {name: value for name, value in expected[0].items() if name in ours or not ended})
 
 
 def run(tally: Tally, count: int, rng: random.Random) -> None:
