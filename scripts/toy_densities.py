@@ -45,8 +45,8 @@ def trained(model: str, words: list[str], shape: str, minutes: float) -> tuple[t
     """Train one model: what `divergence` returns."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        length = [] if model in ("ppca",) else [f"train.minutes={minutes}"]
-        settings = [*COMMON, f"data.shape={shape}", *length, f"hydra.run.dir={folder}/run", *words]
+        length = [f"train.minutes={minutes}", f"hydra.run.dir={folder}/run"]
+        settings = [*COMMON, f"data.shape={shape}", *length, *words]
         run = genlab.train(*settings, model=model)
         torch.manual_seed(0)
         with torch.no_grad():
