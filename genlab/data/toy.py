@@ -116,7 +116,7 @@ def eight_gaussians(points: np.ndarray) -> np.ndarray:
 def clusters(points: np.ndarray) -> np.ndarray:
     """Three clusters of the second coordinate for every first one: their mean is an answer that never occurs."""
     x, y = points[..., 0], points[..., 1]
-    middles = np.stack([0.5 + 0.3 * np.sin(2 * np.pi * x) * 0.6 + offset for offset in (-0.28, 0.0, 0.28)])
+    middles = np.stack([0.5 + 0.18 * np.sin(2 * np.pi * x) + offset for offset in (-0.28, 0.0, 0.28)])
     return np.exp(-((y - middles) ** 2) / (2 * 0.03**2)).sum(0)
 
 
