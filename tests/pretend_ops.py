@@ -36,6 +36,8 @@ from genlab.train import callbacks, fit, learner
 from genlab.train.checkpoint import read
 from genlab.train.plan import Plan
 from genlab.train.run import Run
+from genlab.viz import generation
+from genlab.viz import subject as viz
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -184,6 +186,17 @@ def operations(
         return evaluate_split(model, data, "test", weights="raw", seed=0).details
 
     ops["eval"] = evaluate
+
+    def drawn(picture: Any) -> bytes:
+        data.move_to(device)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "picture.png"
+            picture(viz.Subject(model, data, "test", Path(folder) / "metrics.csv"))(file)
+            return file.read_bytes()
+
+    if hasattr(getattr(model, "net", None), "attention_weights"):
+        for picture in (generation.attention, generation.order):
+            ops[f"show, {picture.__name__}"] = lambda picture=picture: drawn(picture)
     return ops
 
 

@@ -805,10 +805,11 @@ def test_batches_are_the_same_on_a_gpu(monkeypatch):
     options = {"binarize": "dynamic", "augment": "hflip"}
     on_cpu, on_gpu = mini(**options), mini(**options)
     on_gpu.move_to("cuda")
-    for a, b in zip(on_cpu.training_batch(3), on_gpu.training_batch(3), strict=True):
+    batches = on_cpu.training_batch(3)[:3], on_gpu.training_batch(3)[:3]  # without a context, which there is none of
+    for a, b in zip(*batches, strict=True):
         assert b.is_cuda
         assert torch.equal(a, b.cpu())
-    assert all(tensor.is_cuda for batch in on_gpu.batches("test") for tensor in batch)
+    assert all(tensor.is_cuda for batch in on_gpu.batches("test") for tensor in batch[:3])
     small = mini()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     small.move_to("cuda")

@@ -19,7 +19,7 @@ def coloured(maps: Tensor, most: float) -> Tensor:
     import matplotlib
 
     table = torch.from_numpy(matplotlib.colormaps["inferno"](torch.linspace(0, 1, 256).numpy())[:, :3] * 255)
-    index = (maps.clamp(0, most) * (255 / most)).round().long()
+    index = (maps.cpu().clamp(0, most) * (255 / most)).round().long()
     return table.round().long()[index].permute(0, 3, 1, 2)
 
 
