@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 TEXT = """# The GPU
 
 A GPU has run this code once ([gpu-session.md](gpu-session.md#what-ran-on-an-nvidia-h200)). Everything that can be
-tested without one is checked on a *pretend device* (`tests/pretend.py`): its tensors report another device, are computed on the CPU, cannot be mixed with tensors of the
-CPU, as on CUDA, and count how often the host would wait. `tests/test_pretend.py` runs it (torch >= 2.10), `python
-scripts/pretend_table.py` writes this page.
+tested without one is checked on a *pretend device* (`tests/pretend.py`): its tensors report another device, are
+computed on the CPU, cannot be mixed with tensors of the CPU, as on CUDA, and count how often the host would wait.
+`tests/test_pretend.py` runs it (torch >= 2.10), `python scripts/pretend_table.py` writes this page.
 
 On this device, every model below runs every operation that it has, with a real Lightning Trainer, its callbacks and
 checkpoints, and **every result is that of the CPU to the bit**: weights and optimiser after training, after a signal
