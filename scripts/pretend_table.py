@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 TEXT = """# The GPU
 
-A GPU has run this code once ([gpu-session.md](gpu-session.md#what-ran-on-an-nvidia-h200)). Everything that can be
-tested without one is checked on a *pretend device* (`tests/pretend.py`): its tensors report another device, are
+What ran on a GPU: [gpu-session.md](gpu-session.md#what-ran-on-an-nvidia-h200). Everything that can be tested
+without a GPU is checked on a *pretend device* (`tests/pretend.py`): its tensors report another device, are
 computed on the CPU, cannot be mixed with tensors of the CPU, as on CUDA, and count how often the host would wait.
 `tests/test_pretend.py` runs it (torch >= 2.10), `python scripts/pretend_table.py` writes this page.
 
@@ -65,8 +65,9 @@ without a network, it is an error.
 
 ## What this does not show
 
-CUDA kernels, CUDA's results, its autocast, graph capture (with `capture_error_mode="thread_local"`, so that NCCL's
-watchdog does not end it), NCCL, and speed. Numbers of a GPU differ from a CPU's in the last bits.
+The pretend device does not test CUDA's kernels, their results, autocast, graph capture (with
+`capture_error_mode="thread_local"`, so that NCCL's watchdog does not end it), NCCL, and speed. Numbers of a GPU
+differ from a CPU's in the last bits.
 
 `scripts/gpu_session.sh` tests these where there is a GPU: [gpu-session.md](gpu-session.md).
 

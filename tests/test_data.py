@@ -805,7 +805,7 @@ def test_batches_are_the_same_on_a_gpu(monkeypatch):
     options = {"binarize": "dynamic", "augment": "hflip"}
     on_cpu, on_gpu = mini(**options), mini(**options)
     on_gpu.move_to("cuda")
-    batches = on_cpu.training_batch(3)[:3], on_gpu.training_batch(3)[:3]  # without a context, which there is none of
+    batches = on_cpu.training_batch(3)[:3], on_gpu.training_batch(3)[:3]  # the context is None
     for a, b in zip(*batches, strict=True):
         assert b.is_cuda
         assert torch.equal(a, b.cpu())
